@@ -1,0 +1,64 @@
+"""The extension points of glmkit: everything that a plugin can hook into.
+
+A plugin is any object (usually a module) named by an entry point in the group ``glmkit``. It
+implements the hooks below with ``@glmkit.hookimpl`` and names only the arguments that it needs.
+Plugins return data; the core acts on it once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from .app import Glmkit
+    from .plugins import RegisterCommand, RegisterSpec
+    from .types import Passage, Reply, Request
+
+hookspec = pluggy.HookspecMarker("glmkit")
+hookimpl = pluggy.HookimplMarker("glmkit")
+
+
+@hookspec
+def startup(app: Glmkit) -> None:
+    """Check the plugin's own ``[plugins.<name>]`` table; called once, configuration parsed."""
+
+
+@hookspec
+def register_commands(register: RegisterCommand) -> None:
+    """Add commands to ``glmkit``: ``register(name, help, "module:attribute")``.
+
+    Called while the command line is built; the module is imported only when the command runs.
+    """
+
+
+@hookspec
+def register_apps(register: RegisterCommand) -> None:
+    """Add apps to ``glmkit run``: ``register(name, help, "module:attribute")``."""
+
+
+@hookspec
+def register_models(register: RegisterSpec) -> None:
+    """Add chat models: ``register(Spec(name, help, "module:function"))``.
+
+    Called at the first model lookup. The function takes ``(name, app)`` and returns a ChatModel.
+    """
+
+
+@hookspec
+def register_encoders(register: RegisterSpec) -> None:
+    """Add encoders: ``register(Spec(name, help, "module:function"))``.
+
+    Called at the first encoder lookup. The function takes ``(name, app)`` and returns an Encoder.
+    """
+
+
+@hookspec
+def extra_context(request: Request) -> list[Passage] | None:
+    """Offer passages for this turn, with score and origin; called before the prompt is rendered."""
+
+
+@hookspec
+def response_done(request: Request, reply: Reply) -> None:
+    """Look at a finished turn; called once when the stream ended, failed or was closed."""

@@ -1,0 +1,1 @@
+"""The architectures, in plain torch: one file each, bottom-up."""

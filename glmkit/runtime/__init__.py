@@ -1,0 +1,1 @@
+"""Running models: loading, quantisation, the KV cache, sampling and the one decode generator."""

