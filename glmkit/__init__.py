@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .app import Glmkit, load, load_encoder
-    from .chat import Chat, Policy
+    from .app import Glmkit, ModelInfo, load, load_encoder
+    from .chat import REFUSALS, Chat, Policy, language_of
     from .config import Config
     from .console import show_progress
     from .errors import (
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
         UnknownNameError,
         UsageError,
     )
-    from .hookspecs import hookimpl
-    from .plugins import Spec
+    from .hookspecs import hookimpl, hookspec
+    from .plugins import Plugins, Spec
+    from .repl import Repl
     from .types import (
         ChatModel,
         Chunk,
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "app": ("Glmkit", "load", "load_encoder"),
-    "chat": ("Chat", "Policy"),
+    "app": ("Glmkit", "ModelInfo", "load", "load_encoder"),
+    "chat": ("REFUSALS", "Chat", "Policy", "language_of"),
     "config": ("Config",),
     "console": ("show_progress",),
     "errors": (
@@ -60,8 +61,9 @@ _HOMES = {
         "UnknownNameError",
         "UsageError",
     ),
-    "hookspecs": ("hookimpl",),
-    "plugins": ("Spec",),
+    "hookspecs": ("hookimpl", "hookspec"),
+    "plugins": ("Plugins", "Spec"),
+    "repl": ("Repl",),
     "types": (
         "ChatModel",
         "Chunk",

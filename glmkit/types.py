@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Union, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 from .errors import UsageError
 
@@ -48,7 +48,9 @@ class Message:
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise UsageError(f"unknown role {self.role!r} in a message; use one of {', '.join(ROLES)}")
+            raise UsageError(
+                f"unknown role {self.role!r} in a message; use one of {', '.join(ROLES)}"
+            )
         if not isinstance(self.content, str):
             kind = type(self.content).__name__
             raise UsageError(f"message content must be text, got {kind}; pass content='...'")
@@ -68,7 +70,7 @@ class Message:
         return cls(role=value["role"], content=value["content"], passages=passages)
 
 
-MessageLike = Union[Message, Mapping[str, Any]]
+MessageLike = Message | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ class GenerationOptions:
         else:
             object.__setattr__(self, "stop", tuple(self.stop))
         _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
-        _check_optional("temperature", self.temperature, lambda value: 0 <= value <= 100, "0 to 100")
+        _check_optional(
+            "temperature", self.temperature, lambda value: 0 <= value <= 100, "0 to 100"
+        )
         _check_optional("top_p", self.top_p, lambda value: 0 < value <= 1, "above 0, up to 1")
         _check_optional("top_k", self.top_k, lambda value: value >= 0, "0 (off) or more")
         _check_optional(
@@ -154,7 +158,9 @@ class Reply:
         for chunk in chunks:
             text.append(chunk.text)
             last = chunk
-        return cls("".join(text), last.finish_reason or "cancelled", last.usage or Usage(), last.sources)
+        return cls(
+            "".join(text), last.finish_reason or "cancelled", last.usage or Usage(), last.sources
+        )
 
 
 @dataclass(frozen=True)

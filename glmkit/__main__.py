@@ -1,0 +1,5 @@
+"""``python -m glmkit`` is ``glmkit``."""
+
+from .cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,191 @@
+"""The application: configuration, plugins and the lookups that need both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from .chat import Chat, Policy
+from .config import Config
+from .console import drain
+from .errors import UnknownNameError, UsageError
+from .plugins import Plugins, Registry, Spec, load_target
+
+if TYPE_CHECKING:
+    from .sources import Located
+    from .types import ChatModel, Encoder, GenerationOptions, Progress
+
+    Result = TypeVar("Result")
+    Watch = Callable[[Generator[Progress, None, Result]], Result]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known about a model before it is loaded."""
+
+    name: str
+    languages: frozenset[str] | None
+    """ISO 639-1 codes it answers in; None where nobody said."""
+
+
+class Glmkit:
+    """One configured application; programs may hold several.
+
+    :param config: what to be; None reads ``glmkit.toml`` and the environment.
+    :param plugins: who extends it; None finds the installed ones.
+    :param watch: runs long work (downloads, conversions) to its end; the command line draws it.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        plugins: Plugins | None = None,
+        watch: Watch[Any] = drain,
+    ) -> None:
+        self.config = config or Config.load()
+        self.plugins = plugins or Plugins.discover(self.config.plugins_allowed)
+        self.watch = watch
+        self.plugins.startup(self)
+
+    def plugin_config(self, name: str) -> Mapping[str, Any]:
+        """Return the ``[plugins.<name>]`` table, empty where there is none."""
+        return self.config.plugins.get(name, {})
+
+    @cached_property
+    def _models(self) -> Registry[Spec]:
+        return self.plugins.models()
+
+    @cached_property
+    def _encoders(self) -> Registry[Spec]:
+        return self.plugins.encoders()
+
+    def describe_model(self, name: str | None = None) -> ModelInfo:
+        """Say what a model is without loading it.
+
+        :raises UnknownNameError: if nobody knows the name.
+        :raises SourceError: if it is known but was never pulled.
+        """
+        name = name or self.config.model
+        spec = self._models.get(name)
+        if spec is not None:
+            return ModelInfo(spec.name, spec.languages)
+        located = self._locate(name, "model", self._models)
+        return ModelInfo(located.name, located.languages)
+
+    def load_model(
+        self,
+        name: str | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        quantize: str | None = None,
+        adapter: str | None = None,
+    ) -> ChatModel:
+        """Load a chat model by catalog name, hub id, folder, or the name a plugin gave it.
+
+        :param name: None for the configured one.
+        :param device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None picks.
+        :param dtype: ``float32``, ``bfloat16``, ``float16``; None keeps what suits file and device.
+        :param quantize: ``int4`` or ``int8`` to quantise while loading.
+        :param adapter: a LoRA folder to put on top.
+        :raises UnknownNameError: if nobody knows the name.
+        :raises SourceError: if it was never pulled.
+        :raises CheckpointError: if the files are not a model that can run.
+        """
+        name = name or self.config.model
+        spec = self._models.get(name)
+        given = {"device": device, "dtype": dtype, "quantize": quantize, "adapter": adapter}
+        if spec is not None:
+            _refuse_given(name, given)
+            return cast("ChatModel", load_target(spec.loader)(name, self))
+        located = self._locate(name, "model", self._models)
+        given["device"] = device or self.config.device
+        from .runtime.loading import load_local
+
+        return load_local(located.path, name=located.name, languages=located.languages, **given)
+
+    def load_encoder(self, name: str | None = None) -> Encoder:
+        """Load an encoder by catalog name, hub id, folder, or the name a plugin gave it.
+
+        :raises UnknownNameError: if nobody knows the name.
+        :raises SourceError: if it was never pulled.
+        :raises CheckpointError: if no loader knows the folder's format.
+        """
+        name = name or self.config.encoder
+        spec = self._encoders.get(name)
+        if spec is not None:
+            return cast("Encoder", load_target(spec.loader)(name, self))
+        located = self._locate(name, "encoder", self._encoders)
+        for spec in self._encoders:
+            if spec.accepts is not None and spec.accepts(located.path):
+                return cast("Encoder", load_target(spec.loader)(str(located.path), self))
+        from .runtime.encoding import load_encoder
+
+        return load_encoder(located.path, device=self.config.device, name=located.name)
+
+    def _locate(self, name: str, kind: str, registry: Registry[Spec]) -> Located:
+        from . import sources
+
+        try:
+            return self.watch(sources.ensure(name, config=self.config, kind=kind))
+        except UnknownNameError as error:
+            from .catalog import names
+
+            raise UnknownNameError(
+                kind, name, [*registry.names(), *names(kind)], hint="Run: glmkit models list"
+            ) from error
+
+    def chat(
+        self,
+        model: ChatModel,
+        *,
+        system: str | None = None,
+        options: GenerationOptions | None = None,
+        policy: Policy = Policy.OPTIONAL,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Chat:
+        """Begin a conversation that this application's plugins take part in."""
+        return Chat(
+            model,
+            plugins=self.plugins,
+            system=system,
+            options=options or self.config.generation,
+            policy=policy,
+            settings=settings,
+        )
+
+
+def _refuse_given(name: str, given: Mapping[str, str | None]) -> None:
+    """Refuse loading options for a plugin's model rather than ignore them."""
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"model {name!r} comes from a plugin, which takes no {option} (got {value!r}); "
+                "leave it out and configure the plugin instead"
+            )
+
+
+def load(
+    name_or_path: str | Path = "default",
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    adapter: str | None = None,
+) -> ChatModel:
+    """Load a chat model; ``"default"`` is the embedded one, fetched on first use.
+
+    The parameters and errors are those of :meth:`Glmkit.load_model`.
+    """
+    return Glmkit().load_model(
+        str(name_or_path), device=device, dtype=dtype, quantize=quantize, adapter=adapter
+    )
+
+
+def load_encoder(name_or_path: str | Path = "default") -> Encoder:
+    """Load an encoder; ``"default"`` is the embedded one, fetched on first use."""
+    return Glmkit().load_encoder(str(name_or_path))
