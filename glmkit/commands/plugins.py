@@ -58,9 +58,10 @@ def show(app: Glmkit, name: str, as_json: bool) -> None:
 
 
 @plugins.command()
-@click.pass_obj
-def doctor(app: Glmkit) -> None:
+@click.pass_context
+def doctor(ctx: click.Context) -> None:
     """Check every plugin; exit 1 if one failed, lacks a dependency or has a table nobody reads."""
+    app: Glmkit = ctx.obj
     problems = 0
     for info in app.plugins.infos():
         found = list(_problems(info))
@@ -73,7 +74,7 @@ def doctor(app: Glmkit) -> None:
         problems += 1
         click.echo(f"FAIL  [plugins.{name}] in the configuration: no such plugin is in use")
     if problems:
-        raise SystemExit(1)
+        ctx.exit(1)
 
 
 def _find(app: Glmkit, name: str) -> PluginInfo:
@@ -117,16 +118,16 @@ def _problems(info: PluginInfo) -> Iterator[str]:
 def _missing_requirements(entry: EntryPoint) -> Iterator[str]:
     """Name the requirements of an entry point's distribution that are absent or too old.
 
-    An entry point ``name = module [extra]`` also needs what that extra asks for.
+    An extra with the plugin's own name counts: ``pip install 'glmkit[knowledge]'`` brings what the
+    plugin ``knowledge`` needs.
     """
     from packaging.requirements import Requirement
 
     distribution = entry.dist
     for line in (distribution.requires or ()) if distribution else ():
         requirement = Requirement(line)
-        environments = [{"extra": extra} for extra in ("", *entry.extras)]
         marker = requirement.marker
-        if marker and not any(marker.evaluate(each) for each in environments):
+        if marker and not any(marker.evaluate({"extra": each}) for each in ("", entry.name)):
             continue
         try:
             installed = version(requirement.name)
@@ -138,6 +139,7 @@ def _missing_requirements(entry: EntryPoint) -> Iterator[str]:
 
 
 def _install_line(entry: EntryPoint) -> str:
-    extras = f"[{','.join(entry.extras)}]" if entry.extras else ""
-    name = entry.dist.name if entry.dist else entry.name
-    return f"pip install '{name}{extras}'"
+    distribution = entry.dist
+    extras = distribution.metadata.get_all("Provides-Extra", []) if distribution else []
+    extra = f"[{entry.name}]" if entry.name in extras else ""
+    return f"pip install '{distribution.name if distribution else entry.name}{extra}'"

@@ -1,0 +1,38 @@
+# The two commands of the README are `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint format bench pull install clean
+
+demo: pull
+	@echo; echo '$$ glmkit run knowledge-chat --kb knowledge --ask 世界上最大的河流是哪一条？'
+	@$(BIN)/glmkit run knowledge-chat --kb knowledge --ask '世界上最大的河流是哪一条？'
+	@echo; echo '$$ glmkit run knowledge-chat --kb knowledge --ask "Which file formats can the knowledge base read?"'
+	@$(BIN)/glmkit run knowledge-chat --kb knowledge --ask 'Which file formats can the knowledge base read?'
+
+test: pull
+	@$(BIN)/python -m pytest
+
+lint: install
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+format: install
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: pull
+	@$(BIN)/python benchmarks/decode.py && $(BIN)/python benchmarks/encode.py
+
+pull: install
+	@$(BIN)/glmkit pull default --kind model && $(BIN)/glmkit pull default --kind encoder
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
