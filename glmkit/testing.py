@@ -1,11 +1,11 @@
 """Helpers for the tests of plugins: small, deterministic, no download.
 
-    from glmkit.testing import EchoModel, HashEncoder, make_app
+from glmkit.testing import EchoModel, HashEncoder, make_app
 
-    def test_my_plugin(tmp_path):
-        app = make_app(tmp_path, my_plugin=my_plugin)
-        chat = app.chat(EchoModel())
-        assert chat.reply("hello").text == "hello"
+def test_my_plugin(tmp_path):
+    app = make_app(tmp_path, my_plugin=my_plugin)
+    chat = app.chat(EchoModel())
+    assert chat.reply("hello").text == "hello"
 """
 
 from __future__ import annotations

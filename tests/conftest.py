@@ -20,7 +20,9 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory):
     real_home = Config.load().home
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("GLMKIT_", "HF_", "TRANSFORMERS_", "MODELSCOPE_", "USE_MODELSCOPE")):
+            if name.startswith(
+                ("GLMKIT_", "HF_", "TRANSFORMERS_", "MODELSCOPE_", "USE_MODELSCOPE")
+            ):
                 patch.delenv(name)
         patch.setenv("GLMKIT_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("GLMKIT_TEST_DEFAULTS", str(real_home))

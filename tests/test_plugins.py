@@ -13,9 +13,7 @@ from glmkit.plugins import Command, Registry, load_target
 from glmkit.testing import EchoModel, HashEncoder, make_app
 
 DOCS = Path(__file__).parent.parent / "docs" / "plugins.md"
-HOOKS = sorted(
-    name for name, value in vars(hookspecs).items() if hasattr(value, "glmkit_spec")
-)
+HOOKS = sorted(name for name, value in vars(hookspecs).items() if hasattr(value, "glmkit_spec"))
 
 
 @pytest.fixture
@@ -202,7 +200,9 @@ def test_hook_register_models(tmp_path):
     class Plugin:
         @hookimpl
         def register_models(self, register):
-            register(Spec("parrot", "repeats", f"{__name__}:load_echo", languages=frozenset({"en"})))
+            register(
+                Spec("parrot", "repeats", f"{__name__}:load_echo", languages=frozenset({"en"}))
+            )
 
     app = make_app(tmp_path, mine=Plugin())
     assert app.load_model("parrot").reply([{"role": "user", "content": "hi"}]).text == "hi"
