@@ -1,0 +1,102 @@
+"""Who answers: the model, the documents' own sentences, or nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from glmkit import Message, Reply, language_of
+
+from .cite import CitingModel
+from .extract import ExtractiveModel
+from .retrieve import KnowledgeQuery
+
+if TYPE_CHECKING:
+    from glmkit import ChatModel, Chunk, GenerationOptions, ModelInfo
+    from glmkit.types import MessageLike
+
+Mode = Literal["generate", "extract", "refuse", "fallback"]
+
+_LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
+
+
+class AnsweringModel:
+    """A chat model that generates, quotes or falls back, whichever the turn calls for.
+
+    The chat model behind it is loaded when it has to speak for the first time, never before: a
+    refusal or an extractive answer does without.
+
+    :param load: loads the chat model.
+    :param info: what is known about it without loading; None where nobody needs to know.
+    :param query: this conversation's knowledge query, whose last reading is what gets answered.
+    :param answer: ``auto``, ``generate`` or ``extract``.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], ChatModel],
+        *,
+        info: ModelInfo | None,
+        query: KnowledgeQuery,
+        answer: str = "auto",
+    ) -> None:
+        self._load = load
+        self._info = info
+        self._query = query
+        self._answer = answer
+        self._extractive = ExtractiveModel(query.retriever.sentences)
+        self.name = info.name if info else self._extractive.name
+        self.languages: frozenset[str] | None = None  # quoting works in any language
+        self.mode: Mode = "refuse"
+        """How the last turn was answered."""
+
+    @cached_property
+    def _model(self) -> ChatModel:
+        return self._load()
+
+    def why_not_generated(self, question: str) -> str | None:
+        """Say why ``auto`` quotes instead of generating, None where it generates."""
+        languages = self._info.languages if self._info else None
+        language = language_of(question)
+        if self._answer != "auto" or languages is None or language in languages:
+            return None
+        spoken = _LANGUAGE_NAMES.get(language, language)
+        return (
+            f"quoting the documents: {self.name} does not speak {spoken}; "
+            "--answer generate makes it answer anyway, --model names another"
+        )
+
+    def begin_turn(self) -> None:
+        """Note that a new turn starts: unless the model is asked, it was refused."""
+        self.mode = "refuse"
+
+    def stream(
+        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
+    ) -> Iterator[Chunk]:
+        """Yield the answer to the last message from its passages, or without any."""
+        question = Message.of(messages[-1])
+        if not question.passages:
+            self.mode = "fallback"
+            return self._model.stream(messages, options)
+        if self._answer == "extract" or self.why_not_generated(question.content):
+            self.mode = "extract"
+            reading = self._query.last.reading if self._query.last else question.content
+            return self._extractive.quote(reading, question.passages)
+        self.mode = "generate"
+        return CitingModel(self._model).stream(messages, options)
+
+    def reply(
+        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
+    ) -> Reply:
+        """Return the whole answer."""
+        return Reply.join(self.stream(messages, options))
+
+    def batch(
+        self,
+        conversations: Iterable[Sequence[MessageLike]],
+        options: GenerationOptions | None = None,
+    ) -> Iterator[Reply]:
+        """Yield one reply per conversation, in their order."""
+        for conversation in conversations:
+            yield self.reply(conversation, options)

@@ -1,0 +1,81 @@
+"""Sentences, verbatim, in Chinese and English, and their vectors.
+
+Retrieval judges a passage by its best sentence, and an extractive answer quotes sentences: both
+look here, so that each sentence is encoded once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from glmkit import Encoder
+
+_REMEMBERED = 2048
+_END = re.compile(
+    r"[。！？；!?]+[”』」’\"')）]*"  # Chinese ends; ! and ? in any script
+    r"|(?<![A-Z])(?<!\b[A-Za-z]\.[A-Za-z])\.+[\"')”]*(?=\s|$)"  # not after an initial, not in 3.5
+    r"|\n[ \t]*\n+"
+    r"|\n(?=[ \t]*(?:[-*+•|#]|\d+[.)、]))"  # list items, table rows and headings
+)
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|No|vs|etc|approx|Fig|e\.g|i\.e|cf|al|ca|Jr|Sr)\.)$"
+)
+
+
+def split_sentences(text: str) -> list[str]:
+    """Return the sentences of ``text`` in order, each a substring of it without outer blanks.
+
+    A line break ends a sentence only between paragraphs, list items and table rows, because
+    documents wrap their lines.
+    """
+    found: list[str] = []
+    start = 0
+    for end in _END.finditer(text):
+        piece = text[start : end.end()]
+        if not _ABBREVIATION.search(piece.rstrip()):
+            found.append(piece.strip())
+            start = end.end()
+    found.append(text[start:].strip())
+    return [piece for piece in found if any(each.isalnum() for each in piece)]
+
+
+class SentenceVectors:
+    """The sentences of texts with their vectors, remembered for the texts seen last."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self._passages: OrderedDict[str, tuple[list[str], np.ndarray]] = OrderedDict()
+        self._questions: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def question(self, text: str) -> np.ndarray:
+        """Return the unit vector (D,) of a question."""
+        if text not in self._questions:
+            self._questions[text] = self.encoder.encode([text], kind="query")[0]
+            _forget(self._questions)
+        return self._questions[text]
+
+    def of(self, texts: Sequence[str]) -> list[tuple[list[str], np.ndarray]]:
+        """Return the sentences and their unit vectors (N, D) of each text, in one batch."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._passages]
+        split = [split_sentences(text) or [text] for text in missing]
+        flat = [sentence for sentences in split for sentence in sentences]
+        vectors = self.encoder.encode(flat, kind="passage") if flat else None
+        at = 0
+        for text, sentences in zip(missing, split, strict=True):
+            if vectors is not None:
+                self._passages[text] = (sentences, vectors[at : at + len(sentences)])
+            at += len(sentences)
+        found = [self._passages[text] for text in texts]
+        _forget(self._passages)
+        return found
+
+
+def _forget(memory: OrderedDict[str, Any]) -> None:
+    while len(memory) > _REMEMBERED:
+        memory.popitem(last=False)
