@@ -60,6 +60,10 @@ def is_chinese(text: str) -> bool:
     return any("\u4e00" <= letter <= "\u9fff" for letter in text)
 
 
+def folded(question: str) -> str:
+    return question.strip("?？。 ").casefold()
+
+
 def test_folder_holds_documents_and_questions_only(documents: dict[str, str]) -> None:
     files = {each.relative_to(BASE).as_posix() for each in BASE.rglob("*") if each.is_file()}
     assert files == set(documents) | {"questions.jsonl"}
@@ -89,8 +93,14 @@ def test_questions_have_one_shape(questions: list[dict]) -> None:
 
 
 def test_no_question_is_asked_twice(questions: list[dict]) -> None:
-    seen = Counter(each["question"].strip("?？。 ").casefold() for each in questions)
+    seen = Counter(folded(each["question"]) for each in questions)
     assert [question for question, times in seen.items() if times > 1] == []
+
+
+def test_scores_were_not_fitted_to_these_questions(questions: list[dict]) -> None:
+    lines = (ROOT / "benchmarks" / "calibration.jsonl").read_text(encoding="utf-8").splitlines()
+    fitted = {folded(each["question"]) for line in lines for each in json.loads(line)["questions"]}
+    assert fitted & {folded(each["question"]) for each in questions} == set()
 
 
 def test_sources_contain_their_answers(questions: list[dict], documents: dict[str, str]) -> None:
