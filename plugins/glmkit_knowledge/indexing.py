@@ -15,6 +15,7 @@ from glmkit import DataError, Encoder, Progress
 
 from .chunking import Piece, chunk
 from .readers import Reader, read
+from .records import ChunkRow, Document, FileState
 from .scan import Changes, Found
 from .segment import index_text
 from .store import Store
