@@ -137,7 +137,9 @@ def _is_pickled(path: str) -> bool:
 
 def _is_needed(path: str) -> bool:
     parts = PurePosixPath(path).parts
-    if not parts or _OTHER_RUNTIMES & set(parts[:-1]) or parts[0].startswith("."):
+    # Hidden files are of no use; what climbs out of the folder must not pass unnoticed.
+    hidden = any(each.startswith(".") and each != ".." for each in parts)
+    if not parts or hidden or _OTHER_RUNTIMES & set(parts[:-1]):
         return False
     name = parts[-1]
     return name.endswith(_KEEP) or _is_pickled(name) or _LICENCE.fullmatch(name) is not None

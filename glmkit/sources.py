@@ -60,13 +60,21 @@ def resolve(name: str | Path, *, config: Config, kind: str = "model") -> Located
 
 def _here(name: str, config: Config, kind: str) -> Located | None:
     path = Path(name).expanduser()
-    if path.is_dir() and (_is_path(name) or (path / "config.json").is_file()):
+    if _is_folder(path) and (_is_path(name) or (path / "config.json").is_file()):
         return _located(path.resolve())
     if _is_path(name):
         raise SourceError(f"no folder {name!r} here; check the path")
     entry = catalog.lookup(name, kind)
     found = store.get(config, entry.name if entry else name)
     return _located(found.path) if found else None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        # Too long for the file system, or with a null character: no folder.
+        return False
 
 
 def _located(path: Path) -> Located:
