@@ -1,0 +1,298 @@
+"""GLM generations 2, 3 and 4, and every Llama-shaped model that is re-expressed as one.
+
+The parameter names are those of the original ChatGLM2/3 checkpoints, so that their weights and
+adapters load as they are; `layouts.py` maps other layouts onto them. Bottom-up: configuration,
+rotary positions, attention, feed-forward, block, model.
+
+Shapes: B rows, T new tokens, S tokens seen so far (cached and new), H query heads, G key/value
+heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+
+_LIMITS = {
+    "vocab_size": 1 << 20,
+    "hidden_size": 1 << 15,
+    "ffn_size": 1 << 18,
+    "layers": 512,
+    "heads": 512,
+    "kv_heads": 512,
+    "head_dim": 1024,
+    "context_length": 1 << 24,
+}
+
+
+@dataclass(frozen=True)
+class GlmConfig:
+    """The shape of a model."""
+
+    vocab_size: int
+    hidden_size: int
+    ffn_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context_length: int
+    rotary_dim: int
+    """How many of each head's components turn with the position; even, up to ``head_dim``."""
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    position_scale: float = 1.0
+    """Positions are divided by this: 16 for chatglm2-6b-32k, 1 elsewhere."""
+    qkv_bias: bool = False
+    tied_head: bool = False
+    """The head is the embedding, not a tensor of its own."""
+
+    def __post_init__(self) -> None:
+        for name, most in _LIMITS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise CheckpointError(
+                    f"config.json: {name} is {value!r}; expected a whole number from 1 to {most}"
+                )
+        self._check_heads()
+        self._check_numbers()
+
+    def _check_heads(self) -> None:
+        if self.heads % self.kv_heads:
+            raise CheckpointError(
+                f"config.json: {self.heads} attention heads cannot share {self.kv_heads} "
+                "key/value heads; the first must be a multiple of the second"
+            )
+        if type(self.rotary_dim) is not int or not 0 < self.rotary_dim <= self.head_dim:
+            raise CheckpointError(
+                f"config.json: {self.rotary_dim!r} rotary components do not fit a head "
+                f"of {self.head_dim}"
+            )
+        if self.rotary_dim % 2 or self.head_dim % 2:
+            raise CheckpointError(
+                f"config.json: head size {self.head_dim} and rotary size {self.rotary_dim} "
+                "must be even"
+            )
+
+    def _check_numbers(self) -> None:
+        for name in ("norm_eps", "rope_theta", "position_scale"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < 1e12:
+                raise CheckpointError(
+                    f"config.json: {name} is {value!r}; expected a number above 0"
+                )
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model's matrices hold; norms and biases are left out."""
+        qkv = (self.heads + 2 * self.kv_heads) * self.head_dim
+        block = self.hidden_size * (qkv + self.heads * self.head_dim + 3 * self.ffn_size)
+        tables = 1 if self.tied_head else 2
+        return self.layers * block + tables * self.vocab_size * self.hidden_size
+
+
+class Past(Protocol):
+    """What attention needs of a cache; see `runtime/cache.py`."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (B, G, T, D); return all that the new tokens may see."""
+        ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the new tokens of one step may look at; the same for every layer."""
+
+    turns: Tensor
+    """Rotation of each new token, complex (B, T, 1, rotary_dim / 2)."""
+    mask: Tensor | None
+    """True where a query may see a key, (B, 1, T, S); None: all, or causal."""
+    causal: bool
+    past: Past | None
+
+
+def rotations(config: GlmConfig, positions: Tensor) -> Tensor:
+    """Return the rotation of each position as complex numbers (B, T, 1, rotary_dim / 2).
+
+    Angles are taken in float32 whatever the model's dtype is: half precision would confuse
+    positions beyond a few hundred.
+
+    :param positions: (B, T), from 0.
+    """
+    exponent = torch.arange(0, config.rotary_dim, 2, device=positions.device).float()
+    inverse = 1.0 / config.rope_theta ** (exponent / config.rotary_dim)
+    angles = (positions.float() / config.position_scale)[..., None, None] * inverse
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rotate(heads: Tensor, turns: Tensor) -> Tensor:
+    """Turn the leading components of each head, pair by pair.
+
+    :param heads: (B, T, heads, D).
+    :param turns: complex (B, T, 1, rotary_dim / 2).
+    """
+    size = turns.shape[-1] * 2
+    pairs = torch.view_as_complex(heads[..., :size].float().reshape(*heads.shape[:-1], -1, 2))
+    turned = torch.view_as_real(pairs * turns).flatten(-2).to(heads.dtype)
+    if size == heads.shape[-1]:
+        return turned
+    return torch.cat((turned, heads[..., size:]), dim=-1)
+
+
+class RmsNorm(nn.Module):
+    """Scale each vector to unit mean square; the square is taken in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` (..., size) normed."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale * self.weight).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with one fused projection."""
+
+    def __init__(self, config: GlmConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads = config.heads, config.kv_heads
+        self.head_dim = config.head_dim
+        width = (config.heads + 2 * config.kv_heads) * config.head_dim
+        self.query_key_value = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.dense = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, seen: Seen) -> Tensor:
+        """Mix ``x`` (B, T, hidden) with what it may see."""
+        rows, tokens, _ = x.shape
+        qkv = self.query_key_value(x).view(rows, tokens, -1, self.head_dim)
+        turned = rotate(qkv[:, :, : self.heads + self.kv_heads], seen.turns)
+        q = turned[:, :, : self.heads].transpose(1, 2)  # (B, H, T, D)
+        k = turned[:, :, self.heads :].transpose(1, 2)  # (B, G, T, D)
+        v = qkv[:, :, self.heads + self.kv_heads :].transpose(1, 2)
+        if seen.past is not None:
+            k, v = seen.past.extend(self.layer, k, v)  # (B, G, S, D)
+        mixed = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=seen.mask,
+            is_causal=seen.causal,
+            enable_gqa=self.heads != self.kv_heads,
+        )
+        return cast(Tensor, self.dense(mixed.transpose(1, 2).reshape(rows, tokens, -1)))
+
+
+class Mlp(nn.Module):
+    """The gated feed-forward layer; one matrix holds the gate's rows, then the values'."""
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, 2 * config.ffn_size, bias=False)
+        self.dense_4h_to_h = nn.Linear(config.ffn_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform ``x`` (B, T, hidden) token by token."""
+        gate, value = self.dense_h_to_4h(x).chunk(2, dim=-1)
+        return cast(Tensor, self.dense_4h_to_h(F.silu(gate).mul_(value)))
+
+
+class Block(nn.Module):
+    """One layer: norm, attention, norm, feed-forward, each added to the stream."""
+
+    def __init__(self, config: GlmConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RmsNorm(config.hidden_size, config.norm_eps)
+        self.self_attention = SelfAttention(config, layer)
+        self.post_attention_layernorm = RmsNorm(config.hidden_size, config.norm_eps)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor, seen: Seen) -> Tensor:
+        """Return the stream (B, T, hidden) after this layer."""
+        x = x + self.self_attention(self.input_layernorm(x), seen)
+        return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
+
+
+class Embedding(nn.Module):
+    """The token table, under its original name."""
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__()
+        self.word_embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look ``ids`` (B, T) up: (B, T, hidden)."""
+        return cast(Tensor, self.word_embeddings(ids))
+
+
+class Encoder(nn.Module):
+    """The stack of blocks and the last norm."""
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(config, each) for each in range(config.layers))
+        self.final_layernorm = RmsNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, x: Tensor, seen: Seen) -> Tensor:
+        """Return the final hidden states (B, T, hidden), not normed yet."""
+        for layer in self.layers:
+            x = layer(x, seen)
+        return x
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks and head, under their original names."""
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__()
+        self.embedding = Embedding(config)
+        self.encoder = Encoder(config)
+        self.output_layer: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+class Glm(nn.Module):
+    """A GLM language model."""
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+
+    def hidden(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        past: Past | None = None,
+    ) -> Tensor:
+        """Return the hidden states (B, T, hidden) of new tokens, not normed yet.
+
+        :param ids: (B, T).
+        :param positions: (B, T), each token's place in its own row, from 0.
+        :param mask: True where a query may see a key, (B, 1, T, S).
+        :param causal: each token sees itself and those before it; only without ``mask``.
+        """
+        seen = Seen(rotations(self.config, positions), mask, causal, past)
+        x = self.transformer.embedding(ids)
+        return cast(Tensor, self.transformer.encoder(x, seen))
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Return next-token scores, float32 (..., V), of hidden states (..., hidden)."""
+        normed = self.transformer.encoder.final_layernorm(hidden)
+        return cast(Tensor, self.transformer.output_layer(normed).float())
+
+    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the scores (B, T, V) of whole rows; see :meth:`hidden`."""
+        return self.scores(self.hidden(ids, positions, mask=mask, causal=mask is None))

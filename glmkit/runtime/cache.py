@@ -1,0 +1,105 @@
+"""The slot cache: keys and values of every running row, allocated once.
+
+Row s of the cache is a slot; the slots in use are always 0..B-1, so that a step over B rows sees
+plain views. A row that leaves has the last slot moved into its place.
+
+Shapes: as in `models/glm.py`; C is the capacity of a slot in tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..models.glm import GlmConfig
+
+_STEP = 128
+"""Slots grow by multiples of this many tokens."""
+
+
+class KVCache:
+    """Keys and values of up to ``slots`` rows, (slots, G, C, D) for each layer."""
+
+    def __init__(
+        self, config: GlmConfig, slots: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.config = config
+        self.slots = slots
+        self.capacity = 0
+        self.used = 0
+        self._like = torch.empty(0, dtype=dtype, device=device)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def reserve(self, tokens: int) -> None:
+        """Make sure that a slot holds ``tokens``; what is cached stays."""
+        if tokens <= self.capacity:
+            return
+        self.capacity = min(-(-tokens // _STEP) * _STEP, max(tokens, self.config.context_length))
+        self.keys = self._grown(self.keys)
+        self.values = self._grown(self.values)
+
+    def _grown(self, old: list[Tensor]) -> list[Tensor]:
+        shape = (self.slots, self.config.kv_heads, self.capacity, self.config.head_dim)
+        # Zeros, not garbage: masked places are multiplied by 0, and 0 * NaN would be NaN.
+        new = [self._like.new_zeros(shape) for _ in range(self.config.layers)]
+        for before, after in zip(old, new, strict=False):
+            after[: self.used, :, : before.shape[2]] = before[: self.used]
+        return new
+
+    def open(self) -> int:
+        """Take the next free slot."""
+        self.used += 1
+        return self.used - 1
+
+    def free(self, slot: int, length: int) -> None:
+        """Give a slot back; the last slot, holding ``length`` tokens, moves into its place."""
+        last = self.used - 1
+        if slot != last:
+            for each in (*self.keys, *self.values):
+                each[slot, :, :length] = each[last, :, :length]
+        self.used = last
+
+
+class Span:
+    """A run of new tokens of one slot: a prompt, or what a chat adds to it."""
+
+    def __init__(self, cache: KVCache, slot: int, start: int, tokens: int) -> None:
+        self.cache, self.slot, self.start, self.end = cache, slot, start, start + tokens
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (1, G, T, D) behind what the slot holds; return all of it."""
+        rows = slice(self.slot, self.slot + 1)
+        keys, values = self.cache.keys[layer][rows], self.cache.values[layer][rows]
+        keys[:, :, self.start : self.end] = k
+        values[:, :, self.start : self.end] = v
+        return keys[:, :, : self.end], values[:, :, : self.end]
+
+
+class Front:
+    """One new token for each of the slots 0..B-1, each at the end of its own row."""
+
+    def __init__(self, cache: KVCache, lengths: list[int]) -> None:
+        self.cache, self.rows, self.end = cache, len(lengths), max(lengths) + 1
+        self.even = min(lengths) == max(lengths)
+        device = cache.keys[0].device
+        self.places = torch.tensor(lengths, device=device)
+        self.slots = torch.arange(self.rows, device=device)
+
+    def mask(self) -> Tensor | None:
+        """Return which keys each row has, bool (B, 1, 1, S); None where all rows are even."""
+        if self.even:
+            return None
+        seen = torch.arange(self.end, device=self.places.device) <= self.places[:, None]
+        return seen[:, None, None, :]
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, G, 1, D), each row at its own place; return (B, G, S, D)."""
+        keys, values = self.cache.keys[layer][: self.rows], self.cache.values[layer][: self.rows]
+        if self.even:
+            keys[:, :, self.end - 1 : self.end] = k
+            values[:, :, self.end - 1 : self.end] = v
+        else:
+            keys[self.slots, :, self.places] = k[:, :, 0]
+            values[self.slots, :, self.places] = v[:, :, 0]
+        return keys[:, :, : self.end], values[:, :, : self.end]

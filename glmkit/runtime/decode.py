@@ -1,0 +1,128 @@
+"""The one decode generator.
+
+It yields columns of tokens: a stream is a column of one row, a batch of many; a text is a join
+and cancelling is closing. Rows of different lengths run side by side, each in a slot of the
+cache at its own positions; finished rows leave at once and waiting ones take their place.
+
+Shapes: B running rows, T tokens of one prompt, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..models.glm import Glm
+from .cache import Front, KVCache, Span
+from .sampling import Sampler, greedy
+
+
+@dataclass(eq=False)
+class Row:
+    """One answer in the making."""
+
+    prompt: Sequence[int]
+    """Token ids, one at least."""
+    max_tokens: int
+    stop_ids: frozenset[int] = frozenset()
+    pick: Sampler = greedy
+    new: list[int] = field(default_factory=list)
+    """The tokens so far; a stop token is never among them."""
+    finish: Literal["stop", "length", "cancelled"] | None = None
+    """Why the row ended. Whoever reads the columns may set it, and the row leaves."""
+
+    @property
+    def length(self) -> int:
+        """How many of the row's tokens the cache holds, once a column was picked."""
+        return len(self.prompt) + len(self.new) - 1
+
+    def take(self, token: int) -> None:
+        """Append a picked token, or end."""
+        if token in self.stop_ids:
+            self.finish = "stop"
+            return
+        self.new.append(token)
+        if len(self.new) >= self.max_tokens:
+            self.finish = "length"
+
+
+Column = tuple[Row, ...]
+"""The rows that got a token, or ended, in this step; each carries its own state."""
+
+
+def columns(model: Glm, rows: Iterable[Row], *, slots: int = 1) -> Generator[Column, None, None]:
+    """Decode rows, at most ``slots`` at a time; yield once per step.
+
+    Rows are drawn from ``rows`` only when a slot is free. Closing the generator cancels all.
+
+    :raises CheckpointError: if the model's scores are not numbers.
+    """
+    weight = model.transformer.encoder.final_layernorm.weight
+    cache = KVCache(model.config, slots, dtype=weight.dtype, device=weight.device)
+    waiting = iter(rows)
+    running: list[Row] = []
+    while True:
+        with torch.inference_mode():
+            scores = [_step(model, cache, running)] if running else []
+            for row in _joining(waiting, slots - len(running)):
+                scores.append(_prefill(model, cache, row))
+                running.append(row)
+            if not running:
+                return
+            _pick(running, torch.cat(scores))
+        yield tuple(running)
+        _release(cache, running)
+
+
+def _joining(waiting: Iterator[Row], free: int) -> Iterator[Row]:
+    for _ in range(free):
+        row = next(waiting, None)
+        if row is None:
+            return
+        yield row
+
+
+def _prefill(model: Glm, cache: KVCache, row: Row) -> Tensor:
+    """Run a prompt into a fresh slot; return the scores (1, V) behind its last token."""
+    cache.reserve(len(row.prompt) + row.max_tokens)
+    span = Span(cache, cache.open(), 0, len(row.prompt))
+    device = cache.keys[0].device
+    ids = torch.tensor([list(row.prompt)], device=device)
+    positions = torch.arange(len(row.prompt), device=device)[None]
+    hidden = model.hidden(ids, positions, causal=ids.shape[1] > 1, past=span)
+    return model.scores(hidden[:, -1])
+
+
+def _step(model: Glm, cache: KVCache, running: list[Row]) -> Tensor:
+    """Feed every row its last token; return the next scores (B, V)."""
+    front = Front(cache, [row.length for row in running])
+    ids = torch.tensor([[row.new[-1]] for row in running], device=front.places.device)
+    hidden = model.hidden(ids, front.places[:, None], mask=front.mask(), past=front)
+    return model.scores(hidden[:, -1])
+
+
+def _pick(running: list[Row], scores: Tensor) -> None:
+    """Let every row pick from its scores, (B, V)."""
+    best, tokens = scores.max(-1)
+    if not bool(torch.isfinite(best).all()):
+        raise CheckpointError(
+            "the model's scores are not numbers (NaN or infinite): its weights are damaged, or "
+            "they overflow in half precision; fetch them again or load with dtype='float32'"
+        )
+    for row, token, own in zip(running, tokens.tolist(), scores, strict=True):
+        row.take(token if row.pick is greedy else row.pick(own))
+
+
+def _release(cache: KVCache, running: list[Row]) -> None:
+    """Free the slots of rows that ended; slot numbers stay the order of ``running``."""
+    for slot in range(len(running) - 1, -1, -1):
+        if running[slot].finish is not None:
+            last = running.pop()
+            cache.free(slot, last.length)
+            if slot < len(running):
+                running[slot] = last

@@ -1,0 +1,1 @@
+"""What can answer a conversation: models of this process and, later, of others."""

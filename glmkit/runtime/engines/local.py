@@ -1,0 +1,323 @@
+"""A model that runs in this process."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ...errors import CheckpointError, UsageError
+from ...models.glm import Glm, GlmConfig
+from ...models.prompts import FORMATS, Prompt, Renderer, guess_format
+from ...models.tokenizers import Detokenizer, Tokenizer
+from ...types import Chunk, GenerationOptions, Message, MessageLike, Passage, Reply, Usage
+from ..decode import Row, columns
+from ..sampling import StopText, make_sampler
+from ..weights import read_json
+
+SLOTS = 8
+"""Answers of a batch that run side by side."""
+
+_AHEAD = 4 * SLOTS
+"""Conversations of a batch that may be begun before the oldest one is done."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model's authors want it to be sampled, and what ends its answers."""
+
+    stop_ids: frozenset[int] = frozenset()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+    @classmethod
+    def open(cls, folder: Path) -> Settings:
+        """Read `generation_config.json`, and the stop ids of `config.json` where it has none."""
+        raw = read_json(folder / "config.json")
+        if (folder / "generation_config.json").is_file():
+            raw = {**raw, **read_json(folder / "generation_config.json")}
+        ids = raw.get("eos_token_id")
+        listed = ids if isinstance(ids, list) else [ids]
+        stops = frozenset(each for each in listed if isinstance(each, int))
+        if not raw.get("do_sample", False):
+            return cls(stops, repetition_penalty=_given(raw, "repetition_penalty", 1.0))
+        return cls(
+            stops,
+            temperature=_given(raw, "temperature", 1.0),
+            top_p=_given(raw, "top_p", 1.0),
+            top_k=int(_given(raw, "top_k", 0)),
+            repetition_penalty=_given(raw, "repetition_penalty", 1.0),
+        )
+
+
+def _given(raw: dict[str, Any], name: str, default: float) -> float:
+    value = raw.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, (int, float)) or value < 0:
+        raise CheckpointError(f"generation_config.json: {name} is {value!r}; expected a number")
+    return float(value)
+
+
+@dataclass(eq=False)
+class _Answer:
+    """One row together with its text."""
+
+    row: Row
+    text: Detokenizer
+    stops: StopText
+    sources: tuple[Passage, ...]
+    said: int = 0
+    """Tokens already turned into text."""
+    pieces: list[str] = field(default_factory=list)
+
+    def advance(self) -> str:
+        """Return the text that the last column added; end the row at a stop string."""
+        piece = "".join(self.text.push(token) for token in self.row.new[self.said :])
+        self.said = len(self.row.new)
+        if self.row.finish is not None:
+            piece += self.text.finish()
+        shown = self.stops.push(piece)
+        if self.stops.stopped:
+            self.row.finish = "stop"
+        elif self.row.finish is not None:
+            shown += self.stops.finish()
+        return shown
+
+    def last(self) -> Chunk:
+        """Return the chunk that closes the answer."""
+        usage = Usage(len(self.row.prompt), len(self.row.new))
+        return Chunk("", self.row.finish, usage, self.sources)
+
+
+class LocalModel:
+    """A GLM in this process; implements :class:`glmkit.types.InspectableModel`."""
+
+    def __init__(
+        self,
+        model: Glm,
+        settings: Settings,
+        *,
+        name: str,
+        renderer: Renderer | None = None,
+        languages: frozenset[str] | None = None,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.name = name
+        self.languages = languages
+        self._renderer = renderer
+
+    @classmethod
+    def open(
+        cls, model: Glm, folder: Path, *, name: str, languages: frozenset[str] | None = None
+    ) -> LocalModel:
+        """Give a loaded model the vocabulary, chat format and settings of its folder.
+
+        :raises CheckpointError: if one of the files is damaged.
+        """
+        about = read_json(folder / "glmkit.json") if (folder / "glmkit.json").is_file() else {}
+        if languages is None and about.get("languages"):
+            languages = frozenset(about["languages"])
+        return cls(
+            model,
+            Settings.open(folder),
+            name=name,
+            renderer=_renderer(folder, about, model.config, languages),
+            languages=languages,
+        )
+
+    @property
+    def config(self) -> GlmConfig:
+        """The model's shape."""
+        return self.model.config
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+        return self.config.context_length
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The vocabulary, where the folder has one."""
+        return self._renderer.tokenizer if self._renderer else None
+
+    def stream(
+        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
+    ) -> Iterator[Chunk]:
+        """Yield the answer piece by piece; closing the iterator cancels it.
+
+        :raises UsageError: at once, if the conversation cannot be answered or does not fit.
+        """
+        return self._streamed(self._answer(messages, options or GenerationOptions()))
+
+    def _streamed(self, answer: _Answer) -> Iterator[Chunk]:
+        with closing(columns(self.model, [answer.row])) as steps:
+            for _ in steps:
+                piece = answer.advance()
+                if piece:
+                    yield Chunk(piece)
+        yield answer.last()
+
+    def reply(
+        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
+    ) -> Reply:
+        """Return the whole answer."""
+        return Reply.join(self.stream(messages, options))
+
+    def batch(
+        self,
+        conversations: Iterable[Sequence[MessageLike]],
+        options: GenerationOptions | None = None,
+    ) -> Iterator[Reply]:
+        """Yield one reply per conversation, in their order.
+
+        Several run side by side; conversations are drawn as room comes free, never all at once.
+        """
+        order: deque[_Answer] = deque()
+        waiting = self._queued(conversations, options or GenerationOptions(), order)
+        by_row: dict[Row, _Answer] = {}
+        with closing(columns(self.model, waiting, slots=SLOTS)) as steps:
+            for column in steps:
+                by_row.update((each.row, each) for each in order)
+                for row in column:
+                    by_row[row].pieces.append(by_row[row].advance())
+                while order and order[0].row.finish is not None:
+                    done = order.popleft()
+                    del by_row[done.row]
+                    yield Reply.join([*map(Chunk, done.pieces), done.last()])
+
+    def _queued(
+        self,
+        conversations: Iterable[Sequence[MessageLike]],
+        options: GenerationOptions,
+        order: deque[_Answer],
+    ) -> Iterator[Row]:
+        for messages in conversations:
+            answer = self._answer(messages, options)
+            order.append(answer)
+            yield answer.row
+
+    def logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return next-token scores (B, T, V) of ``input_ids`` (B, T).
+
+        :param attention_mask: (B, T), 1 = real token; None: all are.
+        :param position_ids: (B, T); None: each row's real tokens are counted from 0.
+        :raises UsageError: if the shapes differ or an id is not in the vocabulary.
+        """
+        ids = self._checked_ids(input_ids)
+        real = torch.ones_like(ids) if attention_mask is None else attention_mask.to(ids)
+        if real.shape != ids.shape:
+            raise UsageError(f"attention_mask is {list(real.shape)}, input_ids {list(ids.shape)}")
+        if position_ids is None:
+            position_ids = (real.cumsum(-1) - 1).clamp(min=0)
+        mask = None if bool(real.all()) else _visible(real.bool())
+        with torch.inference_mode():
+            return cast(Tensor, self.model(ids, position_ids.to(ids), mask))
+
+    def _checked_ids(self, ids: Tensor) -> Tensor:
+        if ids.dim() != 2 or not ids.numel():
+            raise UsageError(f"input_ids must be (rows, tokens), got {list(ids.shape)}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise UsageError(
+                f"token ids must be 0 to {self.config.vocab_size - 1}, got {low} to {high}"
+            )
+        return ids.to(self.model.transformer.encoder.final_layernorm.weight.device, torch.long)
+
+    def generate_ids(
+        self, ids: Sequence[int], max_tokens: int, temperature: float = 0.0
+    ) -> list[int]:
+        """Return the new token ids that follow ``ids``; a stop token is not among them.
+
+        :raises UsageError: if the row does not fit the model.
+        """
+        options = GenerationOptions(max_tokens=max_tokens, temperature=temperature)
+        self._checked_ids(torch.tensor([list(ids)], dtype=torch.long))
+        if len(ids) >= self.context_length:
+            raise UsageError(f"{len(ids)} tokens do not fit a context of {self.context_length}")
+        row = self._row(list(ids), options, GenerationOptions(top_p=1.0, top_k=0))
+        for _ in columns(self.model, [row]):
+            pass
+        return row.new
+
+    def _answer(self, messages: Sequence[MessageLike], options: GenerationOptions) -> _Answer:
+        renderer = self._renderer
+        if renderer is None:
+            raise CheckpointError(
+                f"{self.name} has no vocabulary or chat format that this version of glmkit reads, "
+                "so it cannot chat; logits() and generate_ids() work"
+            )
+        prompt = renderer.render([Message.of(each) for each in messages], room=self._room(options))
+        return self._answer_to(prompt, options, renderer.tokenizer)
+
+    def _answer_to(
+        self, prompt: Prompt, options: GenerationOptions, tokenizer: Tokenizer
+    ) -> _Answer:
+        row = self._row(prompt.ids, options, options)
+        return _Answer(row, Detokenizer(tokenizer), StopText(options.stop), prompt.passages)
+
+    def _room(self, options: GenerationOptions) -> int:
+        """Return how long a prompt may be: an answer is left an eighth of the context at least."""
+        return self.context_length - min(options.max_tokens, max(1, self.context_length // 8))
+
+    def _row(self, ids: list[int], options: GenerationOptions, sampling: GenerationOptions) -> Row:
+        own = self.settings
+        return Row(
+            ids,
+            min(options.max_tokens, self.context_length - len(ids)),
+            own.stop_ids,
+            make_sampler(
+                temperature=_or(options.temperature, own.temperature),
+                top_p=_or(sampling.top_p, own.top_p),
+                top_k=int(_or(sampling.top_k, own.top_k)),
+                repetition_penalty=_or(options.repetition_penalty, own.repetition_penalty),
+                seed=options.seed,
+                prompt=ids,
+            ),
+        )
+
+
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
+def _visible(real: Tensor) -> Tensor:
+    """Return who sees whom, (B, 1, T, T): real tokens before it, and every token itself."""
+    tokens = real.shape[1]
+    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=real.device).tril()
+    itself = torch.eye(tokens, dtype=torch.bool, device=real.device)
+    return ((causal & real[:, None, :]) | itself)[:, None]
+
+
+def _renderer(
+    folder: Path, about: dict[str, Any], config: GlmConfig, languages: frozenset[str] | None
+) -> Renderer | None:
+    """Return what writes prompts for the folder's model, where that is known."""
+    tokenizer = Tokenizer.open(folder)
+    if tokenizer is None:
+        return None
+    if tokenizer.size > config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the vocabulary has {tokenizer.size} tokens, the model {config.vocab_size}; "
+            "tokenizer.json belongs to another model"
+        )
+    chosen = (
+        FORMATS.get(about["chat_format"]) if "chat_format" in about else guess_format(tokenizer)
+    )
+    if chosen is None:
+        return None
+    return Renderer(tokenizer, chosen, about.get("system", ""), languages)

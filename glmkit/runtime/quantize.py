@@ -1,0 +1,258 @@
+"""Weight-only quantised linears: int4 in groups of 32, int8 per group or per row.
+
+On disk a quantised matrix is plain integers with half-precision scales, the same on every
+machine. What the processor's kernel wants is packed from it at load time. With many tokens at
+once (a prompt) multiplying is cheaper than unpacking again and again, so the matrix is expanded
+once for all of them.
+
+Shapes: N output rows, K input columns, M tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUP = 32
+"""Columns that share a scale."""
+
+EXPAND_FROM = 48
+"""Tokens from which expanding an int4 matrix once beats its kernel; measured, see benchmarks."""
+
+
+@dataclass(frozen=True)
+class Int4Weight:
+    """A matrix of values ``nibble * scale + minimum``.
+
+    Byte j of a group holds column j in its low and column j + 16 in its high half.
+    """
+
+    nibbles: Tensor
+    """uint8 (N, K / 2)."""
+    scale: Tensor
+    """float16 (N, K / 32)."""
+    minimum: Tensor
+    """float16 (N, K / 32)."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.nibbles.shape[0], self.nibbles.shape[1] * 2
+
+    def integers(self) -> Tensor:
+        """Return the values 0..15 in column order, uint8 (N, K)."""
+        rows, columns = self.shape
+        packed = self.nibbles.view(rows, -1, 1, GROUP // 2)
+        out = torch.empty(
+            (rows, columns // GROUP, 2, GROUP // 2), dtype=torch.uint8, device=packed.device
+        )
+        torch.bitwise_and(packed[:, :, 0], 15, out=out[:, :, 0])
+        torch.bitwise_right_shift(packed[:, :, 0], 4, out=out[:, :, 1])
+        return out.view(rows, columns)
+
+    def expand(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the matrix (N, K) as ordinary numbers."""
+        rows, columns = self.shape
+        wide = self.integers().view(rows, -1, GROUP).to(torch.float32)
+        wide.mul_(self.scale.float()[..., None]).add_(self.minimum.float()[..., None])
+        return wide.view(rows, columns).to(dtype)
+
+    @classmethod
+    def stack(cls, parts: list[Int4Weight]) -> Int4Weight:
+        """Put matrices of equal K on top of each other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            torch.cat([each.nibbles for each in parts]),
+            torch.cat([each.scale for each in parts]),
+            torch.cat([each.minimum for each in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """A matrix of values ``integer * scale``, with one scale per group or per row."""
+
+    integers: Tensor
+    """int8 (N, K)."""
+    scale: Tensor
+    """Floating point (N, groups)."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.integers.shape[0], self.integers.shape[1]
+
+    def expand(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the matrix (N, K) as ordinary numbers."""
+        rows, columns = self.shape
+        wide = self.integers.view(rows, self.scale.shape[1], -1).to(torch.float32)
+        return wide.mul_(self.scale.float()[..., None]).view(rows, columns).to(dtype)
+
+    def per_row(self) -> Int8Weight:
+        """Return the nearest matrix with one float32 scale per row."""
+        if self.scale.shape[1] == 1:
+            return self
+        chunks = [
+            quantize_int8(Int8Weight(*part).expand())
+            for part in zip(
+                torch.split(self.integers, 4096), torch.split(self.scale, 4096), strict=True
+            )
+        ]
+        return Int8Weight.stack(chunks)
+
+    @classmethod
+    def stack(cls, parts: list[Int8Weight]) -> Int8Weight:
+        """Put matrices of equal K on top of each other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            torch.cat([each.integers for each in parts]), torch.cat([each.scale for each in parts])
+        )
+
+
+QuantizedWeight = Int4Weight | Int8Weight
+
+
+def quantize_int4(weight: Tensor) -> Int4Weight:
+    """Round a matrix (N, K) to sixteen steps between the extremes of each group.
+
+    K must be a multiple of 32.
+    """
+    rows, columns = weight.shape
+    groups = weight.float().reshape(rows, columns // GROUP, GROUP)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = ((high - low) / 15).half()
+    minimum = low.half()
+    step = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
+    nearest = ((groups - minimum.float()[..., None]) / step[..., None]).round_().clamp_(0, 15)
+    values = nearest.to(torch.uint8).view(rows, -1, 2, GROUP // 2)
+    nibbles = values[:, :, 0] | (values[:, :, 1] << 4)
+    return Int4Weight(nibbles.reshape(rows, columns // 2), scale, minimum)
+
+
+def quantize_int8(weight: Tensor) -> Int8Weight:
+    """Round a matrix (N, K) to 255 steps around zero, one scale per row."""
+    wide = weight.float()
+    scale = wide.abs().amax(-1, keepdim=True).div_(127)
+    step = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return Int8Weight((wide / step).round_().to(torch.int8), scale)
+
+
+def pack_int4(weight: Int4Weight) -> tuple[Tensor, Tensor]:
+    """Return the kernel's own form of a matrix: packed integers, scales with zeros (K/32, N, 2).
+
+    The kernel computes ``(integer - 8) * scale + zero``.
+    """
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.integers().int(), 1)
+    scale = weight.scale.float()
+    zero = weight.minimum.float() + 8 * scale
+    both = torch.stack((scale.t(), zero.t()), dim=-1)
+    return packed, both.to(torch.bfloat16).contiguous()
+
+
+def multiply_int4(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+    """Multiply bfloat16 ``x`` (M, K) by a packed matrix: bfloat16 (M, N)."""
+    product = torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, GROUP, scales)
+    return cast(Tensor, product)
+
+
+@functools.cache
+def has_int4_kernel() -> bool:
+    """Tell whether this torch multiplies int4 on this processor, and does so rightly."""
+    if not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    weight = quantize_int4(torch.randn(64, 2 * GROUP, generator=generator))
+    x = torch.randn(2, 2 * GROUP, generator=generator).bfloat16()
+    try:
+        got = multiply_int4(x, *pack_int4(weight)).float()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return bool((got - x.float() @ weight.expand().t()).abs().max() < 0.25)
+
+
+@functools.cache
+def has_int8_kernel() -> bool:
+    """Tell whether this torch multiplies int8 rows on this processor, and does so rightly."""
+    if not hasattr(torch.ops.aten, "_weight_int8pack_mm"):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    weight = quantize_int8(torch.randn(64, 2 * GROUP, generator=generator))
+    x = torch.randn(2, 2 * GROUP, generator=generator).bfloat16()
+    try:
+        got = torch._weight_int8pack_mm(x, weight.integers, weight.scale[:, 0].bfloat16()).float()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return bool((got - x.float() @ weight.expand().t()).abs().max() < 0.25)
+
+
+class Int4Linear(nn.Module):
+    """A linear layer over an int4 matrix.
+
+    :param kernel: use the processor's kernel where it pays; else always expand.
+    """
+
+    def __init__(self, weight: Int4Weight, bias: Tensor | None = None, *, kernel: bool) -> None:
+        super().__init__()
+        self.matrix = weight
+        self.bias = bias
+        self.packed = pack_int4(weight) if kernel and weight.shape[0] % 64 == 0 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., N) for ``x`` (..., K), in the dtype of ``x``."""
+        columns = x.shape[-1]
+        if self.packed is None or x.numel() >= columns * EXPAND_FROM:
+            return F.linear(x, self.matrix.expand(x.dtype), self.bias)
+        flat = multiply_int4(x.reshape(-1, columns).to(torch.bfloat16), *self.packed)
+        out = flat.view(*x.shape[:-1], -1).to(x.dtype)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer over an int8 matrix with one scale per row.
+
+    :param kernel: use the processor's kernel where it pays; else always expand.
+    """
+
+    def __init__(self, weight: Int8Weight, bias: Tensor | None = None, *, kernel: bool) -> None:
+        super().__init__()
+        self.matrix = weight.per_row()
+        self.bias = bias
+        self.scale = self.matrix.scale[:, 0].bfloat16() if kernel else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., N) for ``x`` (..., K), in the dtype of ``x``."""
+        columns = x.shape[-1]
+        if self.scale is None or x.numel() >= columns * EXPAND_FROM:
+            return F.linear(x, self.matrix.expand(x.dtype), self.bias)
+        narrow = x.reshape(-1, columns).to(torch.bfloat16)
+        flat = torch._weight_int8pack_mm(narrow, self.matrix.integers, self.scale)
+        out = flat.view(*x.shape[:-1], -1).to(x.dtype)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+class QuantizedEmbedding(nn.Module):
+    """A token table kept in integers; only the rows asked for are expanded."""
+
+    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.table = weight
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look ``ids`` (B, T) up: (B, T, K)."""
+        rows = ids.reshape(-1)
+        table = self.table
+        if isinstance(table, Int4Weight):
+            found: QuantizedWeight = Int4Weight(
+                table.nibbles[rows], table.scale[rows], table.minimum[rows]
+            )
+        else:
+            found = Int8Weight(table.integers[rows], table.scale[rows])
+        return found.expand(self.dtype).view(*ids.shape, -1)

@@ -1,0 +1,124 @@
+"""Picking tokens and ending answers. Samplers are closures over their own random state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Sampler = Callable[[Tensor], int]
+"""Takes the scores (V,) of one row, returns the next token."""
+
+_SHORTLIST = 256
+"""Top-p rarely needs more candidates; sorting the whole vocabulary costs milliseconds."""
+
+
+def greedy(scores: Tensor) -> int:
+    """Pick the most likely token."""
+    return int(scores.argmax())
+
+
+def make_sampler(
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    prompt: Sequence[int] = (),
+) -> Sampler:
+    """Return a sampler for one row.
+
+    :param temperature: 0 is greedy.
+    :param prompt: the row's prompt; its tokens count as present for the repetition penalty.
+    :param seed: None draws a fresh one.
+    """
+    pick = greedy if temperature == 0 else _drawn(temperature, top_p, top_k, seed)
+    return pick if repetition_penalty == 1 else _penalised(pick, repetition_penalty, prompt)
+
+
+def _drawn(temperature: float, top_p: float, top_k: int, seed: int | None) -> Sampler:
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+
+    def pick(scores: Tensor) -> int:
+        chances, tokens = _candidates(scores.cpu().float() / temperature, top_p, top_k)
+        return int(tokens[torch.multinomial(chances, 1, generator=generator)])
+
+    return pick
+
+
+def _candidates(scores: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """Return the chances and ids of the tokens to draw from, best first."""
+    size = scores.numel()
+    kept = min(top_k, size) if top_k else size
+    if kept == size and top_p < 1:
+        chances, tokens = scores.softmax(-1).topk(min(_SHORTLIST, size))
+        if float(chances.sum()) < top_p:
+            chances, tokens = scores.softmax(-1).sort(descending=True)
+        return _nucleus(chances, tokens, top_p)
+    best, tokens = scores.topk(kept)
+    return _nucleus(best.softmax(-1), tokens, top_p)
+
+
+def _nucleus(chances: Tensor, tokens: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Keep the fewest leading candidates whose chances reach ``top_p``, one at least."""
+    if top_p >= 1:
+        return chances, tokens
+    before = chances.cumsum(-1) - chances
+    kept = max(1, int((before < top_p).sum()))
+    return chances[:kept], tokens[:kept]
+
+
+def _penalised(pick: Sampler, penalty: float, prompt: Sequence[int]) -> Sampler:
+    present = set(prompt)
+
+    def penalise(scores: Tensor) -> int:
+        ids = torch.tensor(sorted(present), dtype=torch.long, device=scores.device)
+        found = scores[ids]
+        lowered = torch.where(found > 0, found / penalty, found * penalty)
+        token = pick(scores.index_copy(0, ids, lowered))
+        present.add(token)
+        return token
+
+    return penalise
+
+
+class StopText:
+    """Cuts a growing text at the first stop string, across piece borders.
+
+    Text that may be the start of a stop string is held back until that is settled.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops = tuple(stops)
+        self.stopped = False
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """Take a piece of the answer; return what can be shown by now."""
+        text = self._held + piece
+        cut = min((at for at in map(text.find, self.stops) if at >= 0), default=-1)
+        if cut >= 0:
+            self.stopped, self._held = True, ""
+            return text[:cut]
+        keep = len(text) - self._undecided(text)
+        self._held = text[keep:]
+        return text[:keep]
+
+    def finish(self) -> str:
+        """Return what is still held back; the answer ended without a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _undecided(self, text: str) -> int:
+        """Return the length of the longest end of ``text`` that begins a stop string."""
+        longest = max(map(len, self.stops), default=1) - 1
+        for size in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self.stops):
+                return size
+        return 0
