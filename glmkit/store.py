@@ -22,7 +22,7 @@ from .config import Config
 from .errors import SourceError, UsageError
 from .types import Progress
 
-MANIFEST = "glmkit.json"
+MANIFEST = "glmkit-manifest.json"
 MEGABYTE = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
@@ -211,6 +211,7 @@ def publish(
     """
     partial, target = partial_folder(config, name), folder(config, name)
     records = []
+    (partial / MANIFEST).unlink(missing_ok=True)
     for path in sorted(each for each in partial.rglob("*") if each.is_file()):
         relative = path.relative_to(partial).as_posix()
         digest = (known or {}).get(relative) or (yield from hash_file(path, f"checking {relative}"))

@@ -160,6 +160,13 @@ class TestFolder:
         assert (path / "model.safetensors").read_bytes() == b"new"
         assert in_store(config) == ["mine"]
 
+    def test_a_pulled_model_can_be_handed_on(self, config, tmp_path):
+        first = pull("mine", config, origin=make_model(tmp_path / "copy"))
+        second = pull("yours", config, origin=first)
+        manifest = store.read(second)
+        assert manifest.name == "yours"
+        assert [each.path for each in manifest.files] == ["config.json", "model.safetensors"]
+
     def test_an_encoder_is_recognised(self, config, tmp_path):
         copy = make_model(
             tmp_path / "copy", **{"modules.json": b"[]", "1_Pooling/config.json": b"{}"}
