@@ -10,6 +10,8 @@ from pathlib import Path
 import docx
 import pypdf
 import pytest
+from glmkit_knowledge.chunking import chunk
+from glmkit_knowledge.readers import read as read_sections
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "knowledge"
@@ -108,6 +110,19 @@ def test_sources_contain_their_answers(questions: list[dict], documents: dict[st
         assert each["answer"] in documents[each["source"]], each
         # A citation shows lines: an answer that a line break cuts could not be quoted.
         assert "\n" not in each["answer"], each
+
+
+def test_answers_survive_reading_in_one_piece(questions: list[dict]) -> None:
+    pieces = {
+        source: [each.text for each in chunk(read_sections(BASE / source))]
+        for source in {each["source"] for each in answerable(questions)}
+    }
+    lost = [
+        each["question"]
+        for each in answerable(questions)
+        if not any(each["answer"] in text for text in pieces[each["source"]])
+    ]
+    assert lost == []
 
 
 def test_answers_point_to_one_document(questions: list[dict], documents: dict[str, str]) -> None:
