@@ -10,6 +10,7 @@ from pathlib import Path
 import docx
 import pypdf
 import pytest
+
 from glmkit_knowledge.chunking import chunk
 from glmkit_knowledge.readers import read as read_sections
 
