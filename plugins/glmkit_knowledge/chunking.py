@@ -38,11 +38,12 @@ _BREAK = re.compile(
 _ABBREVIATION = re.compile(
     r"""(?: ^ | [\s("'“‘] )
         (?: [A-Za-z] | (?:[A-Za-z]\.)+[A-Za-z] | Mrs? | Ms | Drs? | Prof | Sr | Jr | St | Mt | Gen
-          | etc | vs | cf | al | approx | ca | Figs? | Eqs? | Sec | Ch | Vol | Nos? | pp? | ed
-          | Inc | Ltd | Co | Corp | Dept | Univ | est | Jan | Feb | Mar | Apr | Aug | Sept?
-          | Oct | Nov | Dec | \d{1,3} ) $""",
+          | etc | vs | cf | al | approx | ca | Inc | Ltd | Co | Corp | Dept | Univ | est
+          | Jan | Feb | Mar | Apr | Aug | Sept? | Oct | Nov | Dec | \d{1,3} ) $""",
     re.VERBOSE,
 )
+# These are ordinary words, or ends, unless a number follows.
+_BEFORE_NUMBER = re.compile(r"""(?:^|[\s("'“‘])(?:[Nn]os?|pp?|Figs?|Eqs?|Sec|Ch|Vol|ed)$""")
 _MARKED_LINE = re.compile(r"[-*+•·|>#]|\d{1,3}[.)、]|[(（]?[一二三四五六七八九十]{1,3}[)）、.]")
 _CUT_AFTER = re.compile(r"[,，、:：;)）\]】]\s*|\s+")
 
@@ -137,7 +138,10 @@ def _ends_sentence(text: str, start: int, found: re.Match[str]) -> bool:
         return False
     if first != "." or text.startswith("..", found.start()):
         return True
-    return not _ABBREVIATION.search(text[max(start, found.start() - 12) : found.start()])
+    before = text[max(start, found.start() - 12) : found.start()]
+    if following.isdigit() and _BEFORE_NUMBER.search(before):
+        return False
+    return not _ABBREVIATION.search(before)
 
 
 def _ends_line(text: str, start: int, found: re.Match[str]) -> bool:

@@ -108,6 +108,8 @@ def _encode(
 
 
 def _document(each: _Read, cache: Path) -> Document:
+    # The words of the path stand with the first chunk only: in every one they would be as common
+    # as stop words.
     path_words = index_text(each.found.path, cache)
     heading, heading_words = "", ""
     rows = []
@@ -121,7 +123,7 @@ def _document(each: _Read, cache: Path) -> Document:
                 piece.location,
                 piece.text,
                 _digest(piece),
-                path_words,
+                "" if rows else path_words,
                 heading_words,
                 text_words,
             )

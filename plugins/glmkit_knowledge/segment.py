@@ -103,24 +103,38 @@ def _pairs(characters: list[str]) -> list[str]:
     return [first + second for first, second in zip(characters, characters[1:], strict=False)]
 
 
-@lru_cache(maxsize=4)
 def _tokenizer(cache: Path) -> Any:  # noqa: ANN401
-    """Return jieba's tokenizer, quiet, with its marshalled dictionary in a private folder.
+    """Return jieba's tokenizer; the dictionary is the same whatever folder keeps it prepared."""
+    tokenizer = _unprepared()
+    if not tokenizer.initialized:
+        _prepare(tokenizer, cache)
+    return tokenizer
 
-    By default jieba reads that file from the temporary directory, where anybody may put one.
-    """
+
+@lru_cache(maxsize=1)
+def _unprepared() -> Any:  # noqa: ANN401
     with warnings.catch_warnings():
         # jieba 0.42 has invalid escapes in its sources, which Python reports when compiling them.
         warnings.simplefilter("ignore")
         import jieba
+    # It reports loading on stderr.
     logging.getLogger("jieba").setLevel(logging.CRITICAL)
+    return jieba.Tokenizer()
+
+
+def _prepare(tokenizer: Any, cache: Path) -> None:  # noqa: ANN401
+    """Load the dictionary, keeping its marshalled form in a private folder.
+
+    By default jieba reads that file from the temporary directory, where anybody may put one.
+    """
+    import jieba
+
     folder = cache / f"jieba-{jieba.__version__}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    tokenizer = jieba.Tokenizer()
     tokenizer.tmp_dir = str(folder)
     # jieba writes this file and reads it with marshal.load, which takes three times as long.
-    with suppress(OSError, EOFError, TypeError, ValueError):
-        tokenizer.FREQ, tokenizer.total = marshal.loads((folder / "jieba.cache").read_bytes())
+    with tokenizer.lock, suppress(OSError, EOFError, TypeError, ValueError):
+        saved = (folder / "jieba.cache").read_bytes()
+        tokenizer.FREQ, tokenizer.total = marshal.loads(saved)
         tokenizer.initialized = True
     tokenizer.initialize()
-    return tokenizer

@@ -57,6 +57,8 @@ CREATE VIRTUAL TABLE words USING fts5 (
 );
 """
 
+# Safe against a killed process; a power cut may lose the last commit, never the file.
+_SAFE_ENOUGH = "PRAGMA synchronous = NORMAL"
 _COUNT_ONE = "SELECT count(*) FROM words WHERE words MATCH ?"
 # bm25() is negative, lower is better. A word in a heading says more than one in the text.
 # The limit keeps SQLite from moving bm25() out of the query that it belongs to.
@@ -94,6 +96,7 @@ class Store:
             return None
         store = cls(path, _connect(path))
         with store._guard(), store._lock:
+            store._connection.execute(_SAFE_ENOUGH)
             tables = store._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'")
             if tables.fetchone():
                 return store
@@ -113,6 +116,7 @@ class Store:
         store = cls(path, connection)
         with store._guard():
             connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(_SAFE_ENOUGH)
         # In one transaction: nobody ever sees half a schema.
         with store._writing():
             for statement in _SCHEMA.split(";\n"):
@@ -321,12 +325,9 @@ def _journals(path: Path) -> list[Path]:
 
 def _connect(path: Path) -> sqlite3.Connection:
     with _translated(path):
-        connection = sqlite3.connect(
+        return sqlite3.connect(
             path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
-        # Safe against a killed process; a power cut may lose the last commit, never the file.
-        connection.execute("PRAGMA synchronous = NORMAL")
-        return connection
 
 
 @contextmanager

@@ -66,8 +66,8 @@ def _parts(source: Iterator[str]) -> Iterator[tuple[int, int, list[str]]]:
     for number, raw in enumerate(_whole_lines(source), 1):
         text = raw if len(raw) < 2000 else _DATA_URI.sub("data:", raw)
         # Front matter is fenced by --- from the first line on.
-        fence = _front_matter(number, text) or _next_fence(fence, text)
-        found = None if fence else _heading(text, body)
+        before, fence = fence, _front_matter(number, text) or _next_fence(fence, text)
+        found = None if before or fence else _heading(text, body)
         if found is None:
             body.append(text)
             continue
@@ -101,7 +101,8 @@ def _front_matter(number: int, text: str) -> str:
 def _next_fence(fence: str, text: str) -> str:
     """Return the fence that is open after this line, "" for none."""
     if fence == "---":
-        return "" if text.rstrip() in ("---", "...") else fence
+        # A blank line ends it too: a rule on the first line must not swallow the document.
+        return "" if text.rstrip() in ("---", "...", "") else fence
     found = _FENCE.match(text)
     if found is None:
         return fence
