@@ -112,7 +112,7 @@ def _document(each: _Read, cache: Path) -> Document:
     # as stop words.
     path_words = index_text(each.found.path, cache)
     heading, heading_words = "", ""
-    rows = []
+    rows: list[ChunkRow] = []
     for piece in each.pieces:
         if piece.heading != heading:
             heading, heading_words = piece.heading, index_text(piece.heading, cache)
