@@ -14,7 +14,7 @@ from typing import Any
 
 from .disk import explain_full_disk
 from .errors import SourceError
-from .store import hash_file
+from .store import MEGABYTE, hash_file
 from .types import Progress
 from .web import Http, RangeError, TransientError, blocks, host_of
 
@@ -77,6 +77,7 @@ def _complete(
 ) -> Generator[Progress, None, None]:
     """Bring ``part`` to its full length, trying again while that gets us further."""
     failures = 0
+    part.touch()
     while file.size is None or _size(part) != file.size:
         if file.size is not None and _size(part) > file.size:
             part.unlink()
@@ -110,8 +111,12 @@ def _append(
     except RangeError:
         part.unlink()
         raise
-    if expected is not None and _size(part) < expected:
+    got = _size(part)
+    if expected is not None and got < expected:
         raise TransientError(f"{host_of(file.url)} closed the connection early")
+    if expected is not None and got > expected:
+        part.unlink()
+        raise SourceError(f"{file.path} should have {expected} bytes, but the server sent {got}")
 
 
 def _start(response: Any, offset: int) -> int:  # noqa: ANN401
@@ -143,12 +148,14 @@ def _copy(
     received: Iterator[bytes], part: Path, offset: int, expected: int | None, stage: str
 ) -> Generator[Progress, None, None]:
     with part.open("ab" if offset else "wb") as out:
-        done = offset
+        done = shown = offset
         yield Progress(stage, done, expected, "bytes")
         for block in received:
             out.write(block)
             done += len(block)
-            yield Progress(stage, done, expected, "bytes")
+            if done - shown >= MEGABYTE or done == expected:
+                shown = done
+                yield Progress(stage, done, expected, "bytes")
 
 
 def _size(path: Path) -> int:

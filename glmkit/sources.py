@@ -6,6 +6,7 @@ A name is a folder, a name or alias of the catalog, or a hub id. ``resolve`` nev
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,16 @@ def _located(path: Path) -> Located:
     manifest = store.read(path)
     name = manifest.name if manifest else path.name
     entry = catalog.lookup(name, manifest.kind) if manifest else None
-    return Located(path, name, entry.languages if entry else None, entry)
+    return Located(path, name, entry.languages if entry else _said_languages(path), entry)
+
+
+def _said_languages(path: Path) -> frozenset[str] | None:
+    """Return the languages that a converted model's own ``glmkit.json`` names."""
+    try:
+        said = json.loads((path / "glmkit.json").read_text(encoding="utf-8"))["languages"]
+        return frozenset(map(str, said))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _is_path(name: str) -> bool:

@@ -29,6 +29,10 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     cut_after: int | None = None
     """Send only this many bytes of what was promised."""
+    stall_s: float = 0.0
+    """How long to say nothing after a cut before the connection closes."""
+    more: bytes = b""
+    """Send this after the content, and no length beforehand."""
 
 
 @dataclass
@@ -148,11 +152,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+        if fault.more:
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         end = len(content) if fault.cut_after is None else start + fault.cut_after
-        self._send(content[start:end], asked)
+        self._send(content[start:end] + fault.more, asked)
         if fault.cut_after is not None:
+            time.sleep(fault.stall_s)
             self.close_connection = True
 
     def _send(self, content: bytes, asked: Asked) -> None:

@@ -171,6 +171,26 @@ def test_a_changed_size_is_refused(server, tmp_path):
         get(server, tmp_path / "f", size=5)
 
 
+def test_a_server_that_falls_silent_is_asked_again(server, tmp_path):
+    server.faults["/f"] = [Fault(cut_after=1_000_000, stall_s=0.6)]
+    get(server, tmp_path / "f", Http(pause_s=0.001, timeout_s=0.2))
+    assert server.headers("/f")[-1]["Range"] == "bytes=1000000-"
+    assert (tmp_path / "f").read_bytes() == CONTENT
+
+
+def test_more_than_was_promised_is_refused(server, tmp_path):
+    server.faults["/f"] = [Fault(more=b"!")]
+    with pytest.raises(SourceError, match="should have 3000000 bytes, but the server sent 3000001"):
+        get(server, tmp_path / "f")
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_empty_file(server, tmp_path):
+    empty = "git:e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+    get(server, tmp_path / "f", size=0, digest=empty)
+    assert (tmp_path / "f").read_bytes() == b""
+
+
 def test_nobody_listening(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -89,6 +89,8 @@ class TestResolve:
         assert located.languages is None and located.entry is None
         monkeypatch.chdir(tmp_path)
         assert sources.resolve("my-model", config=config).path == tmp_path / "my-model"
+        (tmp_path / "my-model" / "glmkit.json").write_text('{"languages": ["zh"]}')
+        assert sources.resolve("my-model", config=config).languages == {"zh"}
 
     def test_a_folder_without_a_model_does_not_hide_the_catalog(
         self, config, tmp_path, monkeypatch
@@ -633,18 +635,22 @@ class TestOffline:
             (["run", "chat", "--ask", "hello"], 1, "offline mode forbids"),
         ],
     )
-    @pytest.mark.parametrize("switch", ["--offline", "GLMKIT_OFFLINE", "HF_HUB_OFFLINE"])
-    def test_no_command_makes_a_socket(self, config, tmp_path, args, code, says, switch):
+    def test_no_command_makes_a_socket(self, config, tmp_path, args, code, says):
         copy = make_model(tmp_path / "copy")
         args = [str(copy) if each == "COPY" else each for each in args]
-        if switch.startswith("--"):
-            process = run(AUDITED, switch, *args, GLMKIT_HOME=str(config.home))
-        else:
-            process = run(AUDITED, *args, GLMKIT_HOME=str(config.home), **{switch: "1"})
+        process = run(AUDITED, "--offline", *args, GLMKIT_HOME=str(config.home))
         out, err = process.communicate(timeout=60)
         assert "FORBIDDEN" not in err and "Traceback" not in err
         assert process.returncode == code, err
         assert says in out + err
+
+    @pytest.mark.parametrize("switch", ["GLMKIT_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+    def test_every_switch_is_honoured(self, config, switch):
+        environment = {"GLMKIT_HOME": str(config.home), switch: "1"}
+        process = run(AUDITED, "pull", "default", **environment)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1 and "offline mode forbids" in err
+        assert "FORBIDDEN" not in err and err.count("\n") == 1
 
     def test_the_audit_would_notice(self, config):
         process = run(
