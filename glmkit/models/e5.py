@@ -19,6 +19,8 @@ from ..errors import CheckpointError
 
 BLOCK = 32
 """Weights that share one scale."""
+PACKED = (".qkv", ".attention_output", ".intermediate", ".output")
+"""The matrices of a layer, 4-bit in the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -159,3 +161,18 @@ class E5Model(nn.Module):
             x = layer(x, mask)
         total = (x.float() * real[..., None]).sum(dim=1)
         return F.normalize(total, dim=-1)  # the mean points where the sum points
+
+
+def expected_shapes(config: E5Config) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Return shape and type of each tensor in a checkpoint of these sizes."""
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    with torch.device("meta"):
+        for name, tensor in E5Model(config).state_dict().items():
+            base, _, kind = name.rpartition(".")
+            if kind == "weight" and base.endswith(PACKED):
+                rows, columns = tensor.shape
+                shapes[f"{base}.nibbles"] = ((rows, columns // 2), torch.uint8)
+                shapes[f"{base}.scales"] = ((rows, columns // BLOCK), torch.float16)
+            else:
+                shapes[name] = (tuple(tensor.shape), tensor.dtype)
+    return shapes

@@ -68,6 +68,7 @@ def columns(model: Glm, rows: Iterable[Row], *, slots: int = 1) -> Generator[Col
     running: list[Row] = []
     while True:
         with torch.inference_mode():
+            _release(cache, running)
             scores = [_step(model, cache, running)] if running else []
             for row in _joining(waiting, slots - len(running)):
                 scores.append(_prefill(model, cache, row))
@@ -76,7 +77,6 @@ def columns(model: Glm, rows: Iterable[Row], *, slots: int = 1) -> Generator[Col
                 return
             _pick(running, torch.cat(scores))
         yield tuple(running)
-        _release(cache, running)
 
 
 def _joining(waiting: Iterator[Row], free: int) -> Iterator[Row]:

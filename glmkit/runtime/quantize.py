@@ -98,13 +98,8 @@ class Int8Weight:
         """Return the nearest matrix with one float32 scale per row."""
         if self.scale.shape[1] == 1:
             return self
-        chunks = [
-            quantize_int8(Int8Weight(*part).expand())
-            for part in zip(
-                torch.split(self.integers, 4096), torch.split(self.scale, 4096), strict=True
-            )
-        ]
-        return Int8Weight.stack(chunks)
+        pairs = zip(torch.split(self.integers, _CHUNK), torch.split(self.scale, _CHUNK), strict=True)
+        return Int8Weight.stack([_one_scale(*each) for each in pairs])
 
     @classmethod
     def stack(cls, parts: list[Int8Weight]) -> Int8Weight:
@@ -117,6 +112,21 @@ class Int8Weight:
 
 
 QuantizedWeight = Int4Weight | Int8Weight
+
+_CHUNK = 2048
+"""Rows converted at a time: few enough to stay in the processor's cache."""
+
+
+def _one_scale(integers: Tensor, scale: Tensor) -> Int8Weight:
+    """Give each row of a grouped matrix a single scale, without expanding the matrix."""
+    rows, columns = integers.shape
+    groups = integers.view(rows, scale.shape[1], -1)
+    low, high = groups.amin(-1).float(), groups.amax(-1).float()
+    wide = scale.float()
+    single = (torch.maximum(-low, high) * wide).amax(-1, keepdim=True).div_(127)
+    share = wide / torch.where(single > 0, single, torch.ones_like(single))
+    rounded = (groups * share[..., None]).round_().to(torch.int8)
+    return Int8Weight(rounded.view(rows, columns), single)
 
 
 def quantize_int4(weight: Tensor) -> Int4Weight:

@@ -41,6 +41,9 @@ class Weights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._home[name].get_tensor(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._home  # the inherited one would map the tensor to find out
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._home)
 
@@ -138,6 +141,7 @@ def _load_bin(file: Path) -> object:
             "files: get the model as .safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{file} is damaged or cut short ({str(error).splitlines()[0]}); fetch it again"
+            f"{file} is damaged or cut short ({reason}); fetch it again"
         ) from error

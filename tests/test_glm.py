@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glmkit.errors import CheckpointError
+from glmkit.models.glm import GlmConfig, rotate, rotations
+from glmkit.models.tiny import TINY, tiny_checkpoint
+from glmkit.runtime.loading import load_local
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+ORIGINALS = ("chatglm2-6b-tiny", "chatglm3-6b-tiny", "glm-4-9b-tiny")
+needs_reference = pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason="the reference outputs of the original code are not here"
+)
+
+
+def cases(name):
+    """Return case -> field -> tensor, as the original code gave them."""
+    found = {}
+    with np.load(REFERENCE / "expected" / f"{name}.npz") as arrays:
+        for key in arrays.files:
+            case, _, field = key.partition(".")
+            found.setdefault(case, {})[field] = torch.from_numpy(arrays[key])
+    return found
+
+
+@needs_reference
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_logits_equal_the_original_code(name):
+    model = load_local(REFERENCE / "checkpoints" / name, dtype="float32")
+    seen = 0
+    for case in cases(name).values():
+        if "logits" not in case:
+            continue
+        mask = case.get("attention_mask", torch.ones_like(case["input_ids"]))
+        got = model.logits(case["input_ids"], mask, case.get("position_ids"))
+        real = mask.bool()
+        assert float((got[real] - case["logits"][real]).abs().max()) < 1e-4
+        seen += 1
+    assert seen >= 4
+
+
+@needs_reference
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_greedy_ids_equal_the_original_code(name):
+    model = load_local(REFERENCE / "checkpoints" / name, dtype="float32")
+    model.settings = type(model.settings)(frozenset({511}))  # as the reference was made
+    case = cases(name)["gen_single"]
+    prompt = case["input_ids"][0].tolist()
+    whole = case["generated"][0].tolist()
+    expected = whole[len(prompt) :]
+    if 511 in expected:
+        expected = expected[: expected.index(511)]
+    assert model.generate_ids(prompt, len(whole) - len(prompt)) == expected
+
+
+@pytest.mark.parametrize("layout", ["hub", "chatglm2", "chatglm3", "glm4-9b"])
+def test_every_layout_decodes_as_it_scores(tmp_path, layout):
+    model = load_local(tiny_checkpoint(tmp_path, layout=layout))
+    ids = [7, 30, 200, 11]
+    for token in model.generate_ids(ids, 6):
+        assert token == int(model.logits(torch.tensor([ids]))[0, -1].argmax())
+        ids.append(token)
+
+
+def test_both_layouts_hold_the_same_model(tmp_path):
+    ids = torch.tensor([[3, 50, 60, 7]])
+    hub = load_local(tiny_checkpoint(tmp_path / "hub")).logits(ids)
+    original = load_local(tiny_checkpoint(tmp_path / "own", layout="chatglm3")).logits(ids)
+    assert torch.equal(hub, original)
+
+
+def test_logits_equal_transformers(tmp_path):
+    from transformers import GlmForCausalLM
+
+    folder = tiny_checkpoint(tmp_path)
+    theirs = GlmForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.tensor([[5, 9, 100, 33, 250, 4, 4]])
+    with torch.inference_mode():
+        expected = theirs(ids).logits
+    torch.testing.assert_close(load_local(folder).logits(ids), expected, atol=1e-4, rtol=0)
+
+
+def test_half_precision_stays_close_at_far_positions(tmp_path):
+    folder = tiny_checkpoint(tmp_path, layout="glm4-9b")
+    ids = torch.tensor([[5, 9, 100, 33]])
+    far = torch.arange(8000, 8004)[None]
+    exact = load_local(folder, dtype="float32").logits(ids, position_ids=far)
+    near = load_local(folder, dtype="bfloat16").logits(ids, position_ids=far)
+    assert float((exact - near).norm() / exact.norm()) < 0.03
+
+
+def test_rotation_is_relative():
+    q, k = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(0)).unbind()
+
+    def score(at, key_at):
+        turned = [
+            rotate(each, rotations(TINY, torch.tensor([[place]])))
+            for each, place in ((q, at), (k, key_at))
+        ]
+        return float((turned[0] * turned[1]).sum())
+
+    assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
+    assert score(7, 3) != pytest.approx(score(8, 3), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"vocab_size": 10**12},
+        {"layers": 0},
+        {"layers": 10**6},
+        {"hidden_size": -1},
+        {"hidden_size": "64"},
+        {"heads": True},
+        {"kv_heads": 3},
+        {"rotary_dim": 17},
+        {"rotary_dim": 7},
+        {"norm_eps": float("nan")},
+        {"rope_theta": 0},
+    ],
+)
+def test_absurd_shapes_are_refused(wrong):
+    fields = {name: getattr(TINY, name) for name in TINY.__dataclass_fields__}
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        GlmConfig(**{**fields, **wrong})

@@ -1,0 +1,152 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glmkit.errors import UsageError
+from glmkit.models.tiny import tiny_checkpoint
+from glmkit.runtime import loading, quantize
+from glmkit.runtime.loading import load_local
+from glmkit.runtime.quantize import (
+    Int4Linear,
+    Int4Weight,
+    Int8Linear,
+    Int8Weight,
+    QuantizedEmbedding,
+    has_int4_kernel,
+    has_int8_kernel,
+    quantize_int4,
+    quantize_int8,
+)
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def relative(got, expected):
+    return float((got - expected).norm() / expected.norm())
+
+
+def test_int4_rounds_to_half_a_step():
+    weight = random(64, 96)
+    groups = weight.view(64, -1, 32)
+    step = (groups.amax(-1) - groups.amin(-1)) / 15
+    error = (quantize_int4(weight).expand() - weight).view(64, -1, 32).abs().amax(-1)
+    assert bool((error <= 0.51 * step + 1e-2).all())
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 30))
+def test_int4_of_int4_is_the_same(seed, scale):
+    once = quantize_int4(random(8, 64, seed=seed) * scale).expand()
+    twice = quantize_int4(once).expand()
+    torch.testing.assert_close(twice, once, rtol=2e-3, atol=2e-3 * scale)
+
+
+def test_int4_survives_constant_and_zero_groups():
+    weight = torch.cat((torch.zeros(4, 32), torch.full((4, 32), 3.0)), dim=1)
+    assert torch.equal(quantize_int4(weight).expand(), weight)
+
+
+def test_nibbles_lie_as_documented():
+    weight = Int4Weight(
+        torch.tensor([[at | ((15 - at) << 4) for at in range(16)]], dtype=torch.uint8),
+        torch.ones(1, 1, dtype=torch.float16),
+        torch.zeros(1, 1, dtype=torch.float16),
+    )
+    assert weight.expand()[0].tolist() == [*range(16), *range(15, -1, -1)]
+
+
+def test_int8_rounds_to_half_a_step():
+    weight = random(16, 50)
+    got = quantize_int8(weight)
+    step = weight.abs().amax(-1, keepdim=True) / 127
+    assert bool(((got.expand() - weight).abs() <= 0.5001 * step).all())
+
+
+def test_grouped_int8_becomes_one_scale_per_row():
+    grouped = Int8Weight(
+        torch.randint(-127, 128, (5000, 64), dtype=torch.int8), torch.rand(5000, 2).half()
+    )
+    single = grouped.per_row()
+    assert single.scale.shape == (5000, 1)
+    assert relative(single.expand(), grouped.expand()) < 0.01
+    assert single.per_row() is single
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 200])
+@pytest.mark.parametrize("kernel", [False, True])
+def test_int4_linear_multiplies(tokens, kernel):
+    if kernel and not has_int4_kernel():
+        pytest.skip("this processor has no int4 kernel")
+    weight, bias = quantize_int4(random(128, 96)), random(128, seed=2)
+    x = random(2, tokens, 96, seed=1)
+    got = Int4Linear(weight, bias, kernel=kernel)(x)
+    assert got.dtype == torch.float32
+    assert relative(got, x @ weight.expand().t() + bias) < (0.01 if kernel else 1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 200])
+@pytest.mark.parametrize("kernel", [False, True])
+def test_int8_linear_multiplies(tokens, kernel):
+    if kernel and not has_int8_kernel():
+        pytest.skip("this processor has no int8 kernel")
+    weight, bias = quantize_int8(random(70, 96)), random(70, seed=2)
+    x = random(tokens, 96, seed=1)
+    got = Int8Linear(weight, bias, kernel=kernel)(x)
+    assert relative(got, x @ weight.expand().t() + bias) < (0.01 if kernel else 1e-5)
+
+
+def test_an_odd_number_of_rows_takes_the_slow_way():
+    weight = quantize_int4(random(40, 64))
+    x = random(1, 64, seed=1)
+    linear = Int4Linear(weight, kernel=has_int4_kernel())
+    assert linear.packed is None
+    torch.testing.assert_close(linear(x), x @ weight.expand().t())
+
+
+@pytest.mark.parametrize("round_off", [quantize_int4, quantize_int8])
+def test_a_quantised_table_gives_the_rows_asked_for(round_off):
+    weight = round_off(random(50, 64))
+    ids = torch.tensor([[3, 49], [0, 3]])
+    found = QuantizedEmbedding(weight, torch.float32)(ids)
+    assert torch.equal(found, weight.expand()[ids])
+
+
+def test_a_missing_operator_is_noticed(monkeypatch):
+    def absent(*_):
+        raise NotImplementedError("not on this processor")
+
+    monkeypatch.setattr(quantize, "multiply_int4", absent)
+    has_int4_kernel.cache_clear()
+    assert not has_int4_kernel()
+    monkeypatch.setattr(quantize, "multiply_int4", lambda x, packed, scales: x[:, :1].repeat(1, 64))
+    has_int4_kernel.cache_clear()
+    assert not has_int4_kernel(), "a kernel that gives wrong numbers counts as missing"
+    monkeypatch.undo()
+    has_int4_kernel.cache_clear()
+
+
+@pytest.mark.parametrize(("how", "tolerance"), [("int4", 0.3), ("int8", 0.05)])
+def test_a_model_quantised_while_loading_stays_close(tmp_path, how, tolerance):
+    folder = tiny_checkpoint(tmp_path)
+    ids = torch.tensor([[10, 20, 30, 40]])
+    exact = load_local(folder).logits(ids)
+    assert relative(load_local(folder, quantize=how).logits(ids), exact) < tolerance
+
+
+def test_quantised_models_answer_without_kernels(tmp_path, monkeypatch):
+    folder = tiny_checkpoint(tmp_path)
+    fast = load_local(folder, quantize="int4")
+    monkeypatch.setattr(loading, "has_int4_kernel", lambda: False)
+    monkeypatch.setattr(loading, "has_int8_kernel", lambda: False)
+    slow = load_local(folder, quantize="int4")
+    ids = torch.tensor([[10, 20, 30, 40]])
+    assert relative(slow.logits(ids), fast.logits(ids)) < 0.03
+    assert len(slow.generate_ids([5, 6, 7], 5)) <= 5
+
+
+def test_unknown_quantisation_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="int4, int8"):
+        load_local(tiny_checkpoint(tmp_path), quantize="int3")
