@@ -4,10 +4,12 @@ Raw scores do not travel. The cosines of one encoder live in 0.7..0.95, another'
 grows with the base. So each candidate is described by a few features that mean the same for every
 encoder and base, and one logistic curve turns them into a probability:
 
-``sentence``  cosine of the question and the passage's best sentence, on a scale where 0 is as close
-              as unrelated text of the passage's language and 1 is identical (see
-              :class:`Background`)
+``passage``   cosine of the question and the passage, on a scale where 0 is as close as unrelated
+              text of the passage's language and 1 is identical (see :class:`Background`)
+``sentence``  the same for the passage's best sentence
 ``focus``     how far that sentence stands out from the others of its passage, same scale
+``margin``    how far the sentence feature is above the median of the other candidates in the
+              passage's language
 ``coverage``  share of the question's content terms found in the passage, weighted by rarity among
               the candidates; 0 across languages
 ``crossing``  1 if question and passage are in different languages, else 0
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,12 +38,20 @@ THRESHOLD = 0.35
 """Below this probability a passage does not count as an answer."""
 
 
+SAMPLE = 256
+"""Chunks of a base that its zero is measured with, at most."""
+WEIGHT = 8
+"""How many chunks the everyday sentences of a language count as."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """The features of one question and one passage; the module's docstring defines them."""
 
+    passage: float
     sentence: float
     focus: float
+    margin: float
     coverage: float
     crossing: float
     codes: float
@@ -49,8 +59,8 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """One logistic curve over :class:`Evidence`."""
+class Curve:
+    """A logistic curve over :class:`Evidence`."""
 
     bias: float
     evidence: Evidence
@@ -61,9 +71,21 @@ class Weights:
         return 1 / (1 + math.exp(-self.bias - sum(weight * value for weight, value in pairs)))
 
 
+@dataclass(frozen=True)
+class Weights:
+    """One curve for passages in the question's language and one for those in another."""
+
+    near: Curve
+    far: Curve
+
+    def probability(self, evidence: Evidence) -> float:
+        """Return the probability, 0..1, that the passage answers the question."""
+        return (self.far if evidence.crossing else self.near).probability(evidence)
+
+
 WEIGHTS = Weights(
-    bias=-9.0,
-    evidence=Evidence(sentence=10.9, focus=3.7, coverage=4.1, crossing=5.2, codes=-1.7, kind=-0.5),
+    near=Curve(-7.82, Evidence(0.21, 5.23, 3.28, 4.54, 4.39, 0.0, -0.79, -0.87)),
+    far=Curve(-6.88, Evidence(10.99, 8.9, 5.99, 4.85, 0.0, 0.0, -1.54, -0.41)),
 )
 
 _UNRELATED: Mapping[str, tuple[str, ...]] = {
@@ -107,26 +129,66 @@ _UNRELATED: Mapping[str, tuple[str, ...]] = {
 
 
 class Background:
-    """What an encoder's cosines look like where nothing is related.
+    """What an encoder's cosines look like where nothing answers.
 
-    Every encoder is measured against the same thirty-two everyday sentences, half of them Chinese.
-    A question's mean cosine with those of a passage's language is the zero of the scale there,
-    which also takes out the distance that an encoder puts between languages.
+    Every encoder is measured against the same thirty-two everyday sentences, half of them Chinese,
+    and against up to :data:`SAMPLE` chunks of the base itself: the mean cosine of a question with
+    those of a passage's language is the zero of the scale there. That takes out the distance that
+    an encoder puts between languages, and the subject that a base is about. The sentences count as
+    much as :data:`WEIGHT` chunks, so that a base of three chunks has a zero too.
 
     :param vectors: unit vectors (N, D) of the sentences, by language.
+    :param base: unit vectors (N, D) of the base's chunks, by language.
     """
 
-    def __init__(self, vectors: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, vectors: Mapping[str, np.ndarray], base: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         self._vectors = vectors
+        self._base = base or {}
 
     @classmethod
     def of(cls, encoder: Encoder, home: Path | None = None) -> Background:
         """Measure ``encoder``, or read what was measured before under ``home``."""
         return cls({language: _load(encoder, language, home) for language in _UNRELATED})
 
+    def rows(self) -> Iterator[np.ndarray]:
+        """Yield the vector (D,) of each sentence."""
+        for each in self._vectors.values():
+            yield from each
+
+    def against(self, base: Mapping[str, np.ndarray]) -> Background:
+        """Return this background with chunks of a base, by language."""
+        return Background(self._vectors, base)
+
     def zeros(self, question: np.ndarray) -> dict[str, float]:
-        """Return the mean cosine of a question vector (D,) with unrelated text, by language."""
-        return {name: float((each @ question).mean()) for name, each in self._vectors.items()}
+        """Return the zero of the scale for a question vector (D,), by passage language."""
+        return {language: self._zero(language, question) for language in self._vectors}
+
+    def _zero(self, language: str, question: np.ndarray) -> float:
+        everyday = float((self._vectors[language] @ question).mean())
+        chunks = self._base.get(language)
+        if chunks is None or not len(chunks):
+            return everyday
+        total = WEIGHT * everyday + float((chunks @ question).sum())
+        return total / (WEIGHT + len(chunks))
+
+    def neutral(self, question: np.ndarray) -> np.ndarray:
+        """Return a question's unit vector (D,) without what only tells its language.
+
+        Encoders put texts of one language together. Searching with the part of the vector that is
+        perpendicular to the difference of the languages' means ranks passages of both alike.
+        """
+        import numpy as np
+
+        first, second = (each.mean(axis=0) for each in self._vectors.values())
+        across = first - second
+        length = float(np.linalg.norm(across))
+        if length < 1e-6:
+            return question
+        rest = question - (question @ across) / length**2 * across
+        unit: np.ndarray = rest / max(float(np.linalg.norm(rest)), 1e-6)
+        return unit.astype(np.float32)
 
 
 def _load(encoder: Encoder, language: str, home: Path | None) -> np.ndarray:

@@ -15,7 +15,7 @@ from glmkit import Chunk, Message, Passage, Reply, Usage, language_of
 from . import terms
 from .cite import mark
 from .followup import leans_back
-from .sentences import SentenceVectors
+from .sentences import Read, SentenceVectors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +101,7 @@ def choose(question: str, passages: Sequence[Passage], vectors: SentenceVectors)
     number or time asked for, and the score of its passage. One that starts by pointing back ("It
     is 6,650 km long.") brings the sentence before it along.
     """
-    read = vectors.of([passage.text for passage in passages[:_READ]])
+    read = vectors.of([Read.of(passage) for passage in passages[:_READ]])
     asked = vectors.question(question)
     quotes = [
         Quote(text, source, at, _worth(question, text, float(vector @ asked), passages[source]))

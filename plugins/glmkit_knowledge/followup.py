@@ -16,7 +16,7 @@ from .terms import content_terms, is_chinese
 _MOST_TURNS_BACK = 4
 
 _CHINESE_POINTER = re.compile(
-    r"(?:它|他|她)们?|(?:这|那|该)(?:一)?(?:条|个|座|种|位|本|部|款|项|家|只|片|张|次|些|里|儿|时)(?!乐)|其(?!他|它|中|实|余|次)|此(?!外|后|前)|前者|后者"
+    r"(?:它|(?<!其)他|她)们?|(?:这|那|该)(?:一)?(?:条|个|座|种|位|本|部|款|项|家|只|片|张|次|些|里|儿|时)(?!乐)|其(?!他|它|中|实|余|次)|此(?!外|后|前)|前者|后者"
 )
 _CHINESE_LEAD = re.compile(r"^(?:那么?|然后|还有|另外|而且|所以)[，,]?(?!不勒斯|里|个|曲|年)")
 _CHINESE_WHAT_ABOUT = re.compile(r"^(?:那么?|还有)?[，,]?\s*(.+?)呢[？?]?$")
@@ -37,8 +37,10 @@ _ENGLISH_EMPTY = re.compile(
     r"|(?:is|was)\s+it\s+(?:possible|necessary|allowed|safe|true)|how many\b.*\bare\s+there)\b",
     re.IGNORECASE,
 )
+# "the lake", a name after the first word, or a code: something that "its" can stand for.
 _ENGLISH_NAMED = re.compile(
-    r"(?:\b(?:the|a|an|my|our|your)\s+[a-z]\w+)|(?<=\S\s)[A-Z][\w-]+|\b\w*[\d_.]\w+", re.IGNORECASE
+    r"\b(?:the|a|an|my|our|your)\s+[A-Za-z]\w+|(?<=\S\s)[A-Z][\w-]+|\b\w*[\d_.]\w+"
+    r"|^(?:Does|Do|Did|Can|Is|Are|Was|Were|Will)\s+(?!it\b|they\b|there\b)[a-z]\w+"
 )
 _ENGLISH_QUESTION = re.compile(
     r"^(?:(?:what|which|who|whom|whose|when|where|why|how)(?:\s+(?:long|high|deep|big|large|tall|far"
@@ -99,8 +101,7 @@ def _english_leans(question: str) -> bool:
         return True
     pointer = _ENGLISH_POINTER.search(_ENGLISH_EMPTY.sub(" ", question))
     if pointer:
-        before = _ENGLISH_EMPTY.sub(" ", question)[: pointer.start()]
-        return not _ENGLISH_NAMED.search(re.sub(r"^\W*\w+", "", before, count=1))
+        return not _ENGLISH_NAMED.search(question[: question.find(pointer.group())])
     return not content_terms(question)
 
 

@@ -1,6 +1,7 @@
 """From a question to passages: dense and lexical candidates, fused, then judged on one scale.
 
-1. The encoder's nearest chunks and BM25's best are fused by reciprocal rank.
+1. The encoder's nearest chunks, in either language, and BM25's best are pooled and ordered by
+   cosine and shared terms.
 2. The best of those are read sentence by sentence, described by :class:`~.calibrate.Evidence` and
    ordered by the probability that they answer (:mod:`.calibrate`).
 3. A follow-up question is first made to stand on its own (:mod:`.followup`).
@@ -9,6 +10,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +20,9 @@ from typing import TYPE_CHECKING, Protocol
 from glmkit import Passage, language_of
 
 from . import terms
-from .calibrate import WEIGHTS, Background, Evidence, Weights, relative
+from .calibrate import SAMPLE, WEIGHTS, Background, Evidence, Weights, relative
 from .followup import readings
-from .sentences import SentenceVectors
+from .sentences import Read, SentenceVectors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
 ORIGIN = "knowledge"
 POOL = 24
 """Candidates taken from each of the two rankings."""
-DEPTH = 8
-"""Candidates read sentence by sentence, unless more passages are asked for."""
-_RANK_OFFSET = 60  # of reciprocal rank fusion: how little the very first ranks stand out
+DEPTH = 6
+"""Candidates of each language read sentence by sentence, unless more passages are asked for."""
+_COVERAGE = 0.35  # what sharing all terms is worth in the first guess, on the cosine's scale
 
 
 class Chunk(Protocol):
@@ -53,6 +55,10 @@ class Chunk(Protocol):
 class Base(Protocol):
     """What retrieval asks of a knowledge base."""
 
+    def __len__(self) -> int:
+        """Return the number of chunks."""
+        ...
+
     def dense(self, vector: np.ndarray, k: int) -> Sequence[tuple[int, float]]:
         """Return (id, cosine) of the ``k`` chunks nearest to a unit vector (D,)."""
         ...
@@ -62,7 +68,11 @@ class Base(Protocol):
         ...
 
     def chunks(self, ids: Sequence[int]) -> Sequence[Chunk]:
-        """Return chunks in the order of ``ids``."""
+        """Return chunks in the order of ``ids``, without those that are gone."""
+        ...
+
+    def vectors(self, ids: Sequence[int]) -> np.ndarray:
+        """Return unit vectors (N, D) in the order of ``ids``."""
         ...
 
 
@@ -92,7 +102,8 @@ class Retriever:
     ) -> None:
         self.base = base
         self.sentences = SentenceVectors(encoder)
-        self._background = Background.of(encoder, home)
+        everyday = Background.of(encoder, home)
+        self._background = everyday.against(_sample(base, everyday))
         self._weights = weights
 
     def retrieve(
@@ -118,32 +129,43 @@ class Retriever:
         return [_passage(chunk, score) for score, chunk in judged[:top_k]]
 
     def evidence(self, query: str, top_k: int = DEPTH) -> list[tuple[Chunk, Evidence]]:
-        """Return the candidates with their features, in the order of the fused ranking."""
+        """Return the most promising candidates with their features."""
+        judge = self._judge(query)
+        chunks = judge.most_promising(max(DEPTH, top_k))
+        split = self.sentences.of([Read.of(_passage(chunk)) for chunk in chunks])
+        return judge.evidence(chunks, split)
+
+    def _judge(self, query: str) -> _Judge:
         vector = self.sentences.question(query)
-        pool = self.base.chunks(self._fused(query, vector))
-        read = pool[: max(DEPTH, top_k)]
-        rarity = _rarity(terms.content_terms(query), pool)
-        zeros = self._background.zeros(vector)
-        split = self.sentences.of([chunk.text for chunk in read])
-        judge = _Judge(query, vector, rarity, zeros)
-        return [
-            (chunk, judge.evidence(chunk, sentences, vectors))
-            for chunk, (sentences, vectors) in zip(read, split, strict=True)
-        ]
-
-    def _fused(self, query: str, vector: np.ndarray) -> list[int]:
-        dense = [each for each, _ in self.base.dense(vector, POOL)]
-        lexical = [each for each, _ in self.base.lexical(query, POOL)]
-        return fuse(dense, lexical)
+        dense = self.base.dense(self._background.neutral(vector), POOL)
+        lexical = self.base.lexical(query, POOL)
+        pool = self.base.chunks(list(dict.fromkeys(each for each, _ in (*dense, *lexical))))
+        cosines = self.base.vectors([chunk.id for chunk in pool]) @ vector
+        return _Judge(
+            query,
+            vector,
+            pool,
+            rarity=_rarity(terms.content_terms(query), pool),
+            zeros=self._background.zeros(vector),
+            cosines={chunk.id: float(each) for chunk, each in zip(pool, cosines, strict=True)},
+        )
 
 
-def fuse(*rankings: Sequence[int]) -> list[int]:
-    """Return the ids of several rankings, best first, by reciprocal rank fusion."""
-    scores: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, each in enumerate(ranking):
-            scores[each] = scores.get(each, 0.0) + 1 / (_RANK_OFFSET + rank)
-    return sorted(scores, key=lambda each: -scores[each])
+def _sample(base: Base, everyday: Background) -> dict[str, np.ndarray]:
+    """Return vectors (N, D) of a spread of chunks, by language: those nearest to everyday text.
+
+    That is all of a small base, and what nobody asks about of a large one.
+    """
+    each = max(1, SAMPLE // 32) if len(base) > SAMPLE else SAMPLE
+    rows = list(everyday.rows())[: 1 if each == SAMPLE else None]
+    ids = list(dict.fromkeys(found for row in rows for found, _ in base.dense(row, each)))
+    chunks = base.chunks(ids)
+    vectors = base.vectors([chunk.id for chunk in chunks])
+    languages = [language_of(chunk.text) for chunk in chunks]
+    return {
+        name: vectors[[at for at, language in enumerate(languages) if language == name]]
+        for name in set(languages)
+    }
 
 
 def _rarity(wanted: Sequence[str], pool: Sequence[Chunk]) -> dict[str, float]:
@@ -161,43 +183,89 @@ def _full(chunk: Chunk) -> str:
     return f"{chunk.path}\n{chunk.heading}\n{chunk.text}"
 
 
-def _passage(chunk: Chunk, score: float) -> Passage:
+def _passage(chunk: Chunk, score: float = 0.0) -> Passage:
     return Passage(chunk.text, chunk.path, chunk.location, round(score, 4), ORIGIN)
 
 
 @dataclass(frozen=True)
 class _Judge:
-    """Describes candidates of one question."""
+    """Describes the candidates of one question."""
 
     query: str
     vector: np.ndarray
+    pool: Sequence[Chunk]
     rarity: Mapping[str, float]
     zeros: Mapping[str, float]
+    cosines: Mapping[int, float]
 
-    def evidence(self, chunk: Chunk, sentences: Sequence[str], vectors: np.ndarray) -> Evidence:
-        language = language_of(chunk.text)
-        zero = self.zeros[language]
-        cosines = vectors @ self.vector
-        order = cosines.argsort()[::-1]
-        best = float(cosines[order[0]])
-        crossing = language != language_of(self.query)
-        text = _full(chunk)
+    def most_promising(self, count: int) -> list[Chunk]:
+        """Return the ``count`` candidates of each language that look best at first sight.
+
+        Languages do not compete here: what is shared with a passage in another language cannot be
+        counted in terms.
+        """
+        ranked = sorted(self.pool, key=lambda chunk: -self._promise(chunk))
+        near = [chunk for chunk in ranked if not self._crosses(chunk)]
+        far = [chunk for chunk in ranked if self._crosses(chunk)]
+        return near[:count] + far[:count]
+
+    def _promise(self, chunk: Chunk) -> float:
+        return self._passage(chunk) + _COVERAGE * self._coverage(chunk)
+
+    def evidence(
+        self, chunks: Sequence[Chunk], split: Sequence[tuple[list[str], np.ndarray]]
+    ) -> list[tuple[Chunk, Evidence]]:
+        """Return the features of candidates, given their sentences with vectors."""
+        best = [self._sentence(chunk, rows) for chunk, (_, rows) in zip(chunks, split, strict=True)]
+        crosses = [self._crosses(chunk) for chunk in chunks]
+        found: list[tuple[Chunk, Evidence]] = []
+        for at, (chunk, (sentences, rows)) in enumerate(zip(chunks, split, strict=True)):
+            others = [
+                value
+                for other, value in enumerate(best)
+                if other != at and crosses[other] == crosses[at]
+            ]
+            found.append(
+                (
+                    chunk,
+                    Evidence(
+                        passage=self._passage(chunk),
+                        sentence=best[at],
+                        focus=best[at] - self._relative(chunk, float((rows @ self.vector).mean())),
+                        margin=best[at] - statistics.median(others) if others else 0.0,
+                        coverage=self._coverage(chunk),
+                        crossing=float(crosses[at]),
+                        codes=terms.missing_tokens(terms.hard_tokens(self.query), _full(chunk)),
+                        kind=self._kind(sentences, rows),
+                    ),
+                )
+            )
+        return found
+
+    def _kind(self, sentences: Sequence[str], rows: np.ndarray) -> float:
         kind = terms.answer_kind(self.query)
-        held = any(terms.holds_kind(kind, sentences[at]) for at in order[:2])
-        return Evidence(
-            sentence=relative(best, zero),
-            focus=(best - float(cosines.mean())) / max(1e-6, 1 - zero),
-            coverage=0.0 if crossing else self._coverage(text),
-            crossing=float(crossing),
-            codes=terms.missing_tokens(terms.hard_tokens(self.query), text),
-            kind=float(not held),
-        )
+        order = (rows @ self.vector).argsort()[::-1]
+        return float(not any(terms.holds_kind(kind, sentences[at]) for at in order[:2]))
 
-    def _coverage(self, text: str) -> float:
+    def _sentence(self, chunk: Chunk, rows: np.ndarray) -> float:
+        return self._relative(chunk, float((rows @ self.vector).max()))
+
+    def _relative(self, chunk: Chunk, cosine: float) -> float:
+        return relative(cosine, self.zeros[language_of(chunk.text)])
+
+    def _passage(self, chunk: Chunk) -> float:
+        return self._relative(chunk, self.cosines[chunk.id])
+
+    def _crosses(self, chunk: Chunk) -> bool:
+        return language_of(chunk.text) != language_of(self.query)
+
+    def _coverage(self, chunk: Chunk) -> float:
+        if self._crosses(chunk):
+            return 0.0
         whole = sum(self.rarity.values())
-        if not whole:
-            return 1.0
-        return sum(self.rarity[term] * terms.coverage([term], text) for term in self.rarity) / whole
+        text = _full(chunk)
+        found = sum(self.rarity[term] * terms.coverage([term], text) for term in self.rarity)
+        return found / whole if whole else 1.0
 
 
 @dataclass

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from glmkit import Encoder
+    from glmkit import Encoder, Passage
 
 _REMEMBERED = 2048
 _END = re.compile(
@@ -45,12 +45,24 @@ def split_sentences(text: str) -> list[str]:
     return [piece for piece in found if any(each.isalnum() for each in piece)]
 
 
+class Read(NamedTuple):
+    """A passage to be read sentence by sentence."""
+
+    heading: str
+    text: str
+
+    @classmethod
+    def of(cls, passage: Passage) -> Read:
+        """Return a passage with the heading path that its location begins with."""
+        return cls(passage.location.rpartition(", ")[0], passage.text)
+
+
 class SentenceVectors:
     """The sentences of texts with their vectors, remembered for the texts seen last."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self._passages: OrderedDict[str, tuple[list[str], np.ndarray]] = OrderedDict()
+        self._passages: OrderedDict[Read, tuple[list[str], np.ndarray]] = OrderedDict()
         self._questions: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def question(self, text: str) -> np.ndarray:
@@ -60,18 +72,25 @@ class SentenceVectors:
             _forget(self._questions)
         return self._questions[text]
 
-    def of(self, texts: Sequence[str]) -> list[tuple[list[str], np.ndarray]]:
-        """Return the sentences and their unit vectors (N, D) of each text, in one batch."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._passages]
-        split = [split_sentences(text) or [text] for text in missing]
-        flat = [sentence for sentences in split for sentence in sentences]
+    def of(self, passages: Sequence[Read]) -> list[tuple[list[str], np.ndarray]]:
+        """Return the sentences and their unit vectors (N, D) of each passage, in one batch.
+
+        A sentence is encoded below its heading: "It is 1,642 metres deep." says little without.
+        """
+        missing = [each for each in dict.fromkeys(passages) if each not in self._passages]
+        split = [split_sentences(each.text) or [each.text] for each in missing]
+        flat = [
+            f"{each.heading}: {sentence}" if each.heading else sentence
+            for each, sentences in zip(missing, split, strict=True)
+            for sentence in sentences
+        ]
         vectors = self.encoder.encode(flat, kind="passage") if flat else None
         at = 0
-        for text, sentences in zip(missing, split, strict=True):
+        for each, sentences in zip(missing, split, strict=True):
             if vectors is not None:
-                self._passages[text] = (sentences, vectors[at : at + len(sentences)])
+                self._passages[each] = (sentences, vectors[at : at + len(sentences)])
             at += len(sentences)
-        found = [self._passages[text] for text in texts]
+        found = [self._passages[each] for each in passages]
         _forget(self._passages)
         return found
 

@@ -1,0 +1,103 @@
+"""Extractive answers: verbatim sentences, the right ones, each with its citation."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glmkit import Message, Passage
+from glmkit.testing import HashEncoder
+from glmkit_knowledge.extract import ExtractiveModel, choose
+from glmkit_knowledge.sentences import Read, SentenceVectors, split_sentences
+
+RIVERS = Passage(
+    "The Nile is the longest river of Africa. It is 6,650 km long. Crocodiles live there.",
+    "rivers.md",
+    "Rivers > Nile, line 3",
+    0.9,
+)
+LAKES = Passage("贝加尔湖在西伯利亚。湖水最深处有 1642 米。", "lakes.md", "line 1", 0.5)
+
+
+@pytest.fixture
+def vectors() -> SentenceVectors:
+    return SentenceVectors(HashEncoder())
+
+
+def test_sentences_end_where_both_languages_end_them():
+    text = "Pi is 3.14, says Dr. Li. 长江很长。真的？Yes! J. S. Bach\n\nNew one\n- a\n- b"
+    assert split_sentences(text) == [
+        "Pi is 3.14, says Dr. Li.",
+        "长江很长。",
+        "真的？",
+        "Yes!",
+        "J. S. Bach",
+        "New one",
+        "- a",
+        "- b",
+    ]
+
+
+@given(st.text(alphabet="aB1 .。!？\n-长", max_size=60))
+def test_sentences_are_substrings_in_order_and_lose_no_letter(text):
+    at = 0
+    for sentence in split_sentences(text):
+        at = text.index(sentence, at) + len(sentence)
+    kept = "".join(split_sentences(text))
+    assert [c for c in kept if c.isalnum()] == [c for c in text if c.isalnum()]
+
+
+def test_a_sentence_is_encoded_below_its_heading_and_only_once():
+    calls = []
+
+    class Counting(HashEncoder):
+        def encode(self, texts, *, kind="passage"):
+            calls.extend(texts)
+            return super().encode(texts, kind=kind)
+
+    vectors = SentenceVectors(Counting())
+    for _ in range(2):
+        [(sentences, rows)] = vectors.of([Read.of(RIVERS)])
+        assert len(sentences) == len(rows) == 3
+    assert calls[0] == "Rivers > Nile: The Nile is the longest river of Africa."
+    assert len(calls) == 3
+
+
+def test_the_sentence_that_answers_is_quoted_with_its_number(vectors):
+    model = ExtractiveModel(vectors)
+    reply = model.reply([Message("user", "湖水最深处有多少米?", (RIVERS, LAKES))])
+    assert reply.text == "湖水最深处有 1642 米。 [2]"
+    assert reply.finish_reason == "stop"
+    assert reply.usage.completion_tokens == 0
+
+
+def test_a_sentence_that_points_back_brings_the_one_before(vectors):
+    quotes = choose("How long, in km, is it long?", [RIVERS], vectors)
+    assert [quote.text for quote in quotes][:2] == [
+        "The Nile is the longest river of Africa.",
+        "It is 6,650 km long.",
+    ]
+
+
+def test_at_most_three_and_no_sentence_twice(vectors):
+    passage = Passage("Rivers flow. " * 6 + "Rivers do flow. So rivers flow on.", "a.md")
+    texts = [quote.text for quote in choose("rivers flow", [passage, passage], vectors)]
+    assert len(texts) == len(set(texts)) <= 3
+
+
+@given(
+    st.lists(st.text(alphabet="abc 。.\n12长河", min_size=1, max_size=40), min_size=1, max_size=4)
+)
+def test_quotes_are_verbatim(texts):
+    passages = [Passage(text, "a.md") for text in texts]
+    for quote in choose("abc 长河 12?", passages, SentenceVectors(HashEncoder())):
+        assert quote.text in passages[quote.source].text
+
+
+def test_stream_reply_and_batch_agree(vectors):
+    model = ExtractiveModel(vectors)
+    asked = [Message("user", "How long is the Nile in km?", (RIVERS, LAKES))]
+    streamed = "".join(chunk.text for chunk in model.stream(asked))
+    assert streamed == model.reply(asked).text == next(model.batch([asked])).text
+    assert re.search(r"6,650 km long\. \[1\]", streamed)
