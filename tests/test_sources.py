@@ -264,7 +264,7 @@ class TestHub:
         assert server.sent(blob) == len(model_files()[WEIGHTS])
 
     def test_a_new_revision_leaves_nothing_of_the_old(self, config, server):
-        server.offer_hf(ID, model_files() | {"old.json": b"{}"})
+        server.offer_hf(ID, {"old.json": b"{}"} | model_files())
         blob = next(each for each in server.pages if each.startswith("/cdn/"))
         server.faults[blob] = [Fault(cut_after=100_000)] + [Fault(503)] * 9
         config = hf(config, server)
