@@ -1,8 +1,8 @@
 """Chunking: sections of a document become pieces of about the length that an encoder reads well.
 
-Length is measured in bytes of UTF-8: a multilingual vocabulary spends about one token on four to
-five of them in Chinese and in English alike, so that :data:`BUDGET` is some 200 tokens, which is
-300 Chinese characters or 900 English ones.
+Length is measured in bytes of UTF-8: a multilingual vocabulary spends about one token on four of
+them (3.9 measured with multilingual-e5 on Chinese prose, 3.9 on English), so that :data:`BUDGET` is
+some 230 tokens, which is 300 Chinese characters or 900 English ones.
 
 Sentences are the units: a piece ends where a sentence does, unless one sentence is longer than the
 budget. Lines of lists and tables count as sentences. Everything here is linear in the text.
@@ -20,8 +20,9 @@ from .readers import Section
 
 BUDGET = 900
 """Most bytes of UTF-8 in a piece."""
-_RECORD_BUDGETS = 2
-"""A record (a row, a question with its answer) may take this many budgets before it is divided."""
+_RECORD_BUDGETS = 1.5
+"""A record (a row, a question with its answer) may take this many budgets before it is divided:
+some 350 tokens, which encoders with room for 512 still read to the end."""
 _SMALL = 4
 """A rest below one fourth of the budget is joined with the piece before it, both re-divided."""
 _WRAPPED_CHARS = 50
@@ -101,7 +102,7 @@ def chunk(sections: Iterable[Section], *, budget: int = BUDGET) -> Iterator[Piec
     Neighbouring sections under one heading path are treated as one text; a piece never spans two
     heading paths. It may span two pages where it would be less than half full otherwise.
 
-    :param budget: most bytes of UTF-8 in a piece, 100 or more; a record may take twice as many.
+    :param budget: most bytes of UTF-8 in a piece, 100 or more; half as many again in a record.
     """
     for (headings, whole), group in groupby(sections, lambda each: (each.headings, each.whole)):
         for units in _records(group, budget) if whole else _pack(_units(group, budget), budget):

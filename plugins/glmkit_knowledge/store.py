@@ -21,41 +21,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from glmkit import DataError
 
 from .records import Document, FileState, StoredChunk
+from .schema import FORMAT, STATEMENTS
 
 if TYPE_CHECKING:
     import numpy as np
 
-FORMAT = 1
-"""Raise this with every change to the tables, the chunking or the segmentation."""
-
 _BUSY_TIMEOUT_S = 30
 _MOST_VARIABLES = 500
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE files (
-    id INTEGER PRIMARY KEY,
-    path TEXT NOT NULL UNIQUE,
-    sha256 BLOB NOT NULL,
-    size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,
-    problem TEXT
-);
-CREATE TABLE chunks (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    file_id INTEGER NOT NULL REFERENCES files (id),
-    heading TEXT NOT NULL,
-    location TEXT NOT NULL,
-    text TEXT NOT NULL,
-    digest BLOB NOT NULL
-);
-CREATE INDEX chunks_of_file ON chunks (file_id);
-CREATE INDEX chunks_of_digest ON chunks (digest);
-CREATE TABLE vectors (digest BLOB PRIMARY KEY, vector BLOB NOT NULL);
-CREATE VIRTUAL TABLE words USING fts5 (
-    path, heading, text, tokenize = "porter unicode61 remove_diacritics 2 tokenchars '_+#'"
-);
-"""
 
 # Safe against a killed process; a power cut may lose the last commit, never the file.
 _SAFE_ENOUGH = "PRAGMA synchronous = NORMAL"
@@ -67,6 +39,8 @@ _MATCH_ONE = """SELECT * FROM (
 )"""
 _MATCH_ALL = """SELECT rowid, sum(score) AS best FROM ({}) GROUP BY rowid
     ORDER BY best DESC, rowid LIMIT ?"""
+
+__all__ = ["FORMAT", "DamagedIndex", "Store", "new_generation"]
 
 _T = TypeVar("_T")
 
@@ -119,7 +93,7 @@ class Store:
             connection.execute(_SAFE_ENOUGH)
         # In one transaction: nobody ever sees half a schema.
         with store._writing():
-            for statement in _SCHEMA.split(";\n"):
+            for statement in STATEMENTS:
                 connection.execute(statement)
             connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
         return store
