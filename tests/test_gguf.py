@@ -31,7 +31,14 @@ def tiny_gguf(file, *, architecture="llama", omit=None):
     from gguf import GGUFWriter, quants
     from tokenizers.pre_tokenizers import ByteLevel
 
-    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet())]
+    names = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        *sorted(ByteLevel.alphabet()),
+        "he",
+        "ll",
+    ]
     writer = GGUFWriter(str(file), architecture)
     writer.add_name("tiny")
     writer.add_block_count(LAYERS)

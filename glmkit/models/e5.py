@@ -19,8 +19,8 @@ from ..errors import CheckpointError
 
 BLOCK = 32
 """Weights that share one scale."""
-PACKED = (".qkv", ".attention_output", ".intermediate", ".output")
-"""The matrices of a layer, 4-bit in the checkpoint."""
+
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,28 @@ def dequantize(nibbles: Tensor, scales: Tensor) -> Tensor:
     return levels.mul_(scales.float().unsqueeze(-1)).flatten(-2)
 
 
+class Linear(nn.Linear):
+    """A linear layer that is always filled from a checkpoint."""
+
+    def reset_parameters(self) -> None:
+        """Leave the weights as they are: filling them with noise first takes time."""
+
+
+class Embedding(nn.Embedding):
+    """A table that is always filled from a checkpoint."""
+
+    def reset_parameters(self) -> None:
+        """Leave the rows as they are."""
+
+
 class PackedEmbedding(nn.Module):
     """A table of 4-bit rows; only the rows asked for are ever expanded."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
-        nibbles = torch.zeros(rows, width // 2, dtype=torch.uint8)
+        nibbles = torch.empty(rows, width // 2, dtype=torch.uint8)
         self.nibbles = nn.Parameter(nibbles, requires_grad=False)
-        scales = torch.zeros(rows, width // BLOCK, dtype=torch.float16)
+        scales = torch.empty(rows, width // BLOCK, dtype=torch.float16)
         self.scales = nn.Parameter(scales, requires_grad=False)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -98,8 +112,8 @@ class Embeddings(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.word_embeddings = PackedEmbedding(config.vocab_size, width)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
+        self.position_embeddings = Embedding(config.max_position_embeddings, width)
+        self.token_type_embeddings = Embedding(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -119,11 +133,11 @@ class Layer(nn.Module):
         super().__init__()
         width, inner = config.hidden_size, config.intermediate_size
         self.heads = config.num_attention_heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.attention_output = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.attention_output = Linear(width, width)
         self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.intermediate = nn.Linear(width, inner)
-        self.output = nn.Linear(inner, width)
+        self.intermediate = Linear(width, inner)
+        self.output = Linear(inner, width)
         self.output_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -163,16 +177,38 @@ class E5Model(nn.Module):
         return F.normalize(total, dim=-1)  # the mean points where the sum points
 
 
-def expected_shapes(config: E5Config) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def expected_shapes(config: E5Config) -> Shapes:
     """Return shape and type of each tensor in a checkpoint of these sizes."""
-    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-    with torch.device("meta"):
-        for name, tensor in E5Model(config).state_dict().items():
-            base, _, kind = name.rpartition(".")
-            if kind == "weight" and base.endswith(PACKED):
-                rows, columns = tensor.shape
-                shapes[f"{base}.nibbles"] = ((rows, columns // 2), torch.uint8)
-                shapes[f"{base}.scales"] = ((rows, columns // BLOCK), torch.float16)
-            else:
-                shapes[name] = (tuple(tensor.shape), tensor.dtype)
+    width, inner = config.hidden_size, config.intermediate_size
+    shapes = {
+        **_table("embeddings.word_embeddings", config.vocab_size, width),
+        "embeddings.position_embeddings.weight": (
+            (config.max_position_embeddings, width),
+            torch.float32,
+        ),
+        "embeddings.token_type_embeddings.weight": ((config.type_vocab_size, width), torch.float32),
+        **_pair("embeddings.LayerNorm", width),
+    }
+    for index in range(config.num_hidden_layers):
+        start = f"layers.{index}."
+        shapes |= _pair(f"{start}attention_norm", width) | _pair(f"{start}output_norm", width)
+        for name, rows, columns in (
+            ("qkv", 3 * width, width),
+            ("attention_output", width, width),
+            ("intermediate", inner, width),
+            ("output", width, inner),
+        ):
+            shapes |= _table(start + name, rows, columns)
+            shapes[f"{start}{name}.bias"] = ((rows,), torch.float32)
     return shapes
+
+
+def _table(name: str, rows: int, columns: int) -> Shapes:
+    return {
+        f"{name}.nibbles": ((rows, columns // 2), torch.uint8),
+        f"{name}.scales": ((rows, columns // BLOCK), torch.float16),
+    }
+
+
+def _pair(name: str, width: int) -> Shapes:
+    return {f"{name}.{kind}": ((width,), torch.float32) for kind in ("weight", "bias")}

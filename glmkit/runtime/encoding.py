@@ -251,8 +251,7 @@ def _build_torch(config: E5Config, state: dict[str, Tensor]) -> E5Model:
     for key in [each for each in state if each.startswith("layers.") and each.endswith(".nibbles")]:
         base = key.removesuffix(".nibbles")
         state[f"{base}.weight"] = dequantize(state.pop(key), state.pop(f"{base}.scales"))
-    with torch.device("meta"):
-        model = E5Model(config)
+    model = E5Model(config)
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
 
