@@ -28,8 +28,9 @@ from .indexing import write_changes
 from .readers import READERS, Reader
 from .records import FileState, StoredChunk
 from .scan import MAX_FILE_BYTES, Changes, compare, list_documents
+from .schema import FORMAT
 from .segment import query_terms
-from .store import FORMAT, DamagedIndex, Store, new_generation
+from .store import DamagedIndex, Store, new_generation
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from glmkit import DataError
 
 from .records import Document, FileState, StoredChunk
-from .schema import FORMAT, STATEMENTS
+from .schema import STATEMENTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +39,6 @@ _MATCH_ONE = """SELECT * FROM (
 )"""
 _MATCH_ALL = """SELECT rowid, sum(score) AS best FROM ({}) GROUP BY rowid
     ORDER BY best DESC, rowid LIMIT ?"""
-
-__all__ = ["FORMAT", "DamagedIndex", "Store", "new_generation"]
 
 _T = TypeVar("_T")
 

@@ -15,8 +15,9 @@ from glmkit_knowledge import index as index_module
 from glmkit_knowledge import segment
 from glmkit_knowledge.index import DenseIndex, generation_of
 from glmkit_knowledge.records import ChunkRow, Document, FileState
+from glmkit_knowledge.schema import FORMAT
 from glmkit_knowledge.segment import index_text, query_terms, words
-from glmkit_knowledge.store import FORMAT, DamagedIndex, Store, new_generation
+from glmkit_knowledge.store import DamagedIndex, Store, new_generation
 
 STATE = FileState(b"h" * 32, 10, 20)
 
