@@ -8,7 +8,8 @@ The data, all in one knowledge base:
 * ``calibration.jsonl``: short documents written for this purpose, in Chinese and English, with
   questions in both languages. A question without an answer is about its document's subject too.
 
-Each answerable question is asked again with its document taken out of the base, and those of CMRC
+All of it twice: with whole documents, and with documents in short sections of two sentences, since
+folders hold both. Each answerable question is asked again with its document taken out of the base, and those of CMRC
 once more with only the chunks that hold the answer taken out.
 
 Each question's candidates are labelled by whether they hold the answer, and one logistic curve is
@@ -24,7 +25,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ from glmkit import Encoder, Glmkit, show_progress
 from glmkit_knowledge.base import KnowledgeBase, StoredChunk
 from glmkit_knowledge.calibrate import Evidence
 from glmkit_knowledge.retrieve import Retriever
+from glmkit_knowledge.sentences import split_sentences
+from glmkit_knowledge.terms import is_chinese
 
 HERE = Path(__file__).parent
 FOLDS = 8
@@ -88,15 +91,32 @@ class Without:
         return [pair for pair in found if pair[0] not in self._hidden][:k]
 
 
-def read_cmrc(path: Path, folder: Path, *, paragraphs: int = 70) -> Iterator[Case]:
+def document(title: str, text: str, *, sections: bool) -> str:
+    """Return a Markdown document, in one piece or in sections of two sentences."""
+    if not sections:
+        return f"# {title}\n\n{text}\n"
+    sentences = split_sentences(text)
+    pairs = [
+        "".join(sentences[at : at + 2]) if is_chinese(text) else " ".join(sentences[at : at + 2])
+        for at in range(0, len(sentences), 2)
+    ]
+    return f"# {title}\n\n" + "\n\n".join(f"## {n}\n\n{pair}" for n, pair in enumerate(pairs, 1))
+
+
+def read_cmrc(path: Path, folder: Path, *, sections: bool, paragraphs: int = 70) -> Iterator[Case]:
     """Write paragraphs into ``folder`` and yield two questions of each, with and without answer."""
     picker = random.Random(7)
     articles = json.loads(path.read_text(encoding="utf-8"))["data"]
-    found = [each for article in articles for each in article["paragraphs"]]
+    found = [
+        each | {"title": article.get("title", "")}
+        for article in articles
+        for each in article["paragraphs"]
+    ]
     picker.shuffle(found)
     for number, paragraph in enumerate(found[:paragraphs]):
-        name = f"cmrc-{number}.txt"
-        (folder / name).write_text(paragraph["context"], encoding="utf-8")
+        name = f"cmrc-{number}.md"
+        text = document(paragraph["title"], paragraph["context"], sections=sections)
+        (folder / name).write_text(text, encoding="utf-8")
         for asked in picker.sample(paragraph["qas"], min(2, len(paragraph["qas"]))):
             answers = tuple(each["text"] for each in asked["answers"])
             yield Case(asked["question"], name, answers, kind="cmrc")
@@ -104,18 +124,18 @@ def read_cmrc(path: Path, folder: Path, *, paragraphs: int = 70) -> Iterator[Cas
             yield Case(asked["question"], name, (), hide=("",), kind="cmrc, no document")
 
 
-def read_own(path: Path, folder: Path) -> Iterator[Case]:
+def read_own(path: Path, folder: Path, *, sections: bool) -> Iterator[Case]:
     """Write the documents of ``calibration.jsonl`` into ``folder`` and yield their questions."""
     for line in path.read_text(encoding="utf-8").splitlines():
-        document = json.loads(line)
-        text = f"# {document['title']}\n\n{document['text']}\n"
-        (folder / document["path"]).write_text(text, encoding="utf-8")
-        for asked in document["questions"]:
+        found = json.loads(line)
+        text = document(found["title"], found["text"], sections=sections)
+        (folder / found["path"]).write_text(text, encoding="utf-8")
+        for asked in found["questions"]:
             if asked["answer"] is None:
-                yield Case(asked["question"], document["path"], (), kind="own, unanswerable")
+                yield Case(asked["question"], found["path"], (), kind="own, unanswerable")
                 continue
-            yield Case(asked["question"], document["path"], (asked["answer"],))
-            yield Case(asked["question"], document["path"], (), hide=("",), kind="own, no document")
+            yield Case(asked["question"], found["path"], (asked["answer"],))
+            yield Case(asked["question"], found["path"], (), hide=("",), kind="own, no document")
 
 
 @dataclass(frozen=True)
@@ -217,17 +237,28 @@ def report(best: dict[int, tuple[float, bool]], cases: Sequence[Case]) -> None:
                 print(f"{said}; refused at {', '.join(shares)}")
 
 
+def prepare(folder: Path, cmrc: Path | None, *, sections: bool) -> list[Case]:
+    """Write all documents into ``folder`` and return the questions."""
+    folder.mkdir()
+    cases = list(read_own(HERE / "calibration.jsonl", folder, sections=sections))
+    if cmrc is not None:
+        cases += read_cmrc(cmrc, folder, sections=sections)
+    return cases
+
+
 def main(encoder: Encoder, cmrc: Path | None) -> None:
     """Fit, print the constants, and print the cross-validated figures."""
-    with tempfile.TemporaryDirectory() as place:
-        folder, home = Path(place, "documents"), Path(place, "home")
-        folder.mkdir()
-        cases = list(read_own(HERE / "calibration.jsonl", folder))
-        if cmrc is not None:
-            cases += read_cmrc(cmrc, folder)
-        with KnowledgeBase.open(folder, home=home, encoder=encoder) as base:
-            show_progress(base.update())
-            rows = gather(cases, base, encoder, home)
+    cases: list[Case] = []
+    rows: list[Row] = []
+    for sections in (False, True):
+        with tempfile.TemporaryDirectory() as place:
+            more = prepare(Path(place, "documents"), cmrc, sections=sections)
+            base = KnowledgeBase.open(Path(place, "documents"), home=Path(place), encoder=encoder)
+            with base:
+                show_progress(base.update())
+                found = gather(more, base, encoder, Path(place))
+        rows += [replace(row, case=row.case + len(cases)) for row in found]
+        cases += more
     report(cross_validate(rows, cases), cases)
     names = ("bias", *Evidence.__dataclass_fields__)
     for far, curve in Fit(rows, cases).curves.items():

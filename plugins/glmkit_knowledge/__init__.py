@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import glmkit
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from glmkit import Glmkit, Passage, Reply, Request
     from glmkit.plugins import RegisterCommand, RegisterSpec
 
@@ -59,8 +61,15 @@ def register_encoders(register: RegisterSpec) -> None:
             "sentence-transformers",
             "Any sentence-transformers model, by folder or hub id.",
             f"{__name__}.encoders:load_sentence_transformer",
+            accepts=_is_sentence_transformer,
         )
     )
+
+
+def _is_sentence_transformer(path: Path) -> bool:
+    from .encoders import is_sentence_transformer
+
+    return is_sentence_transformer(path)
 
 
 @glmkit.hookimpl

@@ -95,6 +95,6 @@ class SentenceVectors:
         return found
 
 
-def _forget(memory: OrderedDict[str, Any]) -> None:
+def _forget(memory: OrderedDict[Any, Any]) -> None:
     while len(memory) > _REMEMBERED:
         memory.popitem(last=False)
