@@ -11,43 +11,69 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .app import Glmkit, ModelInfo, load, load_encoder
-    from .chat import REFUSALS, Chat, Policy, language_of
-    from .config import Config
-    from .console import show_progress
-    from .errors import (
-        CheckpointError,
-        ConfigError,
-        DataError,
-        GlmkitError,
-        MissingExtraError,
-        OfflineError,
-        PluginError,
-        SourceError,
-        UnknownNameError,
-        UsageError,
+    from .app import (
+        Glmkit as Glmkit,
+        ModelInfo as ModelInfo,
+        load as load,
+        load_encoder as load_encoder,
     )
-    from .hookspecs import hookimpl, hookspec
-    from .plugins import Plugins, Spec
-    from .repl import Repl
+    from .chat import (
+        REFUSALS as REFUSALS,
+        Chat as Chat,
+        Policy as Policy,
+        language_of as language_of,
+    )
+    from .config import (
+        Config as Config,
+        refuse_unknown as refuse_unknown,
+    )
+    from .console import (
+        show_progress as show_progress,
+    )
+    from .errors import (
+        CheckpointError as CheckpointError,
+        ConfigError as ConfigError,
+        DataError as DataError,
+        GlmkitError as GlmkitError,
+        MissingExtraError as MissingExtraError,
+        OfflineError as OfflineError,
+        PluginError as PluginError,
+        SourceError as SourceError,
+        UnknownNameError as UnknownNameError,
+        UsageError as UsageError,
+    )
+    from .hookspecs import (
+        hookimpl as hookimpl,
+        hookspec as hookspec,
+    )
+    from .plugins import (
+        Plugins as Plugins,
+        RegisterCommand as RegisterCommand,
+        RegisterSpec as RegisterSpec,
+        Spec as Spec,
+    )
+    from .repl import (
+        Repl as Repl,
+    )
     from .types import (
-        ChatModel,
-        Chunk,
-        Encoder,
-        GenerationOptions,
-        InspectableModel,
-        Message,
-        Passage,
-        Progress,
-        Reply,
-        Request,
-        Usage,
+        ChatModel as ChatModel,
+        Chunk as Chunk,
+        Encoder as Encoder,
+        GenerationOptions as GenerationOptions,
+        InspectableModel as InspectableModel,
+        Message as Message,
+        MessageLike as MessageLike,
+        Passage as Passage,
+        Progress as Progress,
+        Reply as Reply,
+        Request as Request,
+        Usage as Usage,
     )
 
 _HOMES = {
     "app": ("Glmkit", "ModelInfo", "load", "load_encoder"),
     "chat": ("REFUSALS", "Chat", "Policy", "language_of"),
-    "config": ("Config",),
+    "config": ("Config", "refuse_unknown"),
     "console": ("show_progress",),
     "errors": (
         "CheckpointError",
@@ -62,7 +88,7 @@ _HOMES = {
         "UsageError",
     ),
     "hookspecs": ("hookimpl", "hookspec"),
-    "plugins": ("Plugins", "Spec"),
+    "plugins": ("Plugins", "RegisterCommand", "RegisterSpec", "Spec"),
     "repl": ("Repl",),
     "types": (
         "ChatModel",
@@ -71,6 +97,7 @@ _HOMES = {
         "GenerationOptions",
         "InspectableModel",
         "Message",
+        "MessageLike",
         "Passage",
         "Progress",
         "Reply",

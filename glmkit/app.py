@@ -131,7 +131,7 @@ class Glmkit:
         from . import sources
 
         try:
-            return self.watch(sources.ensure(name, config=self.config, kind=kind))
+            return cast("Located", self.watch(sources.ensure(name, config=self.config, kind=kind)))
         except UnknownNameError as error:
             from .catalog import names
 

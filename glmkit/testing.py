@@ -114,11 +114,10 @@ def tiny_glm(folder: Path, *, seed: int = 0) -> LocalModel:
 
     It answers nonsense through exactly the code that runs a real model.
     """
-    from .models.tiny import write_tiny_checkpoint
+    from .models.tiny import tiny_checkpoint
     from .runtime.loading import load_local
 
-    write_tiny_checkpoint(folder, seed=seed)
-    return load_local(folder)
+    return load_local(tiny_checkpoint(folder, seed=seed))
 
 
 def make_app(home: Path, config: dict[str, Any] | None = None, **plugins: object) -> Glmkit:
