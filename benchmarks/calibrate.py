@@ -9,8 +9,8 @@ The data, all in one knowledge base:
   questions in both languages. A question without an answer is about its document's subject too.
 
 All of it twice: with whole documents, and with documents in short sections of two sentences, since
-folders hold both. Each answerable question is asked again with its document taken out of the base, and those of CMRC
-once more with only the chunks that hold the answer taken out.
+folders hold both. Each answerable question is asked again with its document taken out of the base,
+and those of CMRC once more with only the chunks that hold the answer taken out.
 
 Each question's candidates are labelled by whether they hold the answer, and one logistic curve is
 fitted for passages in the question's language and one for those in another. The figures printed
