@@ -38,6 +38,7 @@ WEIGHTS, CONFIG, PIECES, NORMALIZATION = (
 MODEL_TYPE = "glmkit-e5"
 
 _LARGEST_FILE = 4 << 30
+_LONGEST_NAME = 64
 _CHUNK = 4 << 20
 _SIZES = struct.Struct("<I7ifi")
 _VOCABULARY = struct.Struct("<5iQ")
@@ -228,6 +229,8 @@ def _read_tensors(reader: _Reader) -> dict[str, Array]:
     tensors: dict[str, Array] = {}
     for _ in range(count):
         (length,) = reader.unpack(struct.Struct("<H"), "a tensor name")
+        if length > _LONGEST_NAME:
+            raise _broken(f"a tensor name of {length} bytes, {_LONGEST_NAME} are allowed")
         name = bytes(reader.take(length, "a tensor name")).decode("utf-8", "replace")
         tensors[name] = _read_tensor(reader, name)
     return tensors
