@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from glmkit.errors import CheckpointError
-from glmkit.models.glm import GlmConfig, rotate, rotations
+from glmkit.models.glm import GlmConfig, rotate_, rotations
 from glmkit.models.tiny import TINY, tiny_checkpoint
 from glmkit.runtime.loading import load_local
 
@@ -95,12 +95,13 @@ def test_half_precision_stays_close_at_far_positions(tmp_path):
 def test_rotation_is_relative():
     q, k = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(0)).unbind()
 
+    def turned(vector, place):
+        copy = vector.clone()
+        rotate_(copy, rotations(TINY, torch.tensor([[place]])))
+        return copy
+
     def score(at, key_at):
-        turned = [
-            rotate(each, rotations(TINY, torch.tensor([[place]])))
-            for each, place in ((q, at), (k, key_at))
-        ]
-        return float((turned[0] * turned[1]).sum())
+        return float((turned(q, at) * turned(k, key_at)).sum())
 
     assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
     assert score(7, 3) != pytest.approx(score(8, 3), abs=1e-3)

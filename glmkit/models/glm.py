@@ -100,8 +100,11 @@ class GlmConfig:
 class Past(Protocol):
     """What attention needs of a cache; see `runtime/cache.py`."""
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, G, T, D); return all that the new tokens may see."""
+    def extend(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys, then values, (B, T, 2G, D); return all that the new tokens may see.
+
+        :return: keys and values, each (B, G, S, D).
+        """
         ...
 
 
@@ -131,18 +134,19 @@ def rotations(config: GlmConfig, positions: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate(heads: Tensor, turns: Tensor) -> Tensor:
-    """Turn the leading components of each head, pair by pair.
+def rotate_(heads: Tensor, turns: Tensor) -> None:
+    """Turn the leading components of each head, pair by pair, in place.
 
     :param heads: (B, T, heads, D).
     :param turns: complex (B, T, 1, rotary_dim / 2).
     """
     size = turns.shape[-1] * 2
-    pairs = torch.view_as_complex(heads[..., :size].float().reshape(*heads.shape[:-1], -1, 2))
-    turned = torch.view_as_real(pairs * turns).flatten(-2).to(heads.dtype)
-    if size == heads.shape[-1]:
-        return turned
-    return torch.cat((turned, heads[..., size:]), dim=-1)
+    front = heads if size == heads.shape[-1] else heads[..., :size]
+    pairs = front.unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
+    if heads.dtype == torch.float32:
+        torch.view_as_complex(pairs).mul_(turns)
+    else:
+        pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(turns)))
 
 
 class RmsNorm(nn.Module):
@@ -155,9 +159,26 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` (..., size) normed."""
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(x.dtype)
+        if x.dtype == torch.float32:
+            return _rms_norm(x, self.weight, self.eps)
+        return _rms_norm(x.float(), self.weight.float(), self.eps).to(x.dtype)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Norm float32 vectors.
+
+    torch has no fused RMS norm on processors, but a fused LayerNorm: of ``x`` beside ``-x`` the
+    mean is 0 and the variance is the mean square. For few vectors the calls cost more than the
+    arithmetic, and this halves them.
+    """
+    size = x.shape[-1]
+    if x.numel() > _FEW * size or x.device.type != "cpu" or torch.is_grad_enabled():
+        return F.rms_norm(x, (size,), weight, eps)
+    both = torch.cat((x, x.neg()), dim=-1)
+    return F.layer_norm(both, (2 * size,), None, None, eps)[..., :size] * weight
+
+
+_FEW = 16
 
 
 class SelfAttention(nn.Module):
@@ -176,12 +197,13 @@ class SelfAttention(nn.Module):
         """Mix ``x`` (B, T, hidden) with what it may see."""
         rows, tokens, _ = x.shape
         qkv = self.query_key_value(x).view(rows, tokens, -1, self.head_dim)
-        turned = rotate(qkv[:, :, : self.heads + self.kv_heads], seen.turns)
-        q = turned[:, :, : self.heads].transpose(1, 2)  # (B, H, T, D)
-        k = turned[:, :, self.heads :].transpose(1, 2)  # (B, G, T, D)
-        v = qkv[:, :, self.heads + self.kv_heads :].transpose(1, 2)
+        rotate_(qkv[:, :, : self.heads + self.kv_heads], seen.turns)
+        q, kv = qkv.split_with_sizes((self.heads, 2 * self.kv_heads), dim=2)
+        q = q.transpose(1, 2)  # (B, H, T, D)
         if seen.past is not None:
-            k, v = seen.past.extend(self.layer, k, v)  # (B, G, S, D)
+            k, v = seen.past.extend(self.layer, kv)  # (B, G, S, D)
+        else:
+            k, v = kv.transpose(1, 2).chunk(2, dim=1)
         mixed = F.scaled_dot_product_attention(
             q,
             k,

@@ -96,7 +96,7 @@ def _scaled(noise: Tensor, module: nn.Module, leaf: str) -> Tensor:
         return 0.2 * noise
     if isinstance(module, nn.Embedding):
         return noise
-    return noise * 1.5 / noise.shape[1] ** 0.5
+    return noise * float(1.5 / noise.shape[1] ** 0.5)
 
 
 def _renamed(tensors: dict[str, Tensor], config: GlmConfig) -> dict[str, Tensor]:

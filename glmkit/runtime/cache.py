@@ -18,7 +18,7 @@ _STEP = 128
 
 
 class KVCache:
-    """Keys and values of up to ``slots`` rows, (slots, G, C, D) for each layer."""
+    """Keys and values of up to ``slots`` rows: (slots, 2G, C, D) for each layer, keys first."""
 
     def __init__(
         self, config: GlmConfig, slots: int, *, dtype: torch.dtype, device: torch.device
@@ -28,24 +28,19 @@ class KVCache:
         self.capacity = 0
         self.used = 0
         self._like = torch.empty(0, dtype=dtype, device=device)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.layers: list[Tensor] = []
 
     def reserve(self, tokens: int) -> None:
         """Make sure that a slot holds ``tokens``; what is cached stays."""
         if tokens <= self.capacity:
             return
         self.capacity = min(-(-tokens // _STEP) * _STEP, max(tokens, self.config.context_length))
-        self.keys = self._grown(self.keys)
-        self.values = self._grown(self.values)
-
-    def _grown(self, old: list[Tensor]) -> list[Tensor]:
-        shape = (self.slots, self.config.kv_heads, self.capacity, self.config.head_dim)
+        shape = (self.slots, 2 * self.config.kv_heads, self.capacity, self.config.head_dim)
         # Zeros, not garbage: masked places are multiplied by 0, and 0 * NaN would be NaN.
         new = [self._like.new_zeros(shape) for _ in range(self.config.layers)]
-        for before, after in zip(old, new, strict=False):
+        for before, after in zip(self.layers, new, strict=False):
             after[: self.used, :, : before.shape[2]] = before[: self.used]
-        return new
+        self.layers = new
 
     def open(self) -> int:
         """Take the next free slot."""
@@ -56,7 +51,7 @@ class KVCache:
         """Give a slot back; the last slot, holding ``length`` tokens, moves into its place."""
         last = self.used - 1
         if slot != last:
-            for each in (*self.keys, *self.values):
+            for each in self.layers:
                 each[slot, :, :length] = each[last, :, :length]
         self.used = last
 
@@ -67,13 +62,11 @@ class Span:
     def __init__(self, cache: KVCache, slot: int, start: int, tokens: int) -> None:
         self.cache, self.slot, self.start, self.end = cache, slot, start, start + tokens
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (1, G, T, D) behind what the slot holds; return all of it."""
-        rows = slice(self.slot, self.slot + 1)
-        keys, values = self.cache.keys[layer][rows], self.cache.values[layer][rows]
-        keys[:, :, self.start : self.end] = k
-        values[:, :, self.start : self.end] = v
-        return keys[:, :, : self.end], values[:, :, : self.end]
+    def extend(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (1, T, 2G, D) behind what the slot holds; return all of it."""
+        held = self.cache.layers[layer][self.slot : self.slot + 1]
+        held[:, :, self.start : self.end] = kv.transpose(1, 2)
+        return _seen(held, self.end)
 
 
 class Front:
@@ -82,7 +75,7 @@ class Front:
     def __init__(self, cache: KVCache, lengths: list[int]) -> None:
         self.cache, self.rows, self.end = cache, len(lengths), max(lengths) + 1
         self.even = min(lengths) == max(lengths)
-        device = cache.keys[0].device
+        device = cache.layers[0].device
         self.places = torch.tensor(lengths, device=device)
         self.slots = torch.arange(self.rows, device=device)
 
@@ -93,13 +86,19 @@ class Front:
         seen = torch.arange(self.end, device=self.places.device) <= self.places[:, None]
         return seen[:, None, None, :]
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, G, 1, D), each row at its own place; return (B, G, S, D)."""
-        keys, values = self.cache.keys[layer][: self.rows], self.cache.values[layer][: self.rows]
+    def extend(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, 1, 2G, D), each row at its own place; return (B, G, S, D) twice."""
+        held = self.cache.layers[layer]
+        if self.rows < self.cache.slots:
+            held = held[: self.rows]
         if self.even:
-            keys[:, :, self.end - 1 : self.end] = k
-            values[:, :, self.end - 1 : self.end] = v
+            held[:, :, self.end - 1] = kv[:, 0]
         else:
-            keys[self.slots, :, self.places] = k[:, :, 0]
-            values[self.slots, :, self.places] = v[:, :, 0]
-        return keys[:, :, : self.end], values[:, :, : self.end]
+            held[self.slots, :, self.places] = kv[:, 0]
+        return _seen(held, self.end)
+
+
+def _seen(held: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    """Return the keys and the values of the first ``end`` tokens."""
+    keys, values = held.narrow(2, 0, end).chunk(2, dim=1)
+    return keys, values

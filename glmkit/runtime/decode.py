@@ -91,7 +91,7 @@ def _prefill(model: Glm, cache: KVCache, row: Row) -> Tensor:
     """Run a prompt into a fresh slot; return the scores (1, V) behind its last token."""
     cache.reserve(len(row.prompt) + row.max_tokens)
     span = Span(cache, cache.open(), 0, len(row.prompt))
-    device = cache.keys[0].device
+    device = cache.layers[0].device
     ids = torch.tensor([list(row.prompt)], device=device)
     positions = torch.arange(len(row.prompt), device=device)[None]
     hidden = model.hidden(ids, positions, causal=ids.shape[1] > 1, past=span)

@@ -98,7 +98,9 @@ class Int8Weight:
         """Return the nearest matrix with one float32 scale per row."""
         if self.scale.shape[1] == 1:
             return self
-        pairs = zip(torch.split(self.integers, _CHUNK), torch.split(self.scale, _CHUNK), strict=True)
+        pairs = zip(
+            torch.split(self.integers, _CHUNK), torch.split(self.scale, _CHUNK), strict=True
+        )
         return Int8Weight.stack([_one_scale(*each) for each in pairs])
 
     @classmethod
