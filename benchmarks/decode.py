@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model", type=Path, default=None, help="folder; default: the embedded one"
     )
-    parser.add_argument("--tokens", type=int, default=64, help="new tokens a run")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens a run")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each contender")
     parser.add_argument("--out", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()

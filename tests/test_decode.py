@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from glmkit.errors import CheckpointError, UsageError
 from glmkit.models.tiny import tiny_checkpoint

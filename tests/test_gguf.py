@@ -27,8 +27,7 @@ HEADS, GROUPS, SIZE, HIDDEN, FFN, LAYERS = 4, 2, 16, 64, 96, 2
 
 def tiny_gguf(file, *, architecture="llama", omit=None):
     """Write a tiny Llama as GGUF, with the quantisations of the embedded default."""
-    from gguf import GGMLQuantizationType as Kind
-    from gguf import GGUFWriter, quants
+    from gguf import GGMLQuantizationType as Kind, GGUFWriter, quants
     from tokenizers.pre_tokenizers import ByteLevel
 
     names = [

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from glmkit.errors import UsageError
 from glmkit.models.tiny import tiny_checkpoint
@@ -96,6 +95,17 @@ def test_int8_linear_multiplies(tokens, kernel):
     x = random(tokens, 96, seed=1)
     got = Int8Linear(weight, bias, kernel=kernel)(x)
     assert relative(got, x @ weight.expand().t() + bias) < (0.01 if kernel else 1e-5)
+
+
+def test_a_kept_matrix_gives_the_same(monkeypatch):
+    weight = quantize_int4(random(128, 96))
+    linear = Int4Linear(weight, kernel=has_int4_kernel(), keep=True)
+    long, short = random(200, 96, seed=1), random(20, 96, seed=2)
+    before = linear(short)
+    assert torch.equal(linear(long), linear(long))
+    monkeypatch.setattr(Int4Weight, "expand", None)
+    assert relative(linear(short), before) < 0.01
+    assert torch.equal(linear(short), short @ linear._kept.t())
 
 
 def test_an_odd_number_of_rows_takes_the_slow_way():

@@ -2,8 +2,7 @@ import collections
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from glmkit.runtime.sampling import StopText, greedy, make_sampler
 

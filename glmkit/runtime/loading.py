@@ -36,6 +36,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 QUANTIZATIONS = ("int4", "int8")
 
+_KEEP_UP_TO = 1 << 30
+"""Bytes: models up to this size keep what a long prompt expanded, for the next prompt."""
+
 _EXPAND_UP_TO = 2 << 30
 """Bytes: where the processor has no int4 kernel, models up to this size run expanded."""
 
@@ -277,7 +280,8 @@ class _Filling:
             # A rounded head costs most quality for its size: it gets the finer steps.
             weight = self._rounded(weight, "int8" if head else self.plan.quantize)
         if isinstance(weight, Int4Weight):
-            return Int4Linear(weight, bias, kernel=has_int4_kernel())
+            keep = 4 * self.plan.config.parameters <= _KEEP_UP_TO
+            return Int4Linear(weight, bias, kernel=has_int4_kernel(), keep=keep)
         if isinstance(weight, Int8Weight):
             return Int8Linear(weight, bias, kernel=has_int8_kernel())
         return _dense(weight, bias)

@@ -21,8 +21,14 @@ from torch import Tensor, nn
 GROUP = 32
 """Columns that share a scale."""
 
-EXPAND_FROM = 48
-"""Tokens from which expanding an int4 matrix once beats its kernel; measured, see benchmarks."""
+EXPAND_FROM = 96
+"""Tokens from which expanding a matrix and multiplying beats the kernel."""
+
+EXPANDED_FROM = 16
+"""The same where the matrix was expanded before and kept."""
+
+_CHUNK = 512
+"""Rows converted at a time: few enough to stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,20 @@ class Int4Weight:
     def expand(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the matrix (N, K) as ordinary numbers."""
         rows, columns = self.shape
-        wide = self.integers().view(rows, -1, GROUP).to(torch.float32)
-        wide.mul_(self.scale.float()[..., None]).add_(self.minimum.float()[..., None])
-        return wide.view(rows, columns).to(dtype)
+        out = torch.empty((rows, columns), dtype=torch.float32, device=self.nibbles.device)
+        for start in range(0, rows, _CHUNK):
+            part = slice(start, start + _CHUNK)
+            self._expand_into(out[part], part)
+        return out.to(dtype)
+
+    def _expand_into(self, out: Tensor, part: slice) -> None:
+        packed = self.nibbles[part].view(out.shape[0], -1, GROUP // 2)
+        halves = out.view(out.shape[0], -1, 2, GROUP // 2)
+        halves[:, :, 0] = packed & 15
+        halves[:, :, 1] = packed >> 4
+        groups = out.view(out.shape[0], -1, GROUP)
+        groups.mul_(self.scale[part].float()[..., None])
+        groups.add_(self.minimum[part].float()[..., None])
 
     @classmethod
     def stack(cls, parts: list[Int4Weight]) -> Int4Weight:
@@ -114,9 +131,6 @@ class Int8Weight:
 
 
 QuantizedWeight = Int4Weight | Int8Weight
-
-_CHUNK = 2048
-"""Rows converted at a time: few enough to stay in the processor's cache."""
 
 
 def _one_scale(integers: Tensor, scale: Tensor) -> Int8Weight:
@@ -208,22 +222,36 @@ class Int4Linear(nn.Module):
     """A linear layer over an int4 matrix.
 
     :param kernel: use the processor's kernel where it pays; else always expand.
+    :param keep: keep the expanded matrix once a prompt needed it; for small models.
     """
 
-    def __init__(self, weight: Int4Weight, bias: Tensor | None = None, *, kernel: bool) -> None:
+    def __init__(
+        self, weight: Int4Weight, bias: Tensor | None = None, *, kernel: bool, keep: bool = False
+    ) -> None:
         super().__init__()
         self.matrix = weight
         self.bias = bias
         self.packed = pack_int4(weight) if kernel and weight.shape[0] % 64 == 0 else None
+        self.keep = keep
+        self._kept: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., N) for ``x`` (..., K), in the dtype of ``x``."""
         columns = x.shape[-1]
-        if self.packed is None or x.numel() >= columns * EXPAND_FROM:
-            return F.linear(x, self.matrix.expand(x.dtype), self.bias)
+        few = EXPAND_FROM if self._kept is None else EXPANDED_FROM
+        if self.packed is None or x.numel() >= columns * few:
+            return F.linear(x, self._expanded(x.dtype), self.bias)
         flat = multiply_int4(x.reshape(-1, columns).to(torch.bfloat16), *self.packed)
         out = flat.view(*x.shape[:-1], -1).to(x.dtype)
         return out if self.bias is None else out.add_(self.bias)
+
+    def _expanded(self, dtype: torch.dtype) -> Tensor:
+        if self._kept is not None:
+            return self._kept
+        matrix = self.matrix.expand(dtype)
+        if self.keep:
+            self._kept = matrix
+        return matrix
 
 
 class Int8Linear(nn.Module):
