@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from ..errors import CheckpointError
 
@@ -65,15 +65,24 @@ class Unigram:
             ids += split(SPACE + word)
         return ids
 
+    @cached_property
+    def _reach(self) -> dict[str, int]:
+        """Length of the longest piece by first character."""
+        pieces = sorted(self._ids, key=len)
+        return dict(zip((piece[0] for piece in pieces), map(len, pieces), strict=True))
+
     def _split(self, word: str) -> tuple[int, ...]:
         """Find the best path through ``word`` (Viterbi, from left to right)."""
         size = len(word)
+        # Worth its making only where there is more than a query to split.
+        reach = self._reach if size > _CACHED_LENGTH else {}
         best = [0.0] + [float("-inf")] * size
         step = [(0, self._unknown)] * (size + 1)  # where the best piece ending here starts, its id
         lookup, scores = self._ids.get, self._scores
         for start in range(size):
             base = best[start]
-            for end in range(start + 1, min(start + self._longest, size) + 1):
+            furthest = start + reach.get(word[start], self._longest)
+            for end in range(start + 1, min(furthest, size) + 1):
                 piece = lookup(word[start:end])
                 if piece is not None and base + scores[piece] > best[end]:
                     best[end] = base + scores[piece]

@@ -220,9 +220,9 @@ FAST static void add_norm(float *x, const float *y, const norm *w, int T, int D,
 
 /* ---- attention ---- */
 
-#define ROWS 4
+#define ROWS 6
 
-/* scores (ROWS, S) of 4 queries with all keys; keys (HEAD, S) transposed, S a multiple of 16. */
+/* scores (ROWS, S) of ROWS queries with all keys; keys (HEAD, S) transposed, S a multiple of 16. */
 INLINE void score(const float *const q[ROWS], const float *keys, int S, float *scores) {
     for (int s = 0; s < S; s += 2 * LANES) {
         __m256 sum[ROWS][2];
@@ -258,20 +258,20 @@ INLINE float soften(float *row, int L, int S, float scale) {
     return 1.0f / sum8(total);
 }
 
-/* Mix the values (L, HEAD) by R (1 or 2) rows of weights (stride S) into out (stride D). */
+/* Mix the values (L, HEAD) by R (1 or 3) rows of weights (stride S) into out (stride D). */
 INLINE void mix(int R, const float *weights, int L, int S, const float *inverse, const float *values,
                 float *out, int D) {
-    __m256 sum[2][HEAD / LANES];
+    __m256 sum[3][HEAD / LANES];
     for (int r = 0; r < R; r++)
         for (int i = 0; i < HEAD / LANES; i++) sum[r][i] = _mm256_setzero_ps();
-    for (int s = 0; s < L; s++)
-        for (int r = 0; r < R; r++) {
-            __m256 p = _mm256_broadcast_ss(weights + (size_t)r * S + s);
-            for (int i = 0; i < HEAD / LANES; i++) {
-                __m256 v = _mm256_loadu_ps(values + (size_t)s * HEAD + i * LANES);
-                sum[r][i] = _mm256_fmadd_ps(p, v, sum[r][i]);
-            }
+    for (int s = 0; s < L; s++) {
+        __m256 p[3];
+        for (int r = 0; r < R; r++) p[r] = _mm256_broadcast_ss(weights + (size_t)r * S + s);
+        for (int i = 0; i < HEAD / LANES; i++) {
+            __m256 v = _mm256_loadu_ps(values + (size_t)s * HEAD + i * LANES);
+            for (int r = 0; r < R; r++) sum[r][i] = _mm256_fmadd_ps(p[r], v, sum[r][i]);
         }
+    }
     for (int r = 0; r < R; r++)
         for (int i = 0; i < HEAD / LANES; i++) {
             __m256 v = _mm256_mul_ps(sum[r][i], _mm256_set1_ps(inverse[r]));
@@ -306,9 +306,9 @@ FAST static void attend(const float *qkv, int L, int D, float *out, float *keys,
             score(q, keys, S, scores);
             for (int i = 0; i < rows; i++)
                 inverse[i] = soften(scores + (size_t)i * S, L, S, scale);
-            for (; r + 2 <= rows; r += 2)
-                mix(2, scores + (size_t)r * S, L, S, inverse + r, values, to + (size_t)r * D, D);
-            if (r < rows)
+            for (; r + 3 <= rows; r += 3)
+                mix(3, scores + (size_t)r * S, L, S, inverse + r, values, to + (size_t)r * D, D);
+            for (; r < rows; r++)
                 mix(1, scores + (size_t)r * S, L, S, inverse + r, values, to + (size_t)r * D, D);
         }
     }
