@@ -4,17 +4,14 @@ Raw scores do not travel. The cosines of one encoder live in 0.7..0.95, another'
 grows with the base. So each candidate is described by a few features that mean the same for every
 encoder and base, and one logistic curve turns them into a probability:
 
-``passage``   cosine of the question and the passage, on a scale where 0 is as close as unrelated
-              text of the passage's language and 1 is identical (see :class:`Background`)
+``passage``   cosine of the question and the passage, on a scale where 0 is as close as other text
+              of the passage's language and 1 is identical (see :class:`Background`)
 ``sentence``  the same for the passage's best sentence
-``focus``     how far that sentence stands out from the others of its passage, same scale
-``margin``    how far the sentence feature is above the median of the other candidates in the
-              passage's language
+``margin``    how far that is above the median of the other candidates in its language
 ``coverage``  share of the question's content terms found in the passage, weighted by rarity among
               the candidates; 0 across languages
 ``crossing``  1 if question and passage are in different languages, else 0
 ``codes``     share of the question's numbers, codes and Latin names that the passage lacks
-``kind``      1 if a number or time was asked for and no good sentence holds one, else 0
 
 :data:`WEIGHTS` was fitted by ``benchmarks/calibrate.py`` with the embedded encoder (see there for
 the data and the figures); it is not fitted on the sample knowledge base, which is the check.
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
 
     from glmkit import Encoder
 
-THRESHOLD = 0.35
+THRESHOLD = 0.14
 """Below this probability a passage does not count as an answer."""
 
 
@@ -50,12 +47,10 @@ class Evidence:
 
     passage: float
     sentence: float
-    focus: float
     margin: float
     coverage: float
     crossing: float
     codes: float
-    kind: float
 
 
 @dataclass(frozen=True)
@@ -84,8 +79,8 @@ class Weights:
 
 
 WEIGHTS = Weights(
-    near=Curve(-7.82, Evidence(0.21, 5.23, 3.28, 4.54, 4.39, 0.0, -0.79, -0.87)),
-    far=Curve(-6.88, Evidence(10.99, 8.9, 5.99, 4.85, 0.0, 0.0, -1.54, -0.41)),
+    near=Curve(-6.13, Evidence(2.44, 4.71, 5.79, 1.87, 0.0, -0.76)),
+    far=Curve(-4.45, Evidence(3.42, 7.21, 3.81, 0.0, 0.0, -2.48)),
 )
 
 _UNRELATED: Mapping[str, tuple[str, ...]] = {

@@ -34,6 +34,7 @@ POOL = 24
 """Candidates taken from each of the two rankings."""
 DEPTH = 6
 """Candidates of each language read sentence by sentence, unless more passages are asked for."""
+_COMMON = 0.4  # share of the candidates from which a name stops telling them apart
 _COVERAGE = 0.35  # what sharing all terms is worth in the first guess, on the cosine's scale
 
 
@@ -140,6 +141,8 @@ class Retriever:
         dense = self.base.dense(self._background.neutral(vector), POOL)
         lexical = self.base.lexical(query, POOL)
         pool = self.base.chunks(list(dict.fromkeys(each for each, _ in (*dense, *lexical))))
+        telling = terms.without_common(query, [_full(chunk) for chunk in pool], share=_COMMON)
+        vector = self.sentences.question(telling)
         cosines = self.base.vectors([chunk.id for chunk in pool]) @ vector
         return _Judge(
             query,
@@ -219,33 +222,18 @@ class _Judge:
         best = [self._sentence(chunk, rows) for chunk, (_, rows) in zip(chunks, split, strict=True)]
         crosses = [self._crosses(chunk) for chunk in chunks]
         found: list[tuple[Chunk, Evidence]] = []
-        for at, (chunk, (sentences, rows)) in enumerate(zip(chunks, split, strict=True)):
-            others = [
-                value
-                for other, value in enumerate(best)
-                if other != at and crosses[other] == crosses[at]
-            ]
-            found.append(
-                (
-                    chunk,
-                    Evidence(
-                        passage=self._passage(chunk),
-                        sentence=best[at],
-                        focus=best[at] - self._relative(chunk, float((rows @ self.vector).mean())),
-                        margin=best[at] - statistics.median(others) if others else 0.0,
-                        coverage=self._coverage(chunk),
-                        crossing=float(crosses[at]),
-                        codes=terms.missing_tokens(terms.hard_tokens(self.query), _full(chunk)),
-                        kind=self._kind(sentences, rows),
-                    ),
-                )
+        for at, chunk in enumerate(chunks):
+            kin = [best[i] for i, each in enumerate(crosses) if each == crosses[at] and i != at]
+            evidence = Evidence(
+                passage=self._passage(chunk),
+                sentence=best[at],
+                margin=best[at] - statistics.median(kin) if kin else 0.0,
+                coverage=self._coverage(chunk),
+                crossing=float(crosses[at]),
+                codes=terms.missing_tokens(terms.hard_tokens(self.query), _full(chunk)),
             )
+            found.append((chunk, evidence))
         return found
-
-    def _kind(self, sentences: Sequence[str], rows: np.ndarray) -> float:
-        kind = terms.answer_kind(self.query)
-        order = (rows @ self.vector).argsort()[::-1]
-        return float(not any(terms.holds_kind(kind, sentences[at]) for at in order[:2]))
 
     def _sentence(self, chunk: Chunk, rows: np.ndarray) -> float:
         return self._relative(chunk, float((rows @ self.vector).max()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -28,21 +28,39 @@ _ABBREVIATION = re.compile(
 )
 
 
+_LEAST = 12
+"""Letters of a sentence that can be judged alone; a Chinese one counts as two."""
+
+
 def split_sentences(text: str) -> list[str]:
     """Return the sentences of ``text`` in order, each a substring of it without outer blanks.
 
     A line break ends a sentence only between paragraphs, list items and table rows, because
-    documents wrap their lines.
+    documents wrap their lines. Scraps such as "No." or a lone command say nothing that a question
+    could be compared with: they stay with the sentence after them, or before them at the end.
     """
-    found: list[str] = []
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for end in (*_ends(text), len(text)):
+        if spans and _weight(text[start:end]) < _LEAST and end == len(text):
+            spans[-1] = (spans[-1][0], end)
+        elif _weight(text[start:end]) >= _LEAST or end == len(text):
+            spans.append((start, end))
+            start = end
+    pieces = (text[start:end].strip() for start, end in spans)
+    return [piece for piece in pieces if any(each.isalnum() for each in piece)]
+
+
+def _ends(text: str) -> Iterator[int]:
     start = 0
     for end in _END.finditer(text):
-        piece = text[start : end.end()]
-        if not _ABBREVIATION.search(piece.rstrip()):
-            found.append(piece.strip())
+        if not _ABBREVIATION.search(text[start : end.end()].rstrip()):
+            yield end.end()
             start = end.end()
-    found.append(text[start:].strip())
-    return [piece for piece in found if any(each.isalnum() for each in piece)]
+
+
+def _weight(text: str) -> int:
+    return sum(2 if each > "\u2e7f" else 1 for each in text if each.isalnum())
 
 
 class Read(NamedTuple):

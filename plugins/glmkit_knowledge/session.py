@@ -63,23 +63,16 @@ def open_base(
 ) -> Iterator[tuple[KnowledgeBase, UpdateReport]]:
     """Open the knowledge base of ``folder`` and bring its index up to date.
 
-    :raises UsageError: if there is no such folder.
-    :raises DataError: if nothing in it can be read.
+    :raises UsageError: if there is no such folder, or nothing in it can be read.
     """
     if not folder.exists():
         # Said before an encoder is fetched for nothing.
         raise UsageError(f"no such folder or file: {folder}; name one that holds documents")
-    from .base import KnowledgeBase, UpdateReport
+    from .base import KnowledgeBase
 
     loaded = app.load_encoder(encoder)
     with KnowledgeBase.open(folder, home=app.config.home, encoder=loaded) as base:
         report: UpdateReport = app.watch(base.update())
-        if len(base) == 0:
-            skipped = f" ({len(report.skipped)} could not be read)" if report.skipped else ""
-            raise DataError(
-                f"no readable documents in {folder}{skipped}; "
-                "put .md, .txt, .html, .pdf, .docx or .csv files there"
-            )
         yield base, report
 
 

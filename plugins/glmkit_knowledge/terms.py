@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 from glmkit import language_of
@@ -103,6 +103,22 @@ def content_terms(text: str) -> list[str]:
     return list(dict.fromkeys([*han_terms(text), *latin_terms(text)]))
 
 
+def without_common(question: str, texts: Sequence[str], *, share: float) -> str:
+    """Return a question without the names and codes that at least ``share`` of ``texts`` hold.
+
+    In the manual of one product every passage names it: that a passage does says nothing, yet an
+    encoder takes it for likeness. The question is kept whole if little else is left of it.
+    """
+    held = [_vocabulary(text) for text in texts]
+    rest = question
+    for word in dict.fromkeys(_LATIN.findall(question)):
+        term = next(iter(latin_terms(word)), "")
+        if term and sum(term in words for words in held) >= share * max(1, len(held)):
+            rest = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", " ", rest)
+    rest = " ".join(rest.split())
+    return rest if content_terms(rest) else question
+
+
 def hard_tokens(text: str) -> list[str]:
     """Return the terms that keep their form in every language: numbers, codes, Latin names.
 
@@ -121,11 +137,17 @@ def _is_code(word: str) -> bool:
     )
 
 
+@lru_cache(maxsize=4096)
+def _vocabulary(text: str) -> frozenset[str]:
+    """Return the Latin terms of a text; each candidate is asked for every term of the question."""
+    return frozenset(latin_terms(text))
+
+
 def coverage(terms: Sequence[str], text: str) -> float:
     """Return the share of ``terms`` that occur in ``text``, 0..1; 1 for no terms."""
     if not terms:
         return 1.0
-    words = set(latin_terms(text))
+    words = _vocabulary(text)
     return sum(term in words or _is_han(term) and term in text for term in terms) / len(terms)
 
 

@@ -3,8 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from glmkit import Message, Passage
 from glmkit.testing import HashEncoder
@@ -26,17 +25,28 @@ def vectors() -> SentenceVectors:
 
 
 def test_sentences_end_where_both_languages_end_them():
-    text = "Pi is 3.14, says Dr. Li. 长江很长。真的？Yes! J. S. Bach\n\nNew one\n- a\n- b"
+    text = (
+        "Pi is 3.14, says Dr. Li. 长江是很长的河。这真的可以相信吗？Yes, it is so! By J. S. Bach."
+        "\n\nA new paragraph\nwith wrapped lines\n- the first item\n- the second item"
+    )
     assert split_sentences(text) == [
         "Pi is 3.14, says Dr. Li.",
-        "长江很长。",
-        "真的？",
-        "Yes!",
-        "J. S. Bach",
-        "New one",
-        "- a",
-        "- b",
+        "长江是很长的河。",
+        "这真的可以相信吗？",
+        "Yes, it is so! By J. S. Bach.",
+        "A new paragraph\nwith wrapped lines",
+        "- the first item",
+        "- the second item",
     ]
+
+
+def test_scraps_stay_with_their_neighbours():
+    assert split_sentences("不会。文件都留在这台机器上。") == ["不会。文件都留在这台机器上。"]
+    assert split_sentences("Files stay on this machine. Yes.") == [
+        "Files stay on this machine. Yes."
+    ]
+    assert split_sentences("No.") == ["No."]
+    assert split_sentences("... --- !") == []
 
 
 @given(st.text(alphabet="aB1 .。!？\n-长", max_size=60))
@@ -81,7 +91,7 @@ def test_a_sentence_that_points_back_brings_the_one_before(vectors):
 
 
 def test_at_most_three_and_no_sentence_twice(vectors):
-    passage = Passage("Rivers flow. " * 6 + "Rivers do flow. So rivers flow on.", "a.md")
+    passage = Passage("Rivers flow down. " * 6 + "Rivers do flow. So rivers flow on.", "a.md")
     texts = [quote.text for quote in choose("rivers flow", [passage, passage], vectors)]
     assert len(texts) == len(set(texts)) <= 3
 
