@@ -14,6 +14,10 @@ from glmkit.runtime.quantize import (
     QuantizedEmbedding,
     has_int4_kernel,
     has_int8_kernel,
+    has_own_kernel,
+    int4_kernel,
+    int8_kernel,
+    multiply_own,
     quantize_int4,
     quantize_int8,
 )
@@ -21,6 +25,13 @@ from glmkit.runtime.quantize import (
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def need(kernel, torch_has):
+    if kernel == "own" and not has_own_kernel():
+        pytest.skip("the extension is not built, or the processor lacks AVX2")
+    if kernel == "torch" and not torch_has():
+        pytest.skip("torch has no such operator for this processor")
 
 
 def relative(got, expected):
@@ -75,10 +86,9 @@ def test_grouped_int8_becomes_one_scale_per_row():
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 200])
-@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("kernel", [None, "torch", "own"])
 def test_int4_linear_multiplies(tokens, kernel):
-    if kernel and not has_int4_kernel():
-        pytest.skip("this processor has no int4 kernel")
+    need(kernel, has_int4_kernel)
     weight, bias = quantize_int4(random(128, 96)), random(128, seed=2)
     x = random(2, tokens, 96, seed=1)
     got = Int4Linear(weight, bias, kernel=kernel)(x)
@@ -87,10 +97,9 @@ def test_int4_linear_multiplies(tokens, kernel):
 
 
 @pytest.mark.parametrize("tokens", [1, 200])
-@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("kernel", [None, "torch"])
 def test_int8_linear_multiplies(tokens, kernel):
-    if kernel and not has_int8_kernel():
-        pytest.skip("this processor has no int8 kernel")
+    need(kernel, has_int8_kernel)
     weight, bias = quantize_int8(random(70, 96)), random(70, seed=2)
     x = random(tokens, 96, seed=1)
     got = Int8Linear(weight, bias, kernel=kernel)(x)
@@ -99,7 +108,7 @@ def test_int8_linear_multiplies(tokens, kernel):
 
 def test_a_kept_matrix_gives_the_same(monkeypatch):
     weight = quantize_int4(random(128, 96))
-    linear = Int4Linear(weight, kernel=has_int4_kernel(), keep=True)
+    linear = Int4Linear(weight, kernel=int4_kernel(weight), keep=True)
     long, short = random(200, 96, seed=1), random(20, 96, seed=2)
     before = linear(short)
     assert torch.equal(linear(long), linear(long))
@@ -111,9 +120,54 @@ def test_a_kept_matrix_gives_the_same(monkeypatch):
 def test_an_odd_number_of_rows_takes_the_slow_way():
     weight = quantize_int4(random(40, 64))
     x = random(1, 64, seed=1)
-    linear = Int4Linear(weight, kernel=has_int4_kernel())
-    assert linear.packed is None
-    torch.testing.assert_close(linear(x), x @ weight.expand().t())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantize, "has_own_kernel", lambda: False)
+        assert int4_kernel(weight) is None
+    torch.testing.assert_close(Int4Linear(weight, kernel=None)(x), x @ weight.expand().t())
+
+
+def grouped_int8(rows, columns, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    integers = torch.randint(-128, 128, (rows, columns), dtype=torch.int8, generator=generator)
+    return Int8Weight(integers, torch.rand(rows, columns // 32, generator=generator).half())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 200),
+    groups=st.integers(1, 21),
+    tokens=st.integers(1, 9),
+    eight=st.booleans(),
+)
+def test_our_kernel_multiplies_matrices_of_any_size(rows, groups, tokens, eight):
+    need("own", has_own_kernel)
+    columns = groups * 32
+    weight = grouped_int8(rows, columns) if eight else quantize_int4(random(rows, columns))
+    x = random(tokens, columns, seed=1)
+    got, expected = multiply_own(x, weight), x @ weight.expand().t()
+    bound = 1e-4 * x.norm(dim=1)[:, None] * weight.expand().norm(dim=1)
+    assert bool(((got - expected).abs() <= bound).all())
+    alone = torch.cat([multiply_own(each[None], weight) for each in x])
+    assert torch.equal(alone, got), "a token's result does not depend on its neighbours"
+
+
+def test_our_kernel_keeps_zeros_and_shows_damage():
+    need("own", has_own_kernel)
+    weight = quantize_int4(random(70, 64))
+    assert torch.equal(multiply_own(torch.zeros(1, 64), weight), torch.zeros(1, 70))
+    for damage in (float("nan"), float("inf")):
+        x = random(2, 64)
+        x[1, 40] = damage
+        got = multiply_own(x, weight)
+        assert torch.isfinite(got[0]).all() and got[1].isnan().all()
+
+
+def test_without_our_kernel_torchs_is_taken(monkeypatch):
+    weight = quantize_int4(random(128, 64))
+    monkeypatch.setattr(quantize, "_kernels", None)
+    assert not has_own_kernel()
+    assert int4_kernel(weight) == ("torch" if has_int4_kernel() else None)
+    assert int8_kernel(grouped_int8(64, 64)) == ("torch" if has_int8_kernel() else None)
 
 
 @pytest.mark.parametrize("round_off", [quantize_int4, quantize_int8])
@@ -149,8 +203,8 @@ def test_a_model_quantised_while_loading_stays_close(tmp_path, how, tolerance):
 def test_quantised_models_answer_without_kernels(tmp_path, monkeypatch):
     folder = tiny_checkpoint(tmp_path)
     fast = load_local(folder, quantize="int4")
-    monkeypatch.setattr(loading, "has_int4_kernel", lambda: False)
-    monkeypatch.setattr(loading, "has_int8_kernel", lambda: False)
+    monkeypatch.setattr(loading, "int4_kernel", lambda weight: None)
+    monkeypatch.setattr(loading, "int8_kernel", lambda weight: None)
     slow = load_local(folder, quantize="int4")
     ids = torch.tensor([[10, 20, 30, 40]])
     assert relative(slow.logits(ids), fast.logits(ids)) < 0.03

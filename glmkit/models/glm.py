@@ -250,7 +250,10 @@ class Embedding(nn.Module):
 
     def __init__(self, config: GlmConfig) -> None:
         super().__init__()
-        self.word_embeddings: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Given a table, Embedding draws no random one: on the meta device that draw costs seconds,
+        # because it imports torch's compiler.
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        self.word_embeddings: nn.Module = nn.Embedding(*table.shape, _weight=table)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look ``ids`` (B, T) up: (B, T, hidden)."""

@@ -23,7 +23,9 @@ from .quantize import (
     QuantizedEmbedding,
     QuantizedWeight,
     has_int4_kernel,
-    has_int8_kernel,
+    has_own_kernel,
+    int4_kernel,
+    int8_kernel,
     quantize_int4,
     quantize_int8,
 )
@@ -231,7 +233,10 @@ class _Filling:
     def _expands(self) -> bool:
         if self.plan.expand or self.plan.device.type != "cpu":
             return True
-        return not has_int4_kernel() and 4 * self.plan.config.parameters <= _EXPAND_UP_TO
+        return (
+            not (has_own_kernel() or has_int4_kernel())
+            and 4 * self.plan.config.parameters <= _EXPAND_UP_TO
+        )
 
     def _quantized(self, stems: tuple[str, ...]) -> QuantizedWeight:
         first = self._take(f"{stems[0]}.weight")
@@ -281,9 +286,9 @@ class _Filling:
             weight = self._rounded(weight, "int8" if head else self.plan.quantize)
         if isinstance(weight, Int4Weight):
             keep = 4 * self.plan.config.parameters <= _KEEP_UP_TO
-            return Int4Linear(weight, bias, kernel=has_int4_kernel(), keep=keep)
+            return Int4Linear(weight, bias, kernel=int4_kernel(weight), keep=keep)
         if isinstance(weight, Int8Weight):
-            return Int8Linear(weight, bias, kernel=has_int8_kernel())
+            return Int8Linear(weight, bias, kernel=int8_kernel(weight))
         return _dense(weight, bias)
 
     def _rounded(self, weight: Tensor, how: str | None) -> Tensor | QuantizedWeight:
@@ -296,7 +301,7 @@ class _Filling:
     def _embedding(self, weight: Tensor | QuantizedWeight) -> nn.Module:
         if isinstance(weight, Tensor):
             with torch.device("meta"):
-                table = nn.Embedding(*weight.shape)
+                table = nn.Embedding(*weight.shape, _weight=torch.empty(weight.shape))
             table.weight = nn.Parameter(weight, requires_grad=False)
             return table
         return QuantizedEmbedding(weight, self.plan.dtype)

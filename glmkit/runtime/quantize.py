@@ -12,19 +12,27 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+try:
+    from . import _kernels
+except ImportError:  # built without a C compiler
+    _kernels = None  # type: ignore[assignment]
+
+Kernel = Literal["own", "torch"]
+"""What multiplies a few tokens by a quantised matrix: our extension, or torch's operator."""
+
 GROUP = 32
 """Columns that share a scale."""
 
-EXPAND_FROM = 96
-"""Tokens from which expanding a matrix and multiplying beats the kernel."""
+EXPAND_FROM = 48
+"""Tokens from which expanding a matrix and multiplying beats every kernel."""
 
-EXPANDED_FROM = 16
+EXPANDED_FROM = 12
 """The same where the matrix was expanded before and kept."""
 
 _CHUNK = 512
@@ -188,6 +196,66 @@ def multiply_int4(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
     return cast(Tensor, product)
 
 
+def multiply_own(x: Tensor, weight: QuantizedWeight) -> Tensor:
+    """Multiply ``x`` (M, K) by a matrix as it lies on disk: float32 (M, N).
+
+    The tokens are rounded to 16 bits in groups of 32; the matrix is not rounded again.
+    """
+    rows, columns = weight.shape
+    wide = x.float().contiguous()
+    out = torch.empty((wide.shape[0], rows), dtype=torch.float32)
+    integers = weight.nibbles if isinstance(weight, Int4Weight) else weight.integers
+    least = weight.minimum.data_ptr() if isinstance(weight, Int4Weight) else 0
+    _kernels.multiply(
+        wide.data_ptr(),
+        out.data_ptr(),
+        integers.data_ptr(),
+        weight.scale.data_ptr(),
+        least,
+        wide.shape[0],
+        rows,
+        columns,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def suits_own(weight: QuantizedWeight) -> bool:
+    """Tell whether :func:`multiply_own` takes this matrix on this processor."""
+    if not has_own_kernel() or weight.scale.dtype != torch.float16:
+        return False
+    tensors = [each for each in vars(weight).values() if isinstance(each, Tensor)]
+    return weight.scale.shape[1] * GROUP == weight.shape[1] <= _WIDEST and all(
+        each.is_contiguous() and each.device.type == "cpu" for each in tensors
+    )
+
+
+_WIDEST = 8192 * GROUP
+
+
+def has_own_kernel() -> bool:
+    """Tell whether our extension was built and this processor has what it needs."""
+    return _kernels is not None and _kernels.supported()
+
+
+def int4_kernel(weight: Int4Weight) -> Kernel | None:
+    """Return the fastest kernel for a matrix, or None where there is none."""
+    if weight.nibbles.device.type != "cpu":
+        return None
+    if suits_own(weight):
+        return "own"
+    return "torch" if has_int4_kernel() and weight.shape[0] % 64 == 0 else None
+
+
+def int8_kernel(weight: Int8Weight) -> Kernel | None:
+    """Return the fastest kernel for a matrix, or None where there is none."""
+    if weight.integers.device.type != "cpu":
+        return None
+    if suits_own(weight):
+        return "own"
+    return "torch" if has_int8_kernel() else None
+
+
 @functools.cache
 def has_int4_kernel() -> bool:
     """Tell whether this torch multiplies int4 on this processor, and does so rightly."""
@@ -218,20 +286,13 @@ def has_int8_kernel() -> bool:
     return bool((got - x.float() @ weight.expand().t()).abs().max() < 0.25)
 
 
-class Int4Linear(nn.Module):
-    """A linear layer over an int4 matrix.
+class _QuantizedLinear(nn.Module):
+    """What int4 and int8 layers share: a kernel for few tokens, expansion for many."""
 
-    :param kernel: use the processor's kernel where it pays; else always expand.
-    :param keep: keep the expanded matrix once a prompt needed it; for small models.
-    """
-
-    def __init__(
-        self, weight: Int4Weight, bias: Tensor | None = None, *, kernel: bool, keep: bool = False
-    ) -> None:
+    def __init__(self, matrix: QuantizedWeight, bias: Tensor | None, *, keep: bool) -> None:
         super().__init__()
-        self.matrix = weight
+        self.matrix = matrix
         self.bias = bias
-        self.packed = pack_int4(weight) if kernel and weight.shape[0] % 64 == 0 else None
         self.keep = keep
         self._kept: Tensor | None = None
 
@@ -239,11 +300,15 @@ class Int4Linear(nn.Module):
         """Return (..., N) for ``x`` (..., K), in the dtype of ``x``."""
         columns = x.shape[-1]
         few = EXPAND_FROM if self._kept is None else EXPANDED_FROM
-        if self.packed is None or x.numel() >= columns * few:
+        flat = self._few(x.view(-1, columns)) if x.numel() < columns * few else None
+        if flat is None:
             return F.linear(x, self._expanded(x.dtype), self.bias)
-        flat = multiply_int4(x.reshape(-1, columns).to(torch.bfloat16), *self.packed)
         out = flat.view(*x.shape[:-1], -1).to(x.dtype)
         return out if self.bias is None else out.add_(self.bias)
+
+    def _few(self, x: Tensor) -> Tensor | None:
+        """Multiply few tokens (M, K) with the kernel; None where there is none."""
+        raise NotImplementedError
 
     def _expanded(self, dtype: torch.dtype) -> Tensor:
         if self._kept is not None:
@@ -254,27 +319,52 @@ class Int4Linear(nn.Module):
         return matrix
 
 
-class Int8Linear(nn.Module):
-    """A linear layer over an int8 matrix with one scale per row.
+class Int4Linear(_QuantizedLinear):
+    """A linear layer over an int4 matrix.
 
-    :param kernel: use the processor's kernel where it pays; else always expand.
+    :param kernel: what multiplies few tokens; None: the expanded matrix.
+    :param keep: keep the expanded matrix once a prompt needed it; for small models.
     """
 
-    def __init__(self, weight: Int8Weight, bias: Tensor | None = None, *, kernel: bool) -> None:
-        super().__init__()
-        self.matrix = weight.per_row()
-        self.bias = bias
-        self.scale = self.matrix.scale[:, 0].bfloat16() if kernel else None
+    def __init__(
+        self,
+        weight: Int4Weight,
+        bias: Tensor | None = None,
+        *,
+        kernel: Kernel | None,
+        keep: bool = False,
+    ) -> None:
+        super().__init__(weight, bias, keep=keep)
+        self.own = kernel == "own"
+        self.packed = pack_int4(weight) if kernel == "torch" else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (..., N) for ``x`` (..., K), in the dtype of ``x``."""
-        columns = x.shape[-1]
-        if self.scale is None or x.numel() >= columns * EXPAND_FROM:
-            return F.linear(x, self.matrix.expand(x.dtype), self.bias)
-        narrow = x.reshape(-1, columns).to(torch.bfloat16)
-        flat = torch._weight_int8pack_mm(narrow, self.matrix.integers, self.scale)
-        out = flat.view(*x.shape[:-1], -1).to(x.dtype)
-        return out if self.bias is None else out.add_(self.bias)
+    def _few(self, x: Tensor) -> Tensor | None:
+        if self.own:
+            return multiply_own(x, self.matrix)
+        if self.packed is not None:
+            return multiply_int4(x.to(torch.bfloat16), *self.packed)
+        return None
+
+
+class Int8Linear(_QuantizedLinear):
+    """A linear layer over an int8 matrix.
+
+    :param kernel: what multiplies few tokens; None: the expanded matrix.
+    """
+
+    def __init__(
+        self, weight: Int8Weight, bias: Tensor | None = None, *, kernel: Kernel | None
+    ) -> None:
+        super().__init__(weight.per_row() if kernel == "torch" else weight, bias, keep=False)
+        self.own = kernel == "own"
+        self.scale = self.matrix.scale[:, 0].bfloat16() if kernel == "torch" else None
+
+    def _few(self, x: Tensor) -> Tensor | None:
+        if self.own:
+            return multiply_own(x, self.matrix)
+        if self.scale is not None and isinstance(self.matrix, Int8Weight):
+            return torch._weight_int8pack_mm(x.to(torch.bfloat16), self.matrix.integers, self.scale)
+        return None
 
 
 class QuantizedEmbedding(nn.Module):
