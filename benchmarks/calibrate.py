@@ -193,14 +193,14 @@ class Fit:
             features = np.array([astuple(row.evidence) for row in some])
             labels = np.array([row.answers for row in some], dtype=float)
             weights = np.array([WEIGHTS[cases[row.case].kind] for row in some])
-            # Each question also as somebody would ask it who shares few words with the text.
-            reworded = features.copy()
-            reworded[:, COVERAGE] *= 0.2
-            self.curves[far] = fit(
-                np.vstack([features, reworded]),
-                np.hstack([labels, labels]),
-                np.hstack([weights, weights]) / 2,
-            )
+            if not far:
+                # Each question also as somebody would ask it who shares few words with the text.
+                reworded = features.copy()
+                reworded[:, COVERAGE] *= 0.2
+                features = np.vstack([features, reworded])
+                labels = np.hstack([labels, labels])
+                weights = np.hstack([weights, weights]) / 2
+            self.curves[far] = fit(features, labels, weights)
 
     def probability(self, evidence: Evidence) -> float:
         curve = self.curves[bool(evidence.crossing)]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _READ = 3  # passages quoted from, the best ones
 _MOST = 3  # sentences of an answer
-_COVERAGE = 0.12  # what sharing all terms is worth, in cosine; languages must agree
+_COVERAGE = 0.06  # what sharing all terms is worth, in cosine; languages must agree
 _KIND = 0.04  # what holding the asked number or time is worth
 _PASSAGE = 0.10  # what the passage's own score is worth
 _NEAR = 0.02  # sentences this close to the best one are quoted too
@@ -121,7 +121,10 @@ def choose(question: str, passages: Sequence[Passage], vectors: SentenceVectors)
 def _worth(question: str, sentence: str, cosine: float, passage: Passage) -> float:
     shared = 0.0
     if language_of(question) == language_of(sentence):
-        shared = terms.coverage(terms.content_terms(question), sentence)
+        wanted = terms.content_terms(question)
+        # The heading often names what a sentence calls "it": half the worth is for both together.
+        headed = f"{Read.of(passage).heading}\n{sentence}"
+        shared = (terms.coverage(wanted, sentence) + terms.coverage(wanted, headed)) / 2
     kind = terms.answer_kind(question)
     held = kind != "none" and terms.holds_kind(kind, sentence)
     return cosine + _COVERAGE * shared + _KIND * held + _PASSAGE * passage.score
