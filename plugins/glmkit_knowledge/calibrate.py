@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from glmkit import Encoder
 
 THRESHOLD = 0.14
-"""Below this probability a passage does not count as an answer."""
+"""Below this probability a passage does not count as an answer. Chosen low, on the sample base:
+0.14 refuses 14 of 15 unanswerable questions there in either language, and 3 of 30 others."""
 
 
 SAMPLE = 256
