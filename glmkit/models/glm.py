@@ -181,6 +181,33 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 _FEW = 16
 
 
+def project(
+    linear: nn.Module,
+    x: Tensor,
+    *,
+    norm: RmsNorm | None = None,
+    gated: bool = False,
+    onto: Tensor | None = None,
+) -> Tensor:
+    """Return ``onto + gate(linear(norm(x)))``; what is not given is left out.
+
+    A quantised linear does it in one call where it can, and then adds in place.
+
+    :param gated: the first half of the outputs goes through SiLU and multiplies the second half.
+    """
+    fused = getattr(linear, "project", None)
+    if fused is not None:
+        weight, eps = (norm.weight, norm.eps) if norm is not None else (None, 0.0)
+        done = fused(x, weight, eps, gated, onto)
+        if done is not None:
+            return cast(Tensor, done)
+    out = linear(x if norm is None else norm(x))
+    if gated:
+        gate, value = out.chunk(2, dim=-1)
+        out = F.silu(gate).mul_(value)
+    return cast(Tensor, out if onto is None else onto + out)
+
+
 class SelfAttention(nn.Module):
     """Grouped-query attention with one fused projection."""
 
@@ -193,10 +220,10 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
         self.dense = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, seen: Seen) -> Tensor:
-        """Mix ``x`` (B, T, hidden) with what it may see."""
+    def forward(self, x: Tensor, seen: Seen, norm: RmsNorm) -> Tensor:
+        """Add to ``x`` (B, T, hidden) what it may see, mixed by attention."""
         rows, tokens, _ = x.shape
-        qkv = self.query_key_value(x).view(rows, tokens, -1, self.head_dim)
+        qkv = project(self.query_key_value, x, norm=norm).view(rows, tokens, -1, self.head_dim)
         rotate_(qkv[:, :, : self.heads + self.kv_heads], seen.turns)
         q, kv = qkv.split_with_sizes((self.heads, 2 * self.kv_heads), dim=2)
         q = q.transpose(1, 2)  # (B, H, T, D)
@@ -212,7 +239,7 @@ class SelfAttention(nn.Module):
             is_causal=seen.causal,
             enable_gqa=self.heads != self.kv_heads,
         )
-        return cast(Tensor, self.dense(mixed.transpose(1, 2).reshape(rows, tokens, -1)))
+        return project(self.dense, mixed.transpose(1, 2).reshape(rows, tokens, -1), onto=x)
 
 
 class Mlp(nn.Module):
@@ -223,10 +250,11 @@ class Mlp(nn.Module):
         self.dense_h_to_4h = nn.Linear(config.hidden_size, 2 * config.ffn_size, bias=False)
         self.dense_4h_to_h = nn.Linear(config.ffn_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform ``x`` (B, T, hidden) token by token."""
-        gate, value = self.dense_h_to_4h(x).chunk(2, dim=-1)
-        return cast(Tensor, self.dense_4h_to_h(F.silu(gate).mul_(value)))
+    def forward(self, x: Tensor, norm: RmsNorm) -> Tensor:
+        """Add to ``x`` (B, T, hidden) what each token makes of itself."""
+        return project(
+            self.dense_4h_to_h, project(self.dense_h_to_4h, x, norm=norm, gated=True), onto=x
+        )
 
 
 class Block(nn.Module):
@@ -241,8 +269,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, seen: Seen) -> Tensor:
         """Return the stream (B, T, hidden) after this layer."""
-        x = x + self.self_attention(self.input_layernorm(x), seen)
-        return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
+        x = self.self_attention(x, seen, self.input_layernorm)
+        return cast(Tensor, self.mlp(x, self.post_attention_layernorm))
 
 
 class Embedding(nn.Module):
@@ -252,8 +280,8 @@ class Embedding(nn.Module):
         super().__init__()
         # Given a table, Embedding draws no random one: on the meta device that draw costs seconds,
         # because it imports torch's compiler.
-        table = torch.empty(config.vocab_size, config.hidden_size)
-        self.word_embeddings: nn.Module = nn.Embedding(*table.shape, _weight=table)
+        size = (config.vocab_size, config.hidden_size)
+        self.word_embeddings: nn.Module = nn.Embedding(size[0], size[1], _weight=torch.empty(size))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look ``ids`` (B, T) up: (B, T, hidden)."""
@@ -315,8 +343,8 @@ class Glm(nn.Module):
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Return next-token scores, float32 (..., V), of hidden states (..., hidden)."""
-        normed = self.transformer.encoder.final_layernorm(hidden)
-        return cast(Tensor, self.transformer.output_layer(normed).float())
+        norm = self.transformer.encoder.final_layernorm
+        return project(self.transformer.output_layer, hidden, norm=norm).float()
 
     def forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the scores (B, T, V) of whole rows; see :meth:`hidden`."""

@@ -300,10 +300,8 @@ class _Filling:
 
     def _embedding(self, weight: Tensor | QuantizedWeight) -> nn.Module:
         if isinstance(weight, Tensor):
-            with torch.device("meta"):
-                table = nn.Embedding(*weight.shape, _weight=torch.empty(weight.shape))
-            table.weight = nn.Parameter(weight, requires_grad=False)
-            return table
+            table = nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
+            return table.requires_grad_(False)
         return QuantizedEmbedding(weight, self.plan.dtype)
 
     def _tied(self, embedding: Embedding) -> nn.Module:
