@@ -143,31 +143,34 @@ INLINE void tile(int M, const matrix *m, int n, int K, const uint8_t *a, const f
                  float *y, int N) {
     const int8_t *w0 = m->weight + (size_t)n * K, *w1 = w0 + (size_t)LANES * K;
     const float *s0 = m->scale + (size_t)n * (K / BLOCK), *s1 = s0 + LANES * (K / BLOCK);
+    const uint8_t *rows[3] = {a, a + K, a + 2 * (size_t)K};
     const __m256i ones = _mm256_set1_epi16(1);
     __m256 total[3][2];
     for (int i = 0; i < M; i++) total[i][0] = total[i][1] = _mm256_setzero_ps();
-    for (int b = 0; b < K / BLOCK; b++) {
+    for (int left = K / BLOCK; left; left--) {
         __m256i sum[3][2];
         for (int i = 0; i < M; i++) sum[i][0] = sum[i][1] = _mm256_setzero_si256();
 #pragma GCC unroll 8
         for (int step = 0; step < BLOCK / 4; step++) {
-            __m256i v0 = _mm256_loadu_si256((const __m256i *)(w0 + b * BLOCK * LANES + step * 32));
-            __m256i v1 = _mm256_loadu_si256((const __m256i *)(w1 + b * BLOCK * LANES + step * 32));
+            __m256i v0 = _mm256_loadu_si256((const __m256i *)w0 + step);
+            __m256i v1 = _mm256_loadu_si256((const __m256i *)w1 + step);
             for (int i = 0; i < M; i++) {
-                __m256i four = broadcast4(a + (size_t)i * K + b * BLOCK + step * 4);
+                __m256i four = broadcast4(rows[i] + step * 4);
                 sum[i][0] = _mm256_add_epi16(sum[i][0], _mm256_maddubs_epi16(four, v0));
                 sum[i][1] = _mm256_add_epi16(sum[i][1], _mm256_maddubs_epi16(four, v1));
                 /* keeps the compiler from rearranging the sums into a tree that spills */
                 __asm__("" : "+x"(sum[i][0]), "+x"(sum[i][1]));
             }
         }
-        __m256 d0 = _mm256_loadu_ps(s0 + b * LANES), d1 = _mm256_loadu_ps(s1 + b * LANES);
+        __m256 d0 = _mm256_loadu_ps(s0), d1 = _mm256_loadu_ps(s1);
         for (int i = 0; i < M; i++) {
             __m256 f0 = _mm256_cvtepi32_ps(_mm256_madd_epi16(sum[i][0], ones));
             __m256 f1 = _mm256_cvtepi32_ps(_mm256_madd_epi16(sum[i][1], ones));
             total[i][0] = _mm256_fmadd_ps(f0, d0, total[i][0]);
             total[i][1] = _mm256_fmadd_ps(f1, d1, total[i][1]);
+            rows[i] += BLOCK;
         }
+        w0 += LANES * BLOCK, w1 += LANES * BLOCK, s0 += LANES, s1 += LANES;
     }
     for (int i = 0; i < M; i++)
         for (int h = 0; h < 2; h++) {
@@ -178,13 +181,22 @@ INLINE void tile(int M, const matrix *m, int n, int K, const uint8_t *a, const f
         }
 }
 
-/* y (T, N) = a (T, K) times the matrix, plus bias. */
+/* y (T, N) = a (T, K) times the matrix, plus bias.
+ * While one group of 16 outputs is worked out, the weights of the next are fetched bit by bit:
+ * all layers together do not stay in the cache from one call to the next. */
 FAST static void linear(const matrix *m, int N, int K, const uint8_t *a, const float *scale, int T,
                         float *y) {
+    const size_t group = (size_t)2 * LANES * K;
+    const int lines = (int)(group / 64) * 3 / (T > 3 ? T - 3 : 1) + 1;
     for (int n = 0; n < N; n += 2 * LANES) {
+        const int8_t *next = m->weight + (size_t)n * K + group;
+        const int8_t *end = n + 2 * LANES < N ? next + group : next;
         int t = 0;
-        for (; t + 3 <= T; t += 3)
+        for (; t + 3 <= T; t += 3) {
+            for (int i = 0; i < lines && next < end; i++, next += 64)
+                _mm_prefetch((const char *)next, _MM_HINT_T0);
             tile(3, m, n, K, a + (size_t)t * K, scale + t, y + (size_t)t * N, N);
+        }
         for (; t < T; t++) tile(1, m, n, K, a + (size_t)t * K, scale + t, y + (size_t)t * N, N);
     }
 }
@@ -318,6 +330,13 @@ FAST static void attend(const float *qkv, int L, int D, float *out, float *keys,
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
+/* Cut the next piece off an arena; pieces begin at cache lines. */
+static void *cut(char **arena, size_t bytes) {
+    char *piece = *arena;
+    *arena += (bytes + 63) / 64 * 64;
+    return piece;
+}
+
 /* Run x (T, D) through the layers in place.
  * ends (texts,) rises to T: where each text ends. heads * 32 must be D; D and F divide by 32.
  * Returns 0, or 1 if memory is short. */
@@ -326,20 +345,24 @@ EXPORT FAST int glmkit_encoder_run(const layer *layers, int count, int D, int F,
     size_t T = texts ? (size_t)ends[texts - 1] : 0, longest = 0;
     for (int i = 0, start = 0; i < texts; start = ends[i++])
         longest = larger(longest, (size_t)(ends[i] - start));
-    size_t room = (longest + 15) / 16 * 16, wide = larger((size_t)F, 3 * (size_t)D);
-    float *big = malloc(T * wide * sizeof(float));
-    float *small = malloc(T * (size_t)D * sizeof(float));
-    float *keys = malloc((2 * HEAD + ROWS) * room * sizeof(float));
-    float *scale = malloc(T * sizeof(float));
-    uint8_t *bytes = malloc(T * larger((size_t)F, (size_t)D));
-    int short_of_memory = !big || !small || !keys || !scale || !bytes;
-    for (int l = 0; l < count && !short_of_memory; l++) {
+    size_t room = (longest + 15) / 16 * 16 * sizeof(float);
+    size_t wide = larger((size_t)F, 3 * (size_t)D), row = (wide + (size_t)D + 1) * sizeof(float);
+    void *memory = malloc(T * (row + wide) + room * (2 * HEAD + ROWS) + 8 * 64);
+    if (!memory) return 1;
+    char *arena = (char *)(((uintptr_t)memory + 63) / 64 * 64);
+    float *big = cut(&arena, T * wide * sizeof(float));
+    float *small = cut(&arena, T * (size_t)D * sizeof(float));
+    float *scale = cut(&arena, T * sizeof(float));
+    uint8_t *bytes = cut(&arena, T * wide);
+    float *keys = cut(&arena, HEAD * room), *values = cut(&arena, HEAD * room);
+    float *scores = cut(&arena, ROWS * room);
+    for (int l = 0; l < count; l++) {
         const layer *w = layers + l;
         quantize(x, (int)T, D, bytes, scale);
         linear(&w->qkv, 3 * D, D, bytes, scale, (int)T, big);
         for (int i = 0, start = 0; i < texts; start = ends[i++])
             attend(big + (size_t)start * 3 * D, ends[i] - start, D, small + (size_t)start * D, keys,
-                   keys + HEAD * room, keys + 2 * HEAD * room);
+                   values, scores);
         quantize(small, (int)T, D, bytes, scale);
         linear(&w->attention_output, D, D, bytes, scale, (int)T, small);
         add_norm(x, small, &w->attention_norm, (int)T, D, eps);
@@ -350,8 +373,8 @@ EXPORT FAST int glmkit_encoder_run(const layer *layers, int count, int D, int F,
         linear(&w->output, D, F, bytes, scale, (int)T, small);
         add_norm(x, small, &w->output_norm, (int)T, D, eps);
     }
-    free(big), free(small), free(keys), free(scale), free(bytes);
-    return short_of_memory;
+    free(memory);
+    return 0;
 }
 
 #else
