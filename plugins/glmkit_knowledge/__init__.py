@@ -14,8 +14,7 @@ import glmkit
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from glmkit import Glmkit, Passage, Reply, Request
-    from glmkit.plugins import RegisterCommand, RegisterSpec
+    from glmkit import Glmkit, Passage, RegisterCommand, RegisterSpec, Reply, Request
 
     from .retrieve import KnowledgeQuery
 

@@ -18,8 +18,7 @@ from glmkit import Chunk, Message, Passage, Reply
 from . import terms
 
 if TYPE_CHECKING:
-    from glmkit import ChatModel, GenerationOptions
-    from glmkit.types import MessageLike
+    from glmkit import ChatModel, GenerationOptions, MessageLike
 
 _ENOUGH = 0.5
 """Least share of a sentence's terms that a passage must hold to be cited for it."""

@@ -26,8 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from glmkit import DataError, Progress
-from glmkit.errors import nearest
+from glmkit import ConfigError, DataError, Progress, refuse_unknown
 
 from .retrieve import Retriever
 
@@ -172,11 +171,10 @@ def _question(line: str, where: str) -> Question:
 
 
 def _check_keys(value: dict[str, Any], where: str) -> None:
-    for name in value:
-        if name not in _FIELDS:
-            close = nearest(name, _FIELDS, limit=1)
-            said = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(_FIELDS)}"
-            raise DataError(f"{where}: unknown key {name!r}; {said}")
+    try:
+        refuse_unknown(value, set(_FIELDS), where=where)
+    except ConfigError as error:
+        raise DataError(str(error)) from error
     missing = [name for name in _FIELDS if name not in value]
     if missing:
         raise DataError(f"{where}: {', '.join(map(repr, missing))} missing; null if unanswerable")

@@ -20,8 +20,7 @@ from .sentences import Read, SentenceVectors
 if TYPE_CHECKING:
     import numpy as np
 
-    from glmkit import GenerationOptions
-    from glmkit.types import MessageLike
+    from glmkit import GenerationOptions, MessageLike
 
 _READ = 3  # passages quoted from, the best ones
 _MOST = 3  # sentences of an answer
@@ -29,6 +28,7 @@ _COVERAGE = 0.06  # what sharing all terms is worth, in cosine; languages must a
 _KIND = 0.04  # what holding the asked number or time is worth
 _PASSAGE = 0.10  # what the passage's own score is worth
 _NEAR = 0.02  # sentences this close to the best one are quoted too
+_OPEN = "；，、;, "  # what a list item ends with when others follow
 _SAME = 0.97  # cosine from which two sentences say the same
 
 
@@ -74,7 +74,7 @@ class ExtractiveModel:
         """Yield the sentences of ``passages`` that answer a question that stands on its own."""
         gap = ""
         for quote in choose(question, passages, self._sentences):
-            yield Chunk(f"{gap}{quote.text} {mark(quote.source)}")
+            yield Chunk(f"{gap}{quote.text.rstrip(_OPEN)} {mark(quote.source)}")
             gap = "\n"
         yield Chunk("", "stop", Usage())
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from glmkit import GenerationOptions, Message, MissingExtraError, Passage
-from glmkit.types import ChatModel, Role
+from glmkit import ChatModel, GenerationOptions, Message, MissingExtraError, Passage
 
 try:
     from langchain_core.callbacks import (
@@ -35,6 +34,7 @@ from pydantic import ConfigDict
 from .calibrate import THRESHOLD
 from .retrieve import Retriever
 
+Role = Literal["system", "user", "assistant", "tool", "observation"]
 _ROLES: dict[str, Role] = {
     "human": "user",
     "ai": "assistant",

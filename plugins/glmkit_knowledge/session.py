@@ -152,10 +152,12 @@ class Session:
                 "first_token": total_ms if first_ms is None else first_ms,
                 "total": total_ms,
             },
-            note=self._note(question, mode),
+            note=self._note(question, mode, chunk.sources),
         )
 
-    def _note(self, question: str, mode: Mode) -> str | None:
+    def _note(self, question: str, mode: Mode, sources: tuple[Passage, ...]) -> str | None:
         if mode == "fallback":
             return "not from the knowledge base: nothing in it passed the threshold"
-        return self.answerer.why_not_generated(question) if mode == "extract" else None
+        if mode != "extract":
+            return None
+        return self.answerer.why_not_generated(question, sources)

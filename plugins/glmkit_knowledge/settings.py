@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from glmkit import ConfigError
-from glmkit.errors import nearest
+from glmkit import ConfigError, refuse_unknown
 
 from .calibrate import THRESHOLD
 
@@ -51,12 +50,8 @@ class Settings:
 
         :raises ConfigError: if a key is unknown or a value out of range.
         """
-        known = [field.name for field in fields(cls)]
-        for key in table:
-            if key not in known:
-                close = nearest(key, known, limit=1)
-                said = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-                raise ConfigError(f"unknown key {key!r} in [plugins.knowledge]; {said}")
+        known = {field.name for field in fields(cls)}
+        refuse_unknown(table, known, where="[plugins.knowledge]")
         given = {key: value for key, value in flags.items() if value is not None}
         return cls(**{**table, **given})
 
