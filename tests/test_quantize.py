@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -11,6 +13,7 @@ from glmkit.runtime.quantize import (
     Int4Weight,
     Int8Linear,
     Int8Weight,
+    OwnKernel,
     QuantizedEmbedding,
     has_int4_kernel,
     has_int8_kernel,
@@ -20,11 +23,16 @@ from glmkit.runtime.quantize import (
     multiply_own,
     quantize_int4,
     quantize_int8,
+    suits_own,
 )
 
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def near(got, expected):
+    return bool((got - expected).abs().max() <= 3e-4 * expected.abs().max())
 
 
 def need(kernel, torch_has):
@@ -134,14 +142,14 @@ def grouped_int8(rows, columns, seed=0):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    rows=st.integers(1, 200),
+    blocks=st.integers(1, 40),
     groups=st.integers(1, 21),
     tokens=st.integers(1, 9),
     eight=st.booleans(),
 )
-def test_our_kernel_multiplies_matrices_of_any_size(rows, groups, tokens, eight):
+def test_our_kernel_multiplies_matrices_of_any_size(blocks, groups, tokens, eight):
     need("own", has_own_kernel)
-    columns = groups * 32
+    rows, columns = 8 * blocks, groups * 32
     weight = grouped_int8(rows, columns) if eight else quantize_int4(random(rows, columns))
     x = random(tokens, columns, seed=1)
     got, expected = multiply_own(x, weight), x @ weight.expand().t()
@@ -153,13 +161,48 @@ def test_our_kernel_multiplies_matrices_of_any_size(rows, groups, tokens, eight)
 
 def test_our_kernel_keeps_zeros_and_shows_damage():
     need("own", has_own_kernel)
-    weight = quantize_int4(random(70, 64))
-    assert torch.equal(multiply_own(torch.zeros(1, 64), weight), torch.zeros(1, 70))
+    weight = quantize_int4(random(72, 64))
+    assert torch.equal(multiply_own(torch.zeros(1, 64), weight), torch.zeros(1, 72))
     for damage in (float("nan"), float("inf")):
         x = random(2, 64)
         x[1, 40] = damage
         got = multiply_own(x, weight)
         assert torch.isfinite(got[0]).all() and got[1].isnan().all()
+
+
+@pytest.mark.parametrize("make", [quantize_int4, lambda weight: grouped_int8(*weight.shape)])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_what_surrounds_a_matrix_is_the_same_in_one_call(make, tokens):
+    need("own", has_own_kernel)
+    weight = make(random(96, 64))
+    kernel, x, norm = OwnKernel(weight), random(tokens, 64, seed=2), random(1, 64, seed=3)[0]
+    matrix = weight.expand()
+    normed = torch.nn.functional.rms_norm(x, (64,), norm, 1e-5) @ matrix.t()
+    assert near(kernel(x, norm=norm, eps=1e-5), normed)
+    gate, value = (x @ matrix.t()).chunk(2, dim=-1)
+    gated = torch.nn.functional.silu(gate) * value
+    assert near(kernel(x, gated=True), gated)
+    stream = random(tokens, 96, seed=4)
+    expected = stream + x @ matrix.t()
+    assert kernel(x, onto=stream) is stream
+    assert near(stream, expected)
+
+
+def test_our_kernel_is_right_with_many_callers_at_once():
+    need("own", has_own_kernel)
+    kernels = [OwnKernel(quantize_int4(random(512, 256, seed=each))) for each in range(4)]
+    x = random(2, 256)
+    expected = [kernel(x) for kernel in kernels]
+
+    def call(number):
+        return all(torch.equal(kernels[number](x), expected[number]) for _ in range(200))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(call, range(4)))
+
+
+def test_matrices_that_do_not_fill_blocks_are_left_to_torch():
+    assert not suits_own(quantize_int4(random(70, 64)))
 
 
 def test_without_our_kernel_torchs_is_taken(monkeypatch):

@@ -1,18 +1,33 @@
-/* Multiply a few vectors by an int4 or int8 matrix, straight from its form on disk.
+/* Multiply a few vectors by an int4 or int8 matrix.
+ *
+ * What stands before and after the matrix in a GLM block goes along, because for one token a call
+ * costs as much as its arithmetic: an RMS norm of the vectors, and then a gated unit or a sum.
  *
  * The vectors are rounded to 16 bits in groups of 32, each with its own scale, so that the inner
  * loop is integer arithmetic: 16 products an instruction. With 8 bits it would be faster by little,
  * and a small model's answers suffer. Built as an optional extension;
- * without it glmkit uses torch's operators. OpenMP is the one that torch has loaded already, so
- * both share one set of threads.
+ * without it glmkit uses torch's operators.
+ *
+ * The matrix is packed once when a model is loaded. Eight rows make a block, so that one register
+ * holds eight running sums and nothing is summed across; a block is a stream of groups of 32 columns:
+ *
+ *   int4: 4 x 32 bytes of weights, 8 scales, 8 minima (half precision): 160 bytes
+ *   int8: 16 x 16 bytes of weights, 8 scales: 272 bytes
+ *
+ * In the j-th 32 bytes of an int4 group, 16-bit lane l holds columns 8j + 2t + l % 2 of row l / 2 in
+ * its nibbles t = 0..3. In the t-th 16 bytes of an int8 group, byte l is column 2t + l % 2 of row l / 2.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
-enum { GROUP = 32, MOST_GROUPS = 8192 };
+enum { GROUP = 32, BLOCK = 8, MOST_COLUMNS = 1 << 20 };
+enum { PIECE = 8 };          /* blocks that a thread takes at a time */
+enum { WRITE, ADD, GATE };   /* an output o becomes y = o, y += o, or y = silu(first half) * second half */
+enum { NIBBLES = 160, BYTES = 272 }; /* a packed group of int4, of int8 */
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -20,12 +35,13 @@ enum { GROUP = 32, MOST_GROUPS = 8192 };
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 
 typedef struct {
-    const uint8_t *weight;         /* (N, K / 2) nibbles or (N, K) signed bytes */
-    const uint16_t *scale, *least; /* half precision (N, groups); least is NULL for int8 */
-    const int16_t *x;              /* (M, K), rounded */
-    const float *step, *sum;       /* (M, groups): scale and sum of each rounded group */
-    float *y;                      /* (M, N) */
-    long m, n, groups;
+    const uint8_t *packed;
+    const int16_t *x;         /* (M, K), rounded */
+    const float *step, *sum;  /* (M, K / 32): scale and sum of each rounded group */
+    float *y;                 /* (M, N); (M, N / 2) for GATE */
+    long m, n, groups, group; /* group: bytes of a packed group */
+    int then;                 /* WRITE, ADD or GATE */
+    long blocks;              /* of y */
 } Product;
 
 AVX2 static inline float total(__m256 v) {
@@ -34,116 +50,266 @@ AVX2 static inline float total(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)));
 }
 
-AVX2 static void widen(const uint16_t *half, float *out, long count) {
-    long at = 0;
-    for (; at + 8 <= count; at += 8)
-        _mm256_storeu_ps(out + at, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(half + at))));
-    for (; at < count; at++) out[at] = _cvtsh_ss(half[at]);
+AVX2 static inline __m256 half8(const uint8_t *at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at));
 }
 
-/* Fill products[g] = a[g] * b[g]. */
-AVX2 static void scale_all(const float *a, const float *b, float *products, long count) {
-    for (long at = 0; at < count; at++) products[at] = a[at] * b[at];
+AVX2 static inline __m256i pair(const int32_t *x, __m256i weights) {
+    return _mm256_madd_epi16(weights, _mm256_set1_epi32(*x));
 }
 
-AVX2 static float dot(const float *a, const float *b, long count) {
-    __m256 sum = _mm256_setzero_ps();
-    long at = 0;
-    for (; at + 8 <= count; at += 8)
-        sum = _mm256_fmadd_ps(_mm256_loadu_ps(a + at), _mm256_loadu_ps(b + at), sum);
-    float out = total(sum);
-    for (; at < count; at++) out += a[at] * b[at];
-    return out;
+/* 8 rows x 32 columns of int4 times one rounded group of a vector, as integers. */
+AVX2 static inline __m256i times_nibbles(const uint8_t *w, const int32_t *x) {
+    const __m256i low = _mm256_set1_epi16(15);
+    __m256i even = _mm256_setzero_si256(), odd = even;
+    for (int j = 0; j < 4; j++, x += 4) {
+        const __m256i four = _mm256_loadu_si256((const __m256i *)(w + 32 * j));
+        even = _mm256_add_epi32(even, pair(x, _mm256_and_si256(four, low)));
+        odd = _mm256_add_epi32(odd, pair(x + 1, _mm256_and_si256(_mm256_srli_epi16(four, 4), low)));
+        even = _mm256_add_epi32(even, pair(x + 2, _mm256_and_si256(_mm256_srli_epi16(four, 8), low)));
+        odd = _mm256_add_epi32(odd, pair(x + 3, _mm256_srli_epi16(four, 12)));
+    }
+    return _mm256_add_epi32(even, odd);
 }
 
-/* Add scale * (32 weights . 32 numbers) to the running sums. */
-AVX2 static inline __m256 add_group(__m256i first, __m256i second, const int16_t *x, float scale,
-                                    __m256 sum) {
-    const __m256i *numbers = (const __m256i *)x;
-    __m256i pairs = _mm256_add_epi32(_mm256_madd_epi16(first, _mm256_loadu_si256(numbers)),
-                                     _mm256_madd_epi16(second, _mm256_loadu_si256(numbers + 1)));
-    return _mm256_fmadd_ps(_mm256_set1_ps(scale), _mm256_cvtepi32_ps(pairs), sum);
+/* The same for int8. */
+AVX2 static inline __m256i times_bytes(const uint8_t *w, const int32_t *x) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int t = 0; t < 16; t++)
+        sum = _mm256_add_epi32(
+            sum, pair(x + t, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16 * t)))));
+    return sum;
 }
 
-AVX2 static inline __m256 group4(const uint8_t *w, const int16_t *x, float scale, __m256 sum) {
-    const __m128i both = _mm_loadu_si128((const __m128i *)w), low = _mm_set1_epi8(15);
-    __m256i first = _mm256_cvtepu8_epi16(_mm_and_si128(both, low));
-    __m256i second = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(both, 4), low));
-    return add_group(first, second, x, scale, sum);
+/* One block of 8 rows times vector m. */
+AVX2 static inline __m256 times_block(const Product *p, long block, long m) {
+    const uint8_t *w = p->packed + block * p->groups * p->group;
+    const int32_t *x = (const int32_t *)(p->x + m * p->groups * GROUP);
+    const float *step = p->step + m * p->groups, *sum = p->sum + m * p->groups;
+    __m256 out = _mm256_setzero_ps(), least = out;
+    if (p->group == NIBBLES)
+        for (long g = 0; g < p->groups; g++, w += NIBBLES, x += GROUP / 2) {
+            const __m256 whole = _mm256_cvtepi32_ps(times_nibbles(w, x));
+            const __m256 scale = _mm256_mul_ps(half8(w + 128), _mm256_set1_ps(step[g]));
+            out = _mm256_fmadd_ps(whole, scale, out);
+            least = _mm256_fmadd_ps(half8(w + 144), _mm256_set1_ps(sum[g]), least);
+        }
+    else
+        for (long g = 0; g < p->groups; g++, w += BYTES, x += GROUP / 2) {
+            const __m256 whole = _mm256_cvtepi32_ps(times_bytes(w, x));
+            const __m256 scale = _mm256_mul_ps(half8(w + 256), _mm256_set1_ps(step[g]));
+            out = _mm256_fmadd_ps(whole, scale, out);
+        }
+    return _mm256_add_ps(out, least);
 }
 
-AVX2 static inline __m256 group8(const uint8_t *w, const int16_t *x, float scale, __m256 sum) {
-    __m256i first = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w));
-    __m256i second = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16)));
-    return add_group(first, second, x, scale, sum);
-}
-
-/* One output row for all vectors. */
-AVX2 static void output_row(const Product *p, long row) {
-    float scale[MOST_GROUPS], least[MOST_GROUPS], both[MOST_GROUPS];
-    const long groups = p->groups, bytes = p->least ? GROUP / 2 : GROUP;
-    const uint8_t *weight = p->weight + row * groups * bytes;
-    widen(p->scale + row * groups, scale, groups);
-    if (p->least) widen(p->least + row * groups, least, groups);
+/* Eight outputs for all vectors. */
+AVX2 static void output_block(const Product *p, long block) {
+    const long width = p->blocks * BLOCK;
     for (long m = 0; m < p->m; m++) {
-        const int16_t *x = p->x + m * groups * GROUP;
-        __m256 even = _mm256_setzero_ps(), odd = even;
-        long g = 0;
-        scale_all(scale, p->step + m * groups, both, groups);
-        if (p->least) {
-            for (; g + 2 <= groups; g += 2) {
-                even = group4(weight + g * bytes, x + g * GROUP, both[g], even);
-                odd = group4(weight + (g + 1) * bytes, x + (g + 1) * GROUP, both[g + 1], odd);
-            }
-            if (g < groups) even = group4(weight + g * bytes, x + g * GROUP, both[g], even);
-        } else {
-            for (; g + 2 <= groups; g += 2) {
-                even = group8(weight + g * bytes, x + g * GROUP, both[g], even);
-                odd = group8(weight + (g + 1) * bytes, x + (g + 1) * GROUP, both[g + 1], odd);
-            }
-            if (g < groups) even = group8(weight + g * bytes, x + g * GROUP, both[g], even);
+        float *y = p->y + m * width + block * BLOCK;
+        __m256 out = times_block(p, p->then == GATE ? block + p->blocks : block, m);
+        if (p->then == ADD) out = _mm256_add_ps(out, _mm256_loadu_ps(y));
+        if (p->then == GATE) {
+            float gate[BLOCK];
+            _mm256_storeu_ps(gate, times_block(p, block, m));
+            for (int at = 0; at < BLOCK; at++) gate[at] /= 1.0f + expf(-gate[at]);
+            out = _mm256_mul_ps(out, _mm256_loadu_ps(gate));
         }
-        float out = total(_mm256_add_ps(even, odd));
-        if (p->least) out += dot(least, p->sum + m * groups, groups);
-        p->y[m * p->n + row] = out;
+        _mm256_storeu_ps(y, out);
     }
 }
 
-/* Round vectors to -32767..32767 in groups of 32. NaN and infinity poison their whole group. */
-AVX2 static void round_groups(const float *x, long groups, int16_t *q, float *step, float *sum) {
-    for (long g = 0; g < groups; g++, x += GROUP, q += GROUP) {
-        float most = 0, finite = 0;
-        int whole = 0;
-        for (int k = 0; k < GROUP; k++) {
-            float size = fabsf(x[k]);
-            most = size > most ? size : most;
-            finite += x[k] * 0.0f;
+/* Scale each vector (k) to unit mean square, then by `weight`: the norm that a GLM block begins with. */
+AVX2 static void norm_all(const float *x, long m, long k, const float *weight, float eps, float *out) {
+    for (; m > 0; m--, x += k, out += k) {
+        __m256 square = _mm256_setzero_ps();
+        for (long at = 0; at < k; at += 8) {
+            const __m256 v = _mm256_loadu_ps(x + at);
+            square = _mm256_fmadd_ps(v, v, square);
         }
-        const float inverse = most > 0 && finite == 0 ? 32767.0f / most : 0.0f;
-        for (int k = 0; k < GROUP; k++) {
-            q[k] = inverse > 0 ? (int16_t)_mm_cvtss_si32(_mm_set_ss(x[k] * inverse)) : 0;
-            whole += q[k];
+        const __m256 scale = _mm256_set1_ps(1.0f / sqrtf(total(square) / (float)k + eps));
+        for (long at = 0; at < k; at += 8) {
+            const __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x + at), scale);
+            _mm256_storeu_ps(out + at, _mm256_mul_ps(v, _mm256_loadu_ps(weight + at)));
         }
-        step[g] = finite == 0 ? most / 32767.0f : NAN;
-        sum[g] = (float)whole * step[g];
     }
 }
 
-static int multiply_all(Product *p, const float *x, int threads) {
+/* Round one group to -32767..32767; NaN and infinity poison it. */
+AVX2 static void round_group(const float *x, int16_t *q, float *step, float *sum) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 most = _mm256_setzero_ps(), poison = most;
+    __m256i whole = _mm256_setzero_si256();
+    for (int at = 0; at < GROUP; at += 8) {
+        const __m256 v = _mm256_loadu_ps(x + at);
+        most = _mm256_max_ps(most, _mm256_andnot_ps(sign, v));
+        poison = _mm256_fmadd_ps(v, _mm256_setzero_ps(), poison);
+    }
+    float sizes[8], largest = 0;
+    _mm256_storeu_ps(sizes, most);
+    for (int at = 0; at < 8; at++) largest = sizes[at] > largest ? sizes[at] : largest;
+    const int finite = total(poison) == 0;
+    const __m256 inverse = _mm256_set1_ps(finite && largest > 0 ? 32767.0f / largest : 0.0f);
+    for (int at = 0; at < GROUP; at += 16) {
+        const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + at), inverse));
+        const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + at + 8), inverse));
+        whole = _mm256_add_epi32(whole, _mm256_add_epi32(a, b));
+        _mm256_storeu_si256((__m256i *)(q + at),
+                            _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8));
+    }
+    *step = finite ? largest / 32767.0f : NAN;
+    *sum = finite ? total(_mm256_cvtepi32_ps(whole)) * *step : NAN;
+}
+
+/* ---- sharing the blocks among threads ----
+ *
+ * A call lasts some microseconds, so waiting for a thread that the system has paused would cost a
+ * hundred calls. Hence no barrier of all threads: a call ends when all pieces are done, whoever did
+ * them, and the caller does pieces too. A thread without work spins shortly, then sleeps. After a
+ * fork there are no helpers left and the caller does everything.
+ */
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#define HAVE_HELPERS 1
+
+enum { MOST_HELPERS = 63, SPINS = 40000 };
+
+static pthread_mutex_t calling = PTHREAD_MUTEX_INITIALIZER; /* one call at a time has helpers */
+static pthread_mutex_t resting = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+static const Product *shared;  /* what is being done; valid while a piece of it is claimed */
+static atomic_long open_pieces; /* not claimed yet */
+static atomic_long done_pieces;
+static atomic_int sleepers;
+static int helpers;
+#endif
+
+static long pieces_of(const Product *p) { return (p->blocks + PIECE - 1) / PIECE; }
+
+static void do_piece(const Product *p, long piece) {
+    const long end = (piece + 1) * PIECE < p->blocks ? (piece + 1) * PIECE : p->blocks;
+    for (long block = piece * PIECE; block < end; block++) output_block(p, block);
+}
+
+#ifdef HAVE_HELPERS
+/* Claim and do one piece; 0 if none was left. Whoever claims holds the call open until it is done,
+ * so `shared` cannot change in between. */
+static int help_once(void) {
+    long left = atomic_load(&open_pieces);
+    while (left > 0)
+        if (atomic_compare_exchange_weak(&open_pieces, &left, left - 1)) {
+            do_piece(shared, left - 1);
+            atomic_fetch_add(&done_pieces, 1);
+            return 1;
+        }
+    return 0;
+}
+
+static void *helper(void *none) {
+    for (;;) {
+        for (int spins = 0; spins < SPINS; spins++) {
+            if (help_once()) spins = 0;
+            _mm_pause();
+        }
+        pthread_mutex_lock(&resting);
+        atomic_fetch_add(&sleepers, 1);
+        while (atomic_load(&open_pieces) == 0) pthread_cond_wait(&wake, &resting);
+        atomic_fetch_sub(&sleepers, 1);
+        pthread_mutex_unlock(&resting);
+    }
+    return none;
+}
+
+static void hire(int wanted) {
+    pthread_t thread;
+    for (; helpers < wanted && helpers < MOST_HELPERS; helpers++) {
+        if (pthread_create(&thread, NULL, helper, NULL)) return;
+        pthread_detach(thread);
+    }
+}
+
+static void do_together(const Product *p, int threads) {
+    const long pieces = pieces_of(p);
+    hire(threads - 1);
+    shared = p;
+    atomic_store(&done_pieces, 0);
+    atomic_store(&open_pieces, pieces);
+    if (atomic_load(&sleepers)) {
+        pthread_mutex_lock(&resting);
+        pthread_cond_broadcast(&wake);
+        pthread_mutex_unlock(&resting);
+    }
+    while (help_once()) continue;
+    for (long spins = 0; atomic_load(&done_pieces) < pieces; spins++) {
+        _mm_pause();
+        if (spins > SPINS) sched_yield(); /* a helper was paused in the middle of a piece */
+    }
+}
+#endif
+
+static void do_all(const Product *p, int threads) {
+#ifdef HAVE_HELPERS
+    if (threads > 1 && pieces_of(p) > 1 && !pthread_mutex_trylock(&calling)) {
+        do_together(p, threads);
+        pthread_mutex_unlock(&calling);
+        return;
+    }
+#endif
+    for (long piece = 0; piece < pieces_of(p); piece++) do_piece(p, piece);
+}
+
+static int multiply_all(Product *p, const float *x, const float *norm, float eps, int threads) {
     const long places = p->m * p->groups;
     int16_t *q = malloc((size_t)places * GROUP * sizeof(int16_t));
     float *numbers = malloc((size_t)places * 2 * sizeof(float));
-    if (q && numbers) {
-        round_groups(x, places, q, numbers, numbers + places);
+    float *normed = norm ? malloc((size_t)places * GROUP * sizeof(float)) : NULL;
+    const int done = q && numbers && (normed || !norm);
+    if (done) {
+        if (norm) norm_all(x, p->m, p->groups * GROUP, norm, eps, normed);
+        if (norm) x = normed;
         p->x = q, p->step = numbers, p->sum = numbers + places;
-        /* Small pieces, taken as they come: a thread that the system paused delays nobody. */
-#pragma omp parallel for schedule(dynamic, 64) num_threads(threads)
-        for (long row = 0; row < p->n; row++) output_row(p, row);
+        for (long at = 0; at < places; at++)
+            round_group(x + at * GROUP, q + at * GROUP, numbers + at, numbers + places + at);
+        do_all(p, threads);
     }
-    const int done = q && numbers;
     free(q);
     free(numbers);
+    free(normed);
     return done;
+}
+
+/* Pack one group of 8 rows; see the top of the file. Rows lie `row_bytes` apart. On disk, byte b of an
+ * int4 group holds column b in its low half and column b + 16 in its high half. */
+static void pack_nibbles(const uint8_t *rows, long row_bytes, uint8_t *out) {
+    memset(out, 0, 128);
+    for (int row = 0; row < BLOCK; row++)
+        for (int k = 0; k < GROUP; k++) {
+            const uint8_t both = rows[row * row_bytes + k % 16], value = k < 16 ? both & 15 : both >> 4;
+            const int lane = 2 * row + k % 2, nibble = k % 8 / 2;
+            out[k / 8 * 32 + 2 * lane + nibble / 2] |= (uint8_t)(value << (nibble % 2 * 4));
+        }
+}
+
+static void pack_bytes(const uint8_t *rows, long row_bytes, uint8_t *out) {
+    for (int row = 0; row < BLOCK; row++)
+        for (int k = 0; k < GROUP; k++) out[k / 2 * 16 + 2 * row + k % 2] = rows[row * row_bytes + k];
+}
+
+static void pack_all(const uint8_t *weight, const uint16_t *scale, const uint16_t *least, long n,
+                     long groups, uint8_t *out) {
+    const long bytes = least ? GROUP / 2 : GROUP, head = least ? 128 : 256;
+    for (long block = 0; block < n / BLOCK; block++)
+        for (long g = 0; g < groups; g++, out += least ? NIBBLES : BYTES) {
+            const long first = block * BLOCK * groups + g;
+            (least ? pack_nibbles : pack_bytes)(weight + first * bytes, groups * bytes, out);
+            for (int row = 0; row < BLOCK; row++) {
+                memcpy(out + head + 2 * row, scale + first + row * groups, 2);
+                if (least) memcpy(out + head + 16 + 2 * row, least + first + row * groups, 2);
+            }
+        }
 }
 #endif
 
@@ -155,22 +321,53 @@ static PyObject *supported(PyObject *self, PyObject *none) {
     Py_RETURN_FALSE;
 }
 
-/* multiply(x, y, weight, scale, least, m, n, k, threads): addresses of contiguous float32 x (m, k)
- * and y (m, n), of the matrix (n, k) and of its scales; least is 0 for int8. */
+#ifdef HAVE_KERNELS
+static int fits(long n, long k) {
+    if (n >= BLOCK && n % BLOCK == 0 && k >= GROUP && k % GROUP == 0 && k <= MOST_COLUMNS) return 1;
+    PyErr_Format(PyExc_ValueError, "no kernel for a matrix of %ld x %ld", n, k);
+    return 0;
+}
+#endif
+
+/* pack(weight, scale, least, n, k, out): addresses of the matrix (n, k) as it lies on disk, of its
+ * half-precision scales and minima (n, k / 32), and of room for n / 8 * k / 32 packed groups; least is
+ * 0 for int8. */
+static PyObject *pack(PyObject *self, PyObject *args) {
+#ifdef HAVE_KERNELS
+    unsigned long long weight, scale, least, out;
+    long n, k;
+    if (!PyArg_ParseTuple(args, "KKKllK", &weight, &scale, &least, &n, &k, &out) || !fits(n, k))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    pack_all((const uint8_t *)(uintptr_t)weight, (const uint16_t *)(uintptr_t)scale,
+             (const uint16_t *)(uintptr_t)least, n, k / GROUP, (uint8_t *)(uintptr_t)out);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+#else
+    return PyErr_Format(PyExc_NotImplementedError, "no kernel for this processor");
+#endif
+}
+
+/* multiply(x, y, packed, bits, m, n, k, threads, norm, eps, then): addresses of contiguous float32 x
+ * (m, k) and y (m, n) and of the packed matrix (n, k) of 4 or 8 bits; norm is the address of the norm's
+ * weight (k) or 0; then is 0 to write, 1 to add to y, 2 to gate, when y is (m, n / 2). */
 static PyObject *multiply(PyObject *self, PyObject *args) {
 #ifdef HAVE_KERNELS
-    unsigned long long x, y, weight, scale, least;
+    unsigned long long x, y, packed, norm;
     long m, n, k;
-    int threads, done;
-    if (!PyArg_ParseTuple(args, "KKKKKllli", &x, &y, &weight, &scale, &least, &m, &n, &k, &threads))
+    float eps;
+    int bits, threads, then, done;
+    if (!PyArg_ParseTuple(args, "KKKillliKfi", &x, &y, &packed, &bits, &m, &n, &k, &threads, &norm,
+                          &eps, &then) ||
+        !fits(n, k))
         return NULL;
-    if (m < 1 || n < 1 || k < GROUP || k % GROUP || k / GROUP > MOST_GROUPS || threads < 1)
-        return PyErr_Format(PyExc_ValueError, "cannot multiply %ld x %ld by %ld x %ld", m, k, n, k);
-    Product p = {(const uint8_t *)(uintptr_t)weight, (const uint16_t *)(uintptr_t)scale,
-                 (const uint16_t *)(uintptr_t)least, NULL, NULL, NULL, (float *)(uintptr_t)y, m, n,
-                 k / GROUP};
+    if (m < 1 || threads < 1 || then < WRITE || then > GATE || (then == GATE && n % (2 * BLOCK)))
+        return PyErr_Format(PyExc_ValueError, "cannot multiply %ld vectors this way", m);
+    Product p = {.packed = (const uint8_t *)(uintptr_t)packed, .y = (float *)(uintptr_t)y, .m = m,
+                 .n = n, .groups = k / GROUP, .group = bits == 4 ? NIBBLES : BYTES, .then = then,
+                 .blocks = (then == GATE ? n / 2 : n) / BLOCK};
     Py_BEGIN_ALLOW_THREADS
-    done = multiply_all(&p, (const float *)(uintptr_t)x, threads);
+    done = multiply_all(&p, (const float *)(uintptr_t)x, (const float *)(uintptr_t)norm, eps, threads);
     Py_END_ALLOW_THREADS
     if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;
@@ -181,7 +378,8 @@ static PyObject *multiply(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"supported", supported, METH_NOARGS, "Tell whether this processor has what the kernels need."},
-    {"multiply", multiply, METH_VARARGS, "Multiply vectors by a quantised matrix."},
+    {"pack", pack, METH_VARARGS, "Lay a quantised matrix out for multiply."},
+    {"multiply", multiply, METH_VARARGS, "Multiply vectors by a packed matrix."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,4 +1,16 @@
 def supported() -> bool: ...
+def pack(weight: int, scale: int, least: int, n: int, k: int, out: int, /) -> None: ...
 def multiply(
-    x: int, y: int, weight: int, scale: int, least: int, m: int, n: int, k: int, threads: int, /
+    x: int,
+    y: int,
+    packed: int,
+    bits: int,
+    m: int,
+    n: int,
+    k: int,
+    threads: int,
+    norm: int,
+    eps: float,
+    then: int,
+    /,
 ) -> None: ...

@@ -201,23 +201,65 @@ def multiply_own(x: Tensor, weight: QuantizedWeight) -> Tensor:
 
     The tokens are rounded to 16 bits in groups of 32; the matrix is not rounded again.
     """
-    rows, columns = weight.shape
-    wide = x.float().contiguous()
-    out = torch.empty((wide.shape[0], rows), dtype=torch.float32)
-    integers = weight.nibbles if isinstance(weight, Int4Weight) else weight.integers
-    least = weight.minimum.data_ptr() if isinstance(weight, Int4Weight) else 0
-    _kernels.multiply(
-        wide.data_ptr(),
-        out.data_ptr(),
-        integers.data_ptr(),
-        weight.scale.data_ptr(),
-        least,
-        wide.shape[0],
-        rows,
-        columns,
-        torch.get_num_threads(),
-    )
-    return out
+    return OwnKernel(weight)(x.float().contiguous())
+
+
+class OwnKernel:
+    """Our extension's multiplication by one matrix, with what surrounds it in a GLM block."""
+
+    def __init__(self, weight: QuantizedWeight) -> None:
+        self.rows, columns = self._sizes = weight.shape
+        four = isinstance(weight, Int4Weight)
+        integers = weight.nibbles if isinstance(weight, Int4Weight) else weight.integers
+        least = weight.minimum.data_ptr() if isinstance(weight, Int4Weight) else 0
+        groups = self.rows // _BLOCK * (columns // GROUP)
+        self._packed = torch.empty(groups * (160 if four else 272), dtype=torch.uint8)
+        _kernels.pack(
+            integers.data_ptr(),
+            weight.scale.data_ptr(),
+            least,
+            *self._sizes,
+            self._packed.data_ptr(),
+        )
+        self._matrix = (self._packed.data_ptr(), 4 if four else 8)
+        self._threads = torch.get_num_threads()
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        gated: bool = False,
+        onto: Tensor | None = None,
+    ) -> Tensor:
+        """Return the product, float32 (M, N), of contiguous float32 ``x`` (M, K).
+
+        :param norm: weight (K) of an RMS norm that ``x`` goes through first.
+        :param gated: the first half of the product gates the second: (M, N / 2).
+        :param onto: (M, N) that the product is added to, in place.
+        """
+        if onto is None:
+            onto = x.new_empty((x.shape[0], self.rows // 2 if gated else self.rows))
+            then = _GATE if gated else _WRITE
+        else:
+            then = _ADD
+        _kernels.multiply(
+            x.data_ptr(),
+            onto.data_ptr(),
+            *self._matrix,
+            x.shape[0],
+            *self._sizes,
+            self._threads,
+            0 if norm is None else norm.data_ptr(),
+            eps,
+            then,
+        )
+        return onto
+
+
+_WRITE, _ADD, _GATE = 0, 1, 2
+_BLOCK = 8  # rows that are packed together
 
 
 def suits_own(weight: QuantizedWeight) -> bool:
@@ -225,12 +267,13 @@ def suits_own(weight: QuantizedWeight) -> bool:
     if not has_own_kernel() or weight.scale.dtype != torch.float16:
         return False
     tensors = [each for each in vars(weight).values() if isinstance(each, Tensor)]
-    return weight.scale.shape[1] * GROUP == weight.shape[1] <= _WIDEST and all(
-        each.is_contiguous() and each.device.type == "cpu" for each in tensors
-    )
+    rows, columns = weight.shape
+    if rows % _BLOCK or weight.scale.shape[1] * GROUP != columns or columns > _WIDEST:
+        return False
+    return all(each.is_contiguous() and each.device.type == "cpu" for each in tensors)
 
 
-_WIDEST = 8192 * GROUP
+_WIDEST = 1 << 20
 
 
 def has_own_kernel() -> bool:
@@ -294,7 +337,31 @@ class _QuantizedLinear(nn.Module):
         self.matrix = matrix
         self.bias = bias
         self.keep = keep
+        self.own: OwnKernel | None = None
         self._kept: Tensor | None = None
+
+    def project(
+        self,
+        x: Tensor,
+        norm: Tensor | None,
+        eps: float,
+        gated: bool,
+        onto: Tensor | None,
+    ) -> Tensor | None:
+        """Do all of :func:`glmkit.models.glm.project` in one call; None where that can't be."""
+        columns = x.shape[-1]
+        if self.own is None or x.dtype != torch.float32 or x.numel() >= columns * EXPANDED_FROM:
+            return None
+        if (self.bias is not None and (gated or onto is not None)) or (
+            gated and self.own.rows % (2 * _BLOCK)
+        ):
+            return None
+        rows = x.numel() // columns
+        flat = None if onto is None else onto.view(rows, -1)
+        out = self.own(x.reshape(rows, columns), norm=norm, eps=eps, gated=gated, onto=flat).view(
+            *x.shape[:-1], -1
+        )
+        return out if self.bias is None else out.add_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., N) for ``x`` (..., K), in the dtype of ``x``."""
@@ -335,12 +402,12 @@ class Int4Linear(_QuantizedLinear):
         keep: bool = False,
     ) -> None:
         super().__init__(weight, bias, keep=keep)
-        self.own = kernel == "own"
+        self.own = OwnKernel(weight) if kernel == "own" else None
         self.packed = pack_int4(weight) if kernel == "torch" else None
 
     def _few(self, x: Tensor) -> Tensor | None:
-        if self.own:
-            return multiply_own(x, self.matrix)
+        if self.own is not None:
+            return self.own(x.float().contiguous())
         if self.packed is not None:
             return multiply_int4(x.to(torch.bfloat16), *self.packed)
         return None
@@ -356,12 +423,12 @@ class Int8Linear(_QuantizedLinear):
         self, weight: Int8Weight, bias: Tensor | None = None, *, kernel: Kernel | None
     ) -> None:
         super().__init__(weight.per_row() if kernel == "torch" else weight, bias, keep=False)
-        self.own = kernel == "own"
+        self.own = OwnKernel(self.matrix) if kernel == "own" else None
         self.scale = self.matrix.scale[:, 0].bfloat16() if kernel == "torch" else None
 
     def _few(self, x: Tensor) -> Tensor | None:
-        if self.own:
-            return multiply_own(x, self.matrix)
+        if self.own is not None:
+            return self.own(x.float().contiguous())
         if self.scale is not None and isinstance(self.matrix, Int8Weight):
             return torch._weight_int8pack_mm(x.to(torch.bfloat16), self.matrix.integers, self.scale)
         return None
