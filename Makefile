@@ -25,7 +25,7 @@ bench: pull
 	@$(BIN)/python benchmarks/decode.py && $(BIN)/python benchmarks/encode.py
 
 pull: install
-	@$(BIN)/glmkit pull default --kind model && $(BIN)/glmkit pull default --kind encoder
+	@$(BIN)/glmkit pull default --keep-download
 
 install: $(INSTALLED)
 
