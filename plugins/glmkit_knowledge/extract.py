@@ -7,7 +7,7 @@ source. Works across languages, because the encoder does.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from glmkit import Chunk, Message, Passage, Reply, Usage, language_of
@@ -28,6 +28,7 @@ _COVERAGE = 0.06  # what sharing all terms is worth, in cosine; languages must a
 _KIND = 0.04  # what holding the asked number or time is worth
 _PASSAGE = 0.10  # what the passage's own score is worth
 _NEAR = 0.02  # sentences this close to the best one are quoted too
+_CLAUSE = "；"
 _OPEN = "；，、;, "  # what a list item ends with when others follow
 _SAME = 0.97  # cosine from which two sentences say the same
 
@@ -115,7 +116,21 @@ def choose(question: str, passages: Sequence[Passage], vectors: SentenceVectors)
             break
         if not any(_alike(quote, other, read) for other in chosen):
             chosen.append(quote)
-    return _with_antecedents(chosen, read)[:_MOST]
+    found = _with_antecedents(chosen, read)[:_MOST]
+    whole = [_whole(quote, read[quote.source][0], passages[quote.source].text) for quote in found]
+    return list({(quote.source, quote.text): quote for quote in reversed(whole)}.values())[::-1]
+
+
+def _whole(quote: Quote, sentences: Sequence[str], text: str) -> Quote:
+    """Return a quote with the other clauses of its sentence, where semicolons divide it."""
+    start, end = quote.at, quote.at + 1
+    while start and sentences[start - 1].endswith(_CLAUSE):
+        start -= 1
+    while end < len(sentences) and sentences[end - 1].endswith(_CLAUSE):
+        end += 1
+    together = "".join(sentences[start:end])
+    # The items of a list end so too, and are not next to each other in the text.
+    return replace(quote, text=together) if together in text else quote
 
 
 def _worth(question: str, sentence: str, cosine: float, passage: Passage) -> float:
@@ -141,11 +156,13 @@ def _with_antecedents(
     chosen: Sequence[Quote], read: Sequence[tuple[list[str], np.ndarray]]
 ) -> list[Quote]:
     found: list[Quote] = []
-    taken = {(quote.source, quote.at) for quote in chosen}
+    taken: set[tuple[int, int]] = set()
     for quote in chosen:
         before = (quote.source, quote.at - 1)
         if quote.at and before not in taken and terms.points_back(quote.text):
             taken.add(before)
             found.append(Quote(read[quote.source][0][quote.at - 1], *before, quote.score))
-        found.append(quote)
+        if (quote.source, quote.at) not in taken:
+            taken.add((quote.source, quote.at))
+            found.append(quote)
     return found

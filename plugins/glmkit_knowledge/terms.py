@@ -183,7 +183,7 @@ def holds_kind(kind: AnswerKind, text: str) -> bool:
 
 _POINTS_BACK = re.compile(
     r"^(?:it|its|they|their|he|his|she|her|this|these|that|those|both|there)\b"
-    r"|^[^，。；：]{0,12}[，：]?它|^(?:它|他|她|其(?!他|中)|这|那(?!不勒斯)|该|此|两者|前者|后者)",
+    r"|^[^，。；：]{0,20}[，：]?它|^(?:它|他|她|其(?!他|中)|这|那(?!不勒斯)|该|此|两者|前者|后者)",
     re.IGNORECASE,
 )
 

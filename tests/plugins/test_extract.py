@@ -90,6 +90,23 @@ def test_a_sentence_that_points_back_brings_the_one_before(vectors):
     ]
 
 
+def test_the_sentence_that_is_pointed_back_to_comes_first():
+    encoder = HashEncoder()
+    text = "世界上最大的河流是亚马孙河。无论按流量还是按流域面积计算，它都是世界上最大的河流。"
+    quotes = choose("世界上最大的河流，按流量", [Passage(text, "a.md")], SentenceVectors(encoder))
+    assert quotes[0].text == "世界上最大的河流是亚马孙河。"
+    assert len(quotes) == len({quote.text for quote in quotes}) == 2
+
+
+def test_no_quote_ends_as_if_cut(vectors):
+    text = "这条河的流量很大；流域面积约七百万平方公里；支流的数量也很多。这片大陆叫作南美洲。"
+    [quote] = choose("流域面积是多少平方公里？", [Passage(text, "a.md")], vectors)
+    assert quote.text == "这条河的流量很大；流域面积约七百万平方公里；支流的数量也很多。"
+    items = Passage("- 第一项是面包和牛奶；\n- 第二项是苹果和香蕉。", "b.md")
+    reply = ExtractiveModel(vectors).reply([Message("user", "第一项是面包吗？", (items,))])
+    assert reply.text.splitlines()[0] == "- 第一项是面包和牛奶 [1]"
+
+
 def test_at_most_three_and_no_sentence_twice(vectors):
     passage = Passage("Rivers flow down. " * 6 + "Rivers do flow. So rivers flow on.", "a.md")
     texts = [quote.text for quote in choose("rivers flow", [passage, passage], vectors)]
