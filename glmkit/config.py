@@ -39,9 +39,11 @@ def _flag(value: object) -> bool:
 
 
 def _path(value: object) -> Path:
-    if isinstance(value, Path):
-        return value.expanduser().absolute()
-    return Path(_text(value)).expanduser().absolute()
+    path = value if isinstance(value, Path) else Path(_text(value))
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:  # the home folder of somebody who is not there
+        raise ValueError("a path that exists for this user") from error
 
 
 def _names(value: object) -> tuple[str, ...]:

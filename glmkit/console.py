@@ -58,7 +58,11 @@ def _log(events: Generator[Progress, None, Result]) -> Result:
 def _size(event: Progress) -> str:
     if not event.total:
         return ""
-    return f" ({event.total / 1e6:.0f} MB)" if event.unit == "bytes" else f" ({event.total})"
+    return f" ({_bytes(event.total)})" if event.unit == "bytes" else f" ({event.total})"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def _bars() -> Bars:
@@ -93,6 +97,7 @@ def _draw(bars: Bars, event: Progress, events: Generator[Progress, None, Result]
 
 def _amount(event: Progress) -> str:
     if event.unit == "bytes":
-        whole = f"/{event.total / 1e6:.0f}" if event.total else ""
-        return f"{event.done / 1e6:.0f}{whole} MB"
+        return (
+            f"{_bytes(event.done)} of {_bytes(event.total)}" if event.total else _bytes(event.done)
+        )
     return f"{event.done}/{event.total}" if event.total else str(event.done)
