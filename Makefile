@@ -9,8 +9,8 @@ INSTALLED := $(VENV)/.installed
 demo: pull
 	@echo; echo '$$ glmkit run knowledge-chat --kb knowledge --ask 世界上最大的河流是哪一条？'
 	@$(BIN)/glmkit run knowledge-chat --kb knowledge --ask '世界上最大的河流是哪一条？'
-	@echo; echo '$$ glmkit run knowledge-chat --kb knowledge --ask "Which file formats can the knowledge base read?"'
-	@$(BIN)/glmkit run knowledge-chat --kb knowledge --ask 'Which file formats can the knowledge base read?'
+	@echo; echo '$$ glmkit run knowledge-chat --kb knowledge --ask "What is the deepest lake in the world?"'
+	@$(BIN)/glmkit run knowledge-chat --kb knowledge --ask 'What is the deepest lake in the world?'
 
 test: pull
 	@$(BIN)/python -m pytest
