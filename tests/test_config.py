@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from glmkit import Config, ConfigError, GenerationOptions
 from glmkit.config import SETTINGS

@@ -15,8 +15,7 @@ from tempfile import TemporaryDirectory
 from urllib.request import Request
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from stand_in import Fault, Server, serve
 
 from glmkit.console import drain

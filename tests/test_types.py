@@ -1,8 +1,7 @@
 """The exchanged data: validation and folding."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from glmkit import Chunk, GenerationOptions, Message, Passage, Reply, Usage, UsageError
 

@@ -17,8 +17,7 @@ from knowledge_files import finish, write_pdf
 
 from glmkit import DataError, UsageError
 from glmkit.testing import HashEncoder
-from glmkit_knowledge import base as base_module
-from glmkit_knowledge import indexing
+from glmkit_knowledge import base as base_module, indexing
 from glmkit_knowledge.base import KnowledgeBase
 from glmkit_knowledge.store import Store
 

@@ -6,8 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from glmkit_knowledge.chunking import BUDGET, chunk, sentences
 from glmkit_knowledge.readers import READERS, Section, read

@@ -7,12 +7,10 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from glmkit import DataError
-from glmkit_knowledge import index as index_module
-from glmkit_knowledge import segment
+from glmkit_knowledge import index as index_module, segment
 from glmkit_knowledge.index import DenseIndex, generation_of
 from glmkit_knowledge.records import ChunkRow, Document, FileState
 from glmkit_knowledge.schema import FORMAT
