@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from glmkit import Encoder
 
-THRESHOLD = 0.155
+THRESHOLD = 0.154
 """Below this probability a passage does not count as an answer. Chosen on the sample base so that
 refusals hold: it refuses 14 of 15 unanswerable questions in either language there, and also 4 of 30
 answerable English ones and 3 of 30 Chinese ones, nearly all of them answered only in the other
