@@ -7,14 +7,12 @@ from hypothesis import given, settings, strategies as st
 from glmkit.errors import UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime import loading, quantize
+from glmkit.runtime.linears import Int4Linear, Int8Linear, QuantizedEmbedding
 from glmkit.runtime.loading import load_local
 from glmkit.runtime.quantize import (
-    Int4Linear,
     Int4Weight,
-    Int8Linear,
     Int8Weight,
     OwnKernel,
-    QuantizedEmbedding,
     has_int4_kernel,
     has_int8_kernel,
     has_own_kernel,

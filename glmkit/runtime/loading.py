@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, UsageError
 from ..models.glm import Embedding, Glm, GlmConfig, RmsNorm
 from ..models.layouts import Layout, recognise
+from .linears import Int4Linear, Int8Linear, QuantizedEmbedding
 from .quantize import (
     GROUP,
-    Int4Linear,
     Int4Weight,
-    Int8Linear,
     Int8Weight,
-    QuantizedEmbedding,
     QuantizedWeight,
     has_int4_kernel,
     has_own_kernel,

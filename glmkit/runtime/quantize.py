@@ -1,9 +1,8 @@
-"""Weight-only quantised linears: int4 in groups of 32, int8 per group or per row.
+"""Weight-only quantised matrices: int4 in groups of 32, int8 per group or per row.
 
 On disk a quantised matrix is plain integers with half-precision scales, the same on every
-machine. What the processor's kernel wants is packed from it at load time. With many tokens at
-once (a prompt) multiplying is cheaper than unpacking again and again, so the matrix is expanded
-once for all of them.
+machine. What the processor's kernel wants is packed from it at load time. The layers that use
+these are in `linears.py`.
 
 Shapes: N output rows, K input columns, M tokens.
 """
@@ -15,8 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 try:
     from . import _kernels
@@ -212,7 +210,7 @@ class OwnKernel:
         four = isinstance(weight, Int4Weight)
         integers = weight.nibbles if isinstance(weight, Int4Weight) else weight.integers
         least = weight.minimum.data_ptr() if isinstance(weight, Int4Weight) else 0
-        groups = self.rows // _BLOCK * (columns // GROUP)
+        groups = self.rows // BLOCK * (columns // GROUP)
         self._packed = torch.empty(groups * (160 if four else 272), dtype=torch.uint8)
         _kernels.pack(
             integers.data_ptr(),
@@ -259,7 +257,7 @@ class OwnKernel:
 
 
 _WRITE, _ADD, _GATE = 0, 1, 2
-_BLOCK = 8  # rows that are packed together
+BLOCK = 8  # rows that are packed together
 
 
 def suits_own(weight: QuantizedWeight) -> bool:
@@ -268,7 +266,7 @@ def suits_own(weight: QuantizedWeight) -> bool:
         return False
     tensors = [each for each in vars(weight).values() if isinstance(each, Tensor)]
     rows, columns = weight.shape
-    if rows % _BLOCK or weight.scale.shape[1] * GROUP != columns or columns > _WIDEST:
+    if rows % BLOCK or weight.scale.shape[1] * GROUP != columns or columns > _WIDEST:
         return False
     return all(each.is_contiguous() and each.device.type == "cpu" for each in tensors)
 
@@ -327,129 +325,3 @@ def has_int8_kernel() -> bool:
     except (RuntimeError, NotImplementedError):
         return False
     return bool((got - x.float() @ weight.expand().t()).abs().max() < 0.25)
-
-
-class _QuantizedLinear(nn.Module):
-    """What int4 and int8 layers share: a kernel for few tokens, expansion for many."""
-
-    def __init__(self, matrix: QuantizedWeight, bias: Tensor | None, *, keep: bool) -> None:
-        super().__init__()
-        self.matrix = matrix
-        self.bias = bias
-        self.keep = keep
-        self.own: OwnKernel | None = None
-        self._kept: Tensor | None = None
-
-    def project(
-        self,
-        x: Tensor,
-        norm: Tensor | None,
-        eps: float,
-        gated: bool,
-        onto: Tensor | None,
-    ) -> Tensor | None:
-        """Do all of :func:`glmkit.models.glm.project` in one call; None where that can't be."""
-        columns = x.shape[-1]
-        if self.own is None or x.dtype != torch.float32 or x.numel() >= columns * EXPANDED_FROM:
-            return None
-        if (self.bias is not None and (gated or onto is not None)) or (
-            gated and self.own.rows % (2 * _BLOCK)
-        ):
-            return None
-        rows = x.numel() // columns
-        flat = None if onto is None else onto.view(rows, -1)
-        out = self.own(x.reshape(rows, columns), norm=norm, eps=eps, gated=gated, onto=flat).view(
-            *x.shape[:-1], -1
-        )
-        return out if self.bias is None else out.add_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (..., N) for ``x`` (..., K), in the dtype of ``x``."""
-        columns = x.shape[-1]
-        few = EXPAND_FROM if self._kept is None else EXPANDED_FROM
-        flat = self._few(x.view(-1, columns)) if x.numel() < columns * few else None
-        if flat is None:
-            return F.linear(x, self._expanded(x.dtype), self.bias)
-        out = flat.view(*x.shape[:-1], -1).to(x.dtype)
-        return out if self.bias is None else out.add_(self.bias)
-
-    def _few(self, x: Tensor) -> Tensor | None:
-        """Multiply few tokens (M, K) with the kernel; None where there is none."""
-        raise NotImplementedError
-
-    def _expanded(self, dtype: torch.dtype) -> Tensor:
-        if self._kept is not None:
-            return self._kept
-        matrix = self.matrix.expand(dtype)
-        if self.keep:
-            self._kept = matrix
-        return matrix
-
-
-class Int4Linear(_QuantizedLinear):
-    """A linear layer over an int4 matrix.
-
-    :param kernel: what multiplies few tokens; None: the expanded matrix.
-    :param keep: keep the expanded matrix once a prompt needed it; for small models.
-    """
-
-    def __init__(
-        self,
-        weight: Int4Weight,
-        bias: Tensor | None = None,
-        *,
-        kernel: Kernel | None,
-        keep: bool = False,
-    ) -> None:
-        super().__init__(weight, bias, keep=keep)
-        self.own = OwnKernel(weight) if kernel == "own" else None
-        self.packed = pack_int4(weight) if kernel == "torch" else None
-
-    def _few(self, x: Tensor) -> Tensor | None:
-        if self.own is not None:
-            return self.own(x.float().contiguous())
-        if self.packed is not None:
-            return multiply_int4(x.to(torch.bfloat16), *self.packed)
-        return None
-
-
-class Int8Linear(_QuantizedLinear):
-    """A linear layer over an int8 matrix.
-
-    :param kernel: what multiplies few tokens; None: the expanded matrix.
-    """
-
-    def __init__(
-        self, weight: Int8Weight, bias: Tensor | None = None, *, kernel: Kernel | None
-    ) -> None:
-        super().__init__(weight.per_row() if kernel == "torch" else weight, bias, keep=False)
-        self.own = OwnKernel(self.matrix) if kernel == "own" else None
-        self.scale = self.matrix.scale[:, 0].bfloat16() if kernel == "torch" else None
-
-    def _few(self, x: Tensor) -> Tensor | None:
-        if self.own is not None:
-            return self.own(x.float().contiguous())
-        if self.scale is not None and isinstance(self.matrix, Int8Weight):
-            return torch._weight_int8pack_mm(x.to(torch.bfloat16), self.matrix.integers, self.scale)
-        return None
-
-
-class QuantizedEmbedding(nn.Module):
-    """A token table kept in integers; only the rows asked for are expanded."""
-
-    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.table = weight
-        self.dtype = dtype
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Look ``ids`` (B, T) up: (B, T, K)."""
-        rows = ids.reshape(-1)
-        table = self.table
-        if isinstance(table, Int4Weight):
-            found: QuantizedWeight = Int4Weight(
-                table.nibbles[rows], table.scale[rows], table.minimum[rows]
-            )
-        else:
-            found = Int8Weight(table.integers[rows], table.scale[rows])
-        return found.expand(self.dtype).view(*ids.shape, -1)

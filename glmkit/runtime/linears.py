@@ -1,0 +1,152 @@
+"""Linear layers and token tables over quantised matrices.
+
+Few tokens go through a kernel, where there is one; with many at once (a prompt) multiplying is
+cheaper than unpacking again and again, so the matrix is expanded once for all of them.
+
+Shapes: N output rows, K input columns, M tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .quantize import (
+    BLOCK,
+    EXPAND_FROM,
+    EXPANDED_FROM,
+    Int4Weight,
+    Int8Weight,
+    Kernel,
+    OwnKernel,
+    QuantizedWeight,
+    multiply_int4,
+    pack_int4,
+)
+
+
+class _QuantizedLinear(nn.Module):
+    """What int4 and int8 layers share: a kernel for few tokens, expansion for many."""
+
+    def __init__(self, matrix: QuantizedWeight, bias: Tensor | None, *, keep: bool) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self.bias = bias
+        self.keep = keep
+        self.own: OwnKernel | None = None
+        self._kept: Tensor | None = None
+
+    def project(
+        self,
+        x: Tensor,
+        norm: Tensor | None,
+        eps: float,
+        gated: bool,
+        onto: Tensor | None,
+    ) -> Tensor | None:
+        """Do all of :func:`glmkit.models.glm.project` in one call; None where that can't be."""
+        columns = x.shape[-1]
+        if self.own is None or x.dtype != torch.float32 or x.numel() >= columns * EXPANDED_FROM:
+            return None
+        if (self.bias is not None and (gated or onto is not None)) or (
+            gated and self.own.rows % (2 * BLOCK)
+        ):
+            return None
+        rows = x.numel() // columns
+        flat = None if onto is None else onto.view(rows, -1)
+        out = self.own(x.reshape(rows, columns), norm=norm, eps=eps, gated=gated, onto=flat).view(
+            *x.shape[:-1], -1
+        )
+        return out if self.bias is None else out.add_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., N) for ``x`` (..., K), in the dtype of ``x``."""
+        columns = x.shape[-1]
+        few = EXPAND_FROM if self._kept is None else EXPANDED_FROM
+        flat = self._few(x.view(-1, columns)) if x.numel() < columns * few else None
+        if flat is None:
+            return F.linear(x, self._expanded(x.dtype), self.bias)
+        out = flat.view(*x.shape[:-1], -1).to(x.dtype)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def _few(self, x: Tensor) -> Tensor | None:
+        """Multiply few tokens (M, K) with the kernel; None where there is none."""
+        raise NotImplementedError
+
+    def _expanded(self, dtype: torch.dtype) -> Tensor:
+        if self._kept is not None:
+            return self._kept
+        matrix = self.matrix.expand(dtype)
+        if self.keep:
+            self._kept = matrix
+        return matrix
+
+
+class Int4Linear(_QuantizedLinear):
+    """A linear layer over an int4 matrix.
+
+    :param kernel: what multiplies few tokens; None: the expanded matrix.
+    :param keep: keep the expanded matrix once a prompt needed it; for small models.
+    """
+
+    def __init__(
+        self,
+        weight: Int4Weight,
+        bias: Tensor | None = None,
+        *,
+        kernel: Kernel | None,
+        keep: bool = False,
+    ) -> None:
+        super().__init__(weight, bias, keep=keep)
+        self.own = OwnKernel(weight) if kernel == "own" else None
+        self.packed = pack_int4(weight) if kernel == "torch" else None
+
+    def _few(self, x: Tensor) -> Tensor | None:
+        if self.own is not None:
+            return self.own(x.float().contiguous())
+        if self.packed is not None:
+            return multiply_int4(x.to(torch.bfloat16), *self.packed)
+        return None
+
+
+class Int8Linear(_QuantizedLinear):
+    """A linear layer over an int8 matrix.
+
+    :param kernel: what multiplies few tokens; None: the expanded matrix.
+    """
+
+    def __init__(
+        self, weight: Int8Weight, bias: Tensor | None = None, *, kernel: Kernel | None
+    ) -> None:
+        super().__init__(weight.per_row() if kernel == "torch" else weight, bias, keep=False)
+        self.own = OwnKernel(self.matrix) if kernel == "own" else None
+        self.scale = self.matrix.scale[:, 0].bfloat16() if kernel == "torch" else None
+
+    def _few(self, x: Tensor) -> Tensor | None:
+        if self.own is not None:
+            return self.own(x.float().contiguous())
+        if self.scale is not None and isinstance(self.matrix, Int8Weight):
+            return torch._weight_int8pack_mm(x.to(torch.bfloat16), self.matrix.integers, self.scale)
+        return None
+
+
+class QuantizedEmbedding(nn.Module):
+    """A token table kept in integers; only the rows asked for are expanded."""
+
+    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.table = weight
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look ``ids`` (B, T) up: (B, T, K)."""
+        rows = ids.reshape(-1)
+        table = self.table
+        if isinstance(table, Int4Weight):
+            found: QuantizedWeight = Int4Weight(
+                table.nibbles[rows], table.scale[rows], table.minimum[rows]
+            )
+        else:
+            found = Int8Weight(table.integers[rows], table.scale[rows])
+        return found.expand(self.dtype).view(*ids.shape, -1)
