@@ -48,7 +48,7 @@ class UnknownNameError(UsageError):
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
-        names = sorted(known)
+        names = sorted(set(known))
         close = nearest(name, names)
         if close:
             said = "did you mean " + " or ".join(repr(each) for each in close) + "?"
@@ -56,7 +56,8 @@ class UnknownNameError(UsageError):
             said = "known: " + ", ".join(names)
         else:
             said = f"no {kind} is registered"
-        super().__init__(f"unknown {kind} {name!r}; {said}" + (f" {hint}" if hint else ""))
+        pause = " " if said.endswith("?") else "; "
+        super().__init__(f"unknown {kind} {name!r}; {said}" + (pause + hint if hint else ""))
         self.kind = kind
         self.name = name
         self.nearest = close

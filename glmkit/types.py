@@ -97,6 +97,10 @@ class GenerationOptions:
             object.__setattr__(self, "stop", (self.stop,))
         else:
             object.__setattr__(self, "stop", tuple(self.stop))
+        for name in ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            _check(name, value, number or (value is None and name != "max_tokens"), "a number")
         _check("max_tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
         _check_optional(
             "temperature", self.temperature, lambda value: 0 <= value <= 100, "0 to 100"

@@ -29,6 +29,9 @@ def test_what_is_no_message_is_refused(value):
     "bad",
     [
         {"max_tokens": 0},
+        {"max_tokens": "many"},
+        {"top_p": "0.5"},
+        {"seed": True},
         {"temperature": -1},
         {"top_p": 0.0},
         {"top_k": -1},

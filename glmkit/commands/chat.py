@@ -35,6 +35,8 @@ def chat(
     **sampling: float | None,
 ) -> None:
     """Talk to a model."""
+    if question is not None and not question.strip():
+        raise click.UsageError("--ask needs a question")
     given = {key: value for key, value in sampling.items() if value is not None}
     options = replace(app.config.generation, **given)  # type: ignore[arg-type]
     conversation = app.chat(app.load_model(model, device=device), system=system, options=options)

@@ -111,7 +111,12 @@ def info(app: Glmkit, folder: Path, encoder: str | None, as_json: bool) -> None:
 
 @kb.command("eval")
 @click.option("--kb", "folder", required=True, type=_FOLDER, help="Folder of documents.")
-@click.option("--questions", required=True, type=_FOLDER, help="Question file, JSON lines.")
+@click.option(
+    "--questions",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Question file, JSON lines.",
+)
 @click.option("--no-answer", is_flag=True, help="Measure retrieval and refusal only, no model.")
 @click.option("--model", help="Catalog name, hub id or folder.")
 @_ENCODER

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmkit import ConfigError
+from glmkit import DataError
 
 if TYPE_CHECKING:
     from glmkit import Request
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def log(path: Path, request: Request, found: Retrieval | None) -> None:
     """Append one refused question with its nearest passage.
 
-    :raises ConfigError: if the file cannot be written.
+    :raises DataError: if the file cannot be written.
     """
     best = found.passages[0] if found and found.passages else None
     entry = {
@@ -30,8 +30,7 @@ def log(path: Path, request: Request, found: Retrieval | None) -> None:
         else None,
     }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise ConfigError(f"log_unanswered: cannot write {path}: {error.strerror}") from error
+        raise DataError(f"log_unanswered: cannot write {path}: {error.strerror}") from error
