@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from memory_base import MemoryBase, Piece
 
 import glmkit_knowledge
-from glmkit import ConfigError, Message, Policy, Request
+from glmkit import ConfigError, DataError, Message, Policy, Request
 from glmkit.testing import EchoModel, HashEncoder, make_app
 from glmkit_knowledge.calibrate import WEIGHTS, Background, Curve, Evidence, relative
 from glmkit_knowledge.retrieve import KnowledgeQuery, Retriever, turns
@@ -215,7 +215,7 @@ def test_turns_pair_questions_with_answers():
 
 
 def test_refused_questions_are_logged(tmp_path, retriever):
-    log = tmp_path / "logs" / "unanswered.jsonl"
+    log = tmp_path / "unanswered.jsonl"
     app = make_app(tmp_path / "home", knowledge=glmkit_knowledge)
     query = KnowledgeQuery(retriever, 5, 0.5, log_unanswered=log)
     model = EchoModel()
@@ -230,6 +230,10 @@ def test_refused_questions_are_logged(tmp_path, retriever):
     ]
     assert entries[0]["nearest"]["score"] < 0.5
     assert len(model.seen) == 1
+    query.log_unanswered = tmp_path / "mistyped" / "unanswered.jsonl"
+    with pytest.raises(DataError, match="log_unanswered: cannot write"):
+        chat.reply("Who composed Carmen?")
+    assert not query.log_unanswered.parent.exists()
 
 
 @pytest.mark.parametrize(
