@@ -142,6 +142,5 @@ def test_the_sample_base_is_answered_as_promised(default_encoder_path, tmp_path)
         assert figures.hit_at_5 >= 0.95, language
         # Measured: recall 0.93 in both, precision 0.78 in English and 0.82 in Chinese, where the
         # aim is 0.9: what is refused wrongly is nearly all answered only in the other language.
-        # Another processor rounds otherwise, and a score that crosses the threshold is 1 of 15.
-        assert figures.refusal_recall >= 0.85, language
-        assert figures.refusal_precision >= 0.7, language
+        assert figures.refusal_recall >= 0.9, language
+        assert figures.refusal_precision >= 0.75, language
