@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         Progress as Progress,
         Reply as Reply,
         Request as Request,
+        ToolCall as ToolCall,
         Usage as Usage,
     )
 
@@ -102,6 +103,7 @@ _HOMES = {
         "Progress",
         "Reply",
         "Request",
+        "ToolCall",
         "Usage",
     ),
 }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 Role = Literal["system", "user", "assistant", "tool", "observation"]
-FinishReason = Literal["stop", "length", "cancelled", "refused", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "refused", "error"]
 
 ROLES: tuple[str, ...] = get_args(Role)
 
@@ -38,6 +38,15 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call that a model asks for; nothing is run by asking."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """By parameter name, as parsed; ``{"code": ...}`` for a code interpreter."""
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn of a conversation."""
 
@@ -45,6 +54,10 @@ class Message:
     content: str
     passages: tuple[Passage, ...] = ()
     """Evidence to answer this (user) message from; rendered as delimited data, never as orders."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """On a system message: the functions that the model may ask for, as JSON schemas."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """On an assistant message: what it asked for; a tool or observation message answers it."""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -91,6 +104,9 @@ class GenerationOptions:
     """Same seed, same answer (per row)."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they are not part of it."""
+    adapter: str | Mapping[str, float] | None = None
+    """The loaded adapter to answer with, or several with their weights; ``{}`` is the base alone.
+    None: the model's active ones."""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -134,12 +150,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer. The last one carries ``finish_reason``, ``usage`` and ``sources``."""
+    """A piece of an answer; the last one carries all but text."""
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     sources: tuple[Passage, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +167,7 @@ class Reply:
     finish_reason: FinishReason
     usage: Usage
     sources: tuple[Passage, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @classmethod
     def join(cls, chunks: Iterable[Chunk]) -> Reply:
@@ -163,7 +181,11 @@ class Reply:
             text.append(chunk.text)
             last = chunk
         return cls(
-            "".join(text), last.finish_reason or "cancelled", last.usage or Usage(), last.sources
+            "".join(text),
+            last.finish_reason or "cancelled",
+            last.usage or Usage(),
+            last.sources,
+            last.tool_calls,
         )
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from glmkit.errors import CheckpointError
 from glmkit.models.glm import GlmConfig
-from glmkit.models.layouts import LAYOUTS, recognise
+from glmkit.models.layouts import HUB, LAYOUTS, recognise
 from glmkit.models.tiny import tiny_checkpoint
 
 
@@ -22,7 +22,7 @@ def raw(tmp_path):
 @pytest.mark.parametrize("layout", ["hub", "chatglm2", "chatglm3", "glm4-9b"])
 def test_tiny_checkpoints_are_recognised(raw, layout):
     found = recognise(raw(layout))
-    assert found is LAYOUTS[0 if layout == "hub" else 1]
+    assert found is (HUB if layout == "hub" else LAYOUTS[-1])
     config = found.shape(raw(layout))
     assert (config.layers, config.heads, config.kv_heads, config.rotary_dim) == (2, 4, 2, 8)
 

@@ -10,25 +10,18 @@ heads, D head size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-
-_LIMITS = {
-    "vocab_size": 1 << 20,
-    "hidden_size": 1 << 15,
-    "ffn_size": 1 << 18,
-    "layers": 512,
-    "heads": 512,
-    "kv_heads": 512,
-    "head_dim": 1024,
-    "context_length": 1 << 24,
-}
+from .causal import CausalModel, Past, Placer, Start, project, visible
+from .limits import check_numbers, check_sizes
+from .prefix import PrefixConfig, PrefixEncoder
 
 
 @dataclass(frozen=True)
@@ -52,16 +45,15 @@ class GlmConfig:
     qkv_bias: bool = False
     tied_head: bool = False
     """The head is the embedding, not a tensor of its own."""
+    sandwich: bool = False
+    """What each half of a block gives is normed once more before it is added (GLM-4-0414)."""
+    prefix: PrefixConfig | None = None
 
     def __post_init__(self) -> None:
-        for name, most in _LIMITS.items():
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= most:
-                raise CheckpointError(
-                    f"config.json: {name} is {value!r}; expected a whole number from 1 to {most}"
-                )
+        check_sizes(self, ("vocab_size", "hidden_size", "ffn_size", "layers", "heads", "kv_heads"))
+        check_sizes(self, ("head_dim", "context_length"))
+        check_numbers(self, ("norm_eps", "rope_theta", "position_scale"))
         self._check_heads()
-        self._check_numbers()
 
     def _check_heads(self) -> None:
         if self.heads % self.kv_heads:
@@ -80,14 +72,6 @@ class GlmConfig:
                 "must be even"
             )
 
-    def _check_numbers(self) -> None:
-        for name in ("norm_eps", "rope_theta", "position_scale"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < 1e12:
-                raise CheckpointError(
-                    f"config.json: {name} is {value!r}; expected a number above 0"
-                )
-
     @property
     def parameters(self) -> int:
         """How many numbers the model's matrices hold; norms and biases are left out."""
@@ -95,17 +79,6 @@ class GlmConfig:
         block = self.hidden_size * (qkv + self.heads * self.head_dim + 3 * self.ffn_size)
         tables = 1 if self.tied_head else 2
         return self.layers * block + tables * self.vocab_size * self.hidden_size
-
-
-class Past(Protocol):
-    """What attention needs of a cache; see `runtime/cache.py`."""
-
-    def extend(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys, then values, (B, T, 2G, D); return all that the new tokens may see.
-
-        :return: keys and values, each (B, G, S, D).
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -118,6 +91,11 @@ class Seen:
     """True where a query may see a key, (B, 1, T, S); None: all, or causal."""
     causal: bool
     past: Past | None
+
+    def to(self, *args: Any, **kwargs: Any) -> Seen:  # noqa: ANN401
+        """Return the same on another device, for layers that are spread over several."""
+        mask = None if self.mask is None else self.mask.to(*args, **kwargs)
+        return Seen(self.turns.to(*args, **kwargs), mask, self.causal, self.past)
 
 
 def rotations(config: GlmConfig, positions: Tensor) -> Tensor:
@@ -181,33 +159,6 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 _FEW = 16
 
 
-def project(
-    linear: nn.Module,
-    x: Tensor,
-    *,
-    norm: RmsNorm | None = None,
-    gated: bool = False,
-    onto: Tensor | None = None,
-) -> Tensor:
-    """Return ``onto + gate(linear(norm(x)))``; what is not given is left out.
-
-    A quantised linear does it in one call where it can, and then adds in place.
-
-    :param gated: the first half of the outputs goes through SiLU and multiplies the second half.
-    """
-    fused = getattr(linear, "project", None)
-    if fused is not None:
-        weight, eps = (norm.weight, norm.eps) if norm is not None else (None, 0.0)
-        done = fused(x, weight, eps, gated, onto)
-        if done is not None:
-            return cast(Tensor, done)
-    out = linear(x if norm is None else norm(x))
-    if gated:
-        gate, value = out.chunk(2, dim=-1)
-        out = F.silu(gate).mul_(value)
-    return cast(Tensor, out if onto is None else onto + out)
-
-
 class SelfAttention(nn.Module):
     """Grouped-query attention with one fused projection."""
 
@@ -220,8 +171,10 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
         self.dense = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, seen: Seen, norm: RmsNorm) -> Tensor:
-        """Add to ``x`` (B, T, hidden) what it may see, mixed by attention."""
+    def forward(
+        self, x: Tensor, seen: Seen, norm: RmsNorm, *, onto: Tensor | None = None
+    ) -> Tensor:
+        """Return what ``x`` (B, T, hidden), normed, may see, mixed by attention; add ``onto``."""
         rows, tokens, _ = x.shape
         qkv = project(self.query_key_value, x, norm=norm).view(rows, tokens, -1, self.head_dim)
         rotate_(qkv[:, :, : self.heads + self.kv_heads], seen.turns)
@@ -239,7 +192,7 @@ class SelfAttention(nn.Module):
             is_causal=seen.causal,
             enable_gqa=self.heads != self.kv_heads,
         )
-        return project(self.dense, mixed.transpose(1, 2).reshape(rows, tokens, -1), onto=x)
+        return project(self.dense, mixed.transpose(1, 2).reshape(rows, tokens, -1), onto=onto)
 
 
 class Mlp(nn.Module):
@@ -250,11 +203,10 @@ class Mlp(nn.Module):
         self.dense_h_to_4h = nn.Linear(config.hidden_size, 2 * config.ffn_size, bias=False)
         self.dense_4h_to_h = nn.Linear(config.ffn_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, norm: RmsNorm) -> Tensor:
-        """Add to ``x`` (B, T, hidden) what each token makes of itself."""
-        return project(
-            self.dense_4h_to_h, project(self.dense_h_to_4h, x, norm=norm, gated=True), onto=x
-        )
+    def forward(self, x: Tensor, norm: RmsNorm, *, onto: Tensor | None = None) -> Tensor:
+        """Return what each token of ``x`` (B, T, hidden), normed, makes of itself; add ``onto``."""
+        wide = project(self.dense_h_to_4h, x, norm=norm, gated=True)
+        return project(self.dense_4h_to_h, wide, onto=onto)
 
 
 class Block(nn.Module):
@@ -266,11 +218,20 @@ class Block(nn.Module):
         self.self_attention = SelfAttention(config, layer)
         self.post_attention_layernorm = RmsNorm(config.hidden_size, config.norm_eps)
         self.mlp = Mlp(config)
+        self.sandwich = config.sandwich
+        if config.sandwich:
+            self.post_self_attn_layernorm = RmsNorm(config.hidden_size, config.norm_eps)
+            self.post_mlp_layernorm = RmsNorm(config.hidden_size, config.norm_eps)
 
     def forward(self, x: Tensor, seen: Seen) -> Tensor:
         """Return the stream (B, T, hidden) after this layer."""
-        x = self.self_attention(x, seen, self.input_layernorm)
-        return cast(Tensor, self.mlp(x, self.post_attention_layernorm))
+        if self.sandwich:
+            mixed = self.self_attention(x, seen, self.input_layernorm)
+            x = x + self.post_self_attn_layernorm(mixed)
+            made = self.mlp(x, self.post_attention_layernorm)
+            return cast(Tensor, x + self.post_mlp_layernorm(made))
+        x = self.self_attention(x, seen, self.input_layernorm, onto=x)
+        return cast(Tensor, self.mlp(x, self.post_attention_layernorm, onto=x))
 
 
 class Embedding(nn.Module):
@@ -311,15 +272,38 @@ class Transformer(nn.Module):
         self.embedding = Embedding(config)
         self.encoder = Encoder(config)
         self.output_layer: nn.Module = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.prefix_encoder = PrefixEncoder(config.prefix) if config.prefix else None
+
+    def forward(self, ids: Tensor, seen: Seen) -> Tensor:
+        """Return the hidden states (B, T, hidden) of ``ids`` (B, T), not normed yet."""
+        return cast(Tensor, self.encoder(self.embedding(ids), seen))
 
 
-class Glm(nn.Module):
+class Glm(CausalModel):
     """A GLM language model."""
+
+    EMBEDDING: ClassVar[str] = "transformer.embedding.word_embeddings"
+    HEAD: ClassVar[str] = "transformer.output_layer"
 
     def __init__(self, config: GlmConfig) -> None:
         super().__init__()
-        self.config = config
-        self.transformer = Transformer(config)
+        self.config: GlmConfig = config
+        self.transformer: Transformer = Transformer(config)
+
+    @property
+    def norm(self) -> nn.Module:
+        """The last norm."""
+        return self.transformer.encoder.final_layernorm
+
+    def start(self, ids: Tensor, real: Tensor | None = None) -> Start:
+        """Place whole rows: positions (B, T), real tokens counted from 0."""
+        if real is None or bool(real.all()):
+            return Start(torch.arange(ids.shape[1], device=ids.device).expand_as(ids), None)
+        return Start((real.cumsum(-1) - 1).clamp(min=0), visible(real.bool()))
+
+    def placer(self, prompt: Sequence[int]) -> Placer:
+        """Return what places the tokens that follow a prompt: where they stand."""
+        return int
 
     def hidden(
         self,
@@ -332,20 +316,11 @@ class Glm(nn.Module):
     ) -> Tensor:
         """Return the hidden states (B, T, hidden) of new tokens, not normed yet.
 
-        :param ids: (B, T).
         :param positions: (B, T), each token's place in its own row, from 0.
-        :param mask: True where a query may see a key, (B, 1, T, S).
-        :param causal: each token sees itself and those before it; only without ``mask``.
         """
         seen = Seen(rotations(self.config, positions), mask, causal, past)
-        x = self.transformer.embedding(ids)
-        return cast(Tensor, self.transformer.encoder(x, seen))
+        return cast(Tensor, self.transformer(ids, seen))
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Return next-token scores, float32 (..., V), of hidden states (..., hidden)."""
-        norm = self.transformer.encoder.final_layernorm
-        return project(self.transformer.output_layer, hidden, norm=norm).float()
-
-    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the scores (B, T, V) of whole rows; see :meth:`hidden`."""
-        return self.scores(self.hidden(ids, positions, mask=mask, causal=mask is None))
+        return project(self.transformer.output_layer, hidden, norm=self.norm).float()

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import CheckpointError
-from .glm import GlmConfig
+from .causal import CausalModel, ModelConfig
+from .chatglm import ChatGlm, ChatGlmConfig
+from .glm import Glm, GlmConfig
+from .prefix import PrefixConfig
 
 Raw = Mapping[str, Any]
 
@@ -24,7 +27,8 @@ class Layout:
 
     name: str
     matches: Callable[[Raw], bool]
-    shape: Callable[[Raw], GlmConfig]
+    model: Callable[[Any], CausalModel]
+    shape: Callable[[Raw], ModelConfig]
     keys: Mapping[str, tuple[str, ...]]
     """Stems of our names -> stems of theirs, ``#`` being a layer's number; several are stacked
     in this order. Empty: the names are the same."""
@@ -81,6 +85,48 @@ def _number(raw: Raw, name: str, default: float) -> float:
     return float(value)
 
 
+def _first_shape(raw: Raw) -> ChatGlmConfig:
+    picked = _pick(
+        raw,
+        {
+            "vocab_size": "vocab_size",
+            "hidden_size": "hidden_size",
+            "ffn_size": "inner_hidden_size",
+            "layers": "num_layers",
+            "heads": "num_attention_heads",
+            "context_length": "max_sequence_length",
+            "norm_eps": "layernorm_epsilon",
+        },
+    )
+    # The first checkpoints put 20,000 image tokens before the text: every id is that much higher.
+    shift = 20_000 if picked["vocab_size"] == _WITH_IMAGES else 0
+    config = ChatGlmConfig(
+        **picked,
+        bos=raw.get("bos_token_id", 130_004 + shift),
+        mask=raw.get("mask_token_id", 130_000 + shift),
+        gmask=raw.get("gmask_token_id", 130_001 + shift),
+        planar=bool(raw.get("position_encoding_2d", True)),
+    )
+    return replace(config, prefix=_prefix(raw, config, narrow=True))
+
+
+_WITH_IMAGES = 150_528
+
+
+def _prefix(raw: Raw, config: ModelConfig, *, narrow: bool = False) -> PrefixConfig | None:
+    if not raw.get("pre_seq_len"):
+        return None
+    return PrefixConfig(
+        raw["pre_seq_len"],
+        config.layers,
+        config.kv_heads,
+        config.head_dim,
+        config.hidden_size,
+        projection=bool(raw.get("prefix_projection", False)),
+        narrow=narrow,
+    )
+
+
 def _original_shape(raw: Raw) -> GlmConfig:
     picked = _pick(
         raw,
@@ -99,7 +145,7 @@ def _original_shape(raw: Raw) -> GlmConfig:
     ratio = _number(raw, "rope_ratio", 1.0)
     divides = _divides_positions(raw)
     head_dim = picked["head_dim"]
-    return GlmConfig(
+    config = GlmConfig(
         **picked,
         kv_heads=raw.get("multi_query_group_num", picked["heads"]),
         rotary_dim=head_dim // 2 if type(head_dim) is int else head_dim,
@@ -108,6 +154,7 @@ def _original_shape(raw: Raw) -> GlmConfig:
         qkv_bias=bool(raw.get("add_qkv_bias", False)),
         tied_head=bool(raw.get("tie_word_embeddings", False)),
     )
+    return replace(config, prefix=_prefix(raw, config))
 
 
 def _divides_positions(raw: Raw) -> bool:
@@ -208,16 +255,6 @@ def _is_first_generation(raw: Raw) -> bool:
 
 _REFUSED: tuple[tuple[Callable[[Raw], bool], str], ...] = (
     (
-        _is_first_generation,
-        "this is a ChatGLM-6B (generation 1) checkpoint, which this version of glmkit does not "
-        "run; it runs ChatGLM2, ChatGLM3 and GLM-4-9B",
-    ),
-    (
-        lambda raw: _is_chatglm(raw) and bool(raw.get("pre_seq_len")),
-        "this checkpoint has a P-Tuning prefix (pre_seq_len), which this version of glmkit does "
-        "not run; point to the base model instead",
-    ),
-    (
         lambda raw: _is_chatglm(raw) and bool(raw.get("quantization_bit")),
         "this checkpoint is quantised in the original int4/int8 layout, which this version of "
         "glmkit does not read; load the unquantised one with quantize='int4'",
@@ -228,17 +265,29 @@ _REFUSED: tuple[tuple[Callable[[Raw], bool], str], ...] = (
     ),
 )
 
+HUB = Layout(
+    "glm (Hugging Face layout)",
+    matches=lambda raw: raw.get("model_type") == "glm",
+    model=Glm,
+    shape=_hub_shape,
+    keys=_HUB_KEYS,
+    unused=(r".*\.rotary_emb\.inv_freq",),
+)
+
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
-        "glm (Hugging Face layout)",
-        matches=lambda raw: raw.get("model_type") == "glm",
-        shape=_hub_shape,
-        keys=_HUB_KEYS,
-        unused=(r".*\.rotary_emb\.inv_freq",),
+        "chatglm-6b (original layout of generation 1)",
+        matches=_is_first_generation,
+        model=ChatGlm,
+        shape=_first_shape,
+        keys={},
+        unused=(r"transformer\.layers\.\d+\.attention\.rotary_emb\.inv_freq",),
     ),
+    HUB,
     Layout(
         "chatglm (original layout of ChatGLM2, ChatGLM3 and GLM-4-9B)",
         matches=_is_chatglm,
+        model=Glm,
         shape=_original_shape,
         keys={},
         unused=(r"transformer\.rotary_pos_emb\.inv_freq",),

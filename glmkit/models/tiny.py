@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .glm import Glm, GlmConfig, RmsNorm
-from .layouts import LAYOUTS
+from .layouts import HUB
 
 TinyLayout = Literal["hub", "chatglm2", "chatglm3", "glm4-9b"]
 
@@ -105,7 +105,7 @@ def _renamed(tensors: dict[str, Tensor], config: GlmConfig) -> dict[str, Tensor]
     renamed: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         stem, _, leaf = key.rpartition(".")
-        stems = LAYOUTS[0].sources(stem)
+        stems = HUB.sources(stem)
         parts = tensor.split([q, kv, kv]) if len(stems) == 3 else [tensor]  # type: ignore[no-untyped-call]
         renamed.update({f"{s}.{leaf}": part for s, part in zip(stems, parts, strict=True)})
     return renamed

@@ -11,30 +11,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..models.glm import GlmConfig
+from ..models.causal import ModelConfig
 
 _STEP = 128
 """Slots grow by multiples of this many tokens."""
 
 
 class KVCache:
-    """Keys and values of up to ``slots`` rows: (slots, 2G, C, D) for each layer, keys first."""
+    """Keys and values of up to ``slots`` rows: (slots, 2G, C, D) for each layer, keys first.
+
+    :param like: an empty tensor of the dtype and on the device of the cache.
+    :param prefix: keys, then values, (L, P, 2G, D), that each slot begins with.
+    """
 
     def __init__(
-        self, config: GlmConfig, slots: int, *, dtype: torch.dtype, device: torch.device
+        self, config: ModelConfig, slots: int, *, like: Tensor, prefix: Tensor | None = None
     ) -> None:
         self.config = config
         self.slots = slots
         self.capacity = 0
         self.used = 0
-        self._like = torch.empty(0, dtype=dtype, device=device)
+        self._like = like
+        self._prefix = None if prefix is None else prefix.to(like).transpose(1, 2)
+        self.ahead = 0 if prefix is None else prefix.shape[1]
+        """P: entries of a slot before its first token."""
         self.layers: list[Tensor] = []
 
     def reserve(self, tokens: int) -> None:
         """Make sure that a slot holds ``tokens``; what is cached stays."""
+        tokens += self.ahead
         if tokens <= self.capacity:
             return
-        self.capacity = min(-(-tokens // _STEP) * _STEP, max(tokens, self.config.context_length))
+        most = max(tokens, self.config.context_length + self.ahead)
+        self.capacity = min(-(-tokens // _STEP) * _STEP, most)
         shape = (self.slots, 2 * self.config.kv_heads, self.capacity, self.config.head_dim)
         # Zeros, not garbage: masked places are multiplied by 0, and 0 * NaN would be NaN.
         new = [self._like.new_zeros(shape) for _ in range(self.config.layers)]
@@ -43,16 +52,21 @@ class KVCache:
         self.layers = new
 
     def open(self) -> int:
-        """Take the next free slot."""
+        """Take the next free slot, and put the prefix into it."""
+        slot = self.used
         self.used += 1
-        return self.used - 1
+        if self._prefix is not None:
+            for layer, kv in zip(self.layers, self._prefix, strict=True):
+                layer[slot, :, : self.ahead] = kv
+        return slot
 
     def free(self, slot: int, length: int) -> None:
         """Give a slot back; the last slot, holding ``length`` tokens, moves into its place."""
         last = self.used - 1
         if slot != last:
+            end = self.ahead + length
             for each in self.layers:
-                each[slot, :, :length] = each[last, :, :length]
+                each[slot, :, :end] = each[last, :, :end]
         self.used = last
 
 
@@ -60,7 +74,8 @@ class Span:
     """A run of new tokens of one slot: a prompt, or what a chat adds to it."""
 
     def __init__(self, cache: KVCache, slot: int, start: int, tokens: int) -> None:
-        self.cache, self.slot, self.start, self.end = cache, slot, start, start + tokens
+        self.cache, self.slot = cache, slot
+        self.start, self.end = cache.ahead + start, cache.ahead + start + tokens
 
     def extend(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Store (1, T, 2G, D) behind what the slot holds; return all of it."""
@@ -73,10 +88,11 @@ class Front:
     """One new token for each of the slots 0..B-1, each at the end of its own row."""
 
     def __init__(self, cache: KVCache, lengths: list[int]) -> None:
-        self.cache, self.rows, self.end = cache, len(lengths), max(lengths) + 1
+        self.cache, self.rows = cache, len(lengths)
+        self.end = cache.ahead + max(lengths) + 1
         self.even = min(lengths) == max(lengths)
         device = cache.layers[0].device
-        self.places = torch.tensor(lengths, device=device)
+        self.places = torch.tensor(lengths, device=device) + cache.ahead
         self.slots = torch.arange(self.rows, device=device)
 
     def mask(self) -> Tensor | None:

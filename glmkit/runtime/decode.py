@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..models.glm import Glm
+from ..models.causal import CausalModel, Placer
+from ..models.prefix import beside_prefix
 from .cache import Front, KVCache, Span
 from .sampling import Sampler, greedy
 
@@ -36,6 +37,8 @@ class Row:
     """The tokens so far; a stop token is never among them."""
     finish: Literal["stop", "length", "cancelled"] | None = None
     """Why the row ended. Whoever reads the columns may set it, and the row leaves."""
+    place: Placer = int
+    """Places the tokens behind the prompt; the model decides."""
 
     @property
     def length(self) -> int:
@@ -56,28 +59,32 @@ Column = tuple[Row, ...]
 """The rows that got a token, or ended, in this step; each carries its own state."""
 
 
-def columns(model: Glm, rows: Iterable[Row], *, slots: int = 1) -> Generator[Column, None, None]:
+def columns(
+    model: CausalModel, rows: Iterable[Row], *, slots: int = 1
+) -> Generator[Column, None, None]:
     """Decode rows, at most ``slots`` at a time; yield once per step.
 
     Rows are drawn from ``rows`` only when a slot is free. Closing the generator cancels all.
 
     :raises CheckpointError: if the model's scores are not numbers.
     """
-    weight = model.transformer.encoder.final_layernorm.weight
-    cache = KVCache(model.config, slots, dtype=weight.dtype, device=weight.device)
+    like = model.like
+    with torch.inference_mode():
+        prefix = model.prefix() if model.prefix is not None else None
+    cache = KVCache(model.config, slots, like=like, prefix=prefix)
     waiting = iter(rows)
     running: list[Row] = []
     while True:
         with torch.inference_mode():
             _release(cache, running)
-            with _one_thread(running, weight):
+            with _one_thread(running, like):
                 scores = [_step(model, cache, running)] if running else []
             for row in _joining(waiting, slots - len(running)):
                 scores.append(_prefill(model, cache, row))
                 running.append(row)
             if not running:
                 return
-            with _one_thread(running, weight):
+            with _one_thread(running, like):
                 _pick(running, torch.cat(scores))
         yield tuple(running)
 
@@ -90,34 +97,39 @@ def _joining(waiting: Iterator[Row], free: int) -> Iterator[Row]:
         yield row
 
 
-def _prefill(model: Glm, cache: KVCache, row: Row) -> Tensor:
+def _prefill(model: CausalModel, cache: KVCache, row: Row) -> Tensor:
     """Run a prompt into a fresh slot; return the scores (1, V) behind its last token."""
     cache.reserve(len(row.prompt) + row.max_tokens)
     span = Span(cache, cache.open(), 0, len(row.prompt))
-    device = cache.layers[0].device
-    ids = torch.tensor([list(row.prompt)], device=device)
-    positions = torch.arange(len(row.prompt), device=device)[None]
-    hidden = model.hidden(ids, positions, causal=ids.shape[1] > 1, past=span)
+    row.place = model.placer(row.prompt)
+    ids = torch.tensor([list(row.prompt)], device=cache.layers[0].device)
+    positions, mask = model.start(ids)
+    if cache.ahead:
+        mask = beside_prefix(mask, cache.ahead, ids)
+    causal = mask is None and ids.shape[1] > 1
+    hidden = model.hidden(ids, positions, mask=mask, causal=causal, past=span)
     return model.scores(hidden[:, -1])
 
 
-def _step(model: Glm, cache: KVCache, running: list[Row]) -> Tensor:
+def _step(model: CausalModel, cache: KVCache, running: list[Row]) -> Tensor:
     """Feed every row its last token; return the next scores (B, V)."""
     front = Front(cache, [row.length for row in running])
-    ids = torch.tensor([[row.new[-1]] for row in running], device=front.places.device)
-    hidden = model.hidden(ids, front.places[:, None], mask=front.mask(), past=front)
+    device = front.places.device
+    ids = torch.tensor([[row.new[-1]] for row in running], device=device)
+    places = torch.tensor([row.place(row.length) for row in running], device=device)
+    hidden = model.hidden(ids, places[..., None], mask=front.mask(), past=front)
     return model.scores(hidden[:, -1])
 
 
 @contextmanager
-def _one_thread(running: list[Row], weight: Tensor) -> Iterator[None]:
+def _one_thread(running: list[Row], like: Tensor) -> Iterator[None]:
     """Keep torch to one thread for the small operations of a step over few rows.
 
     Its other threads gain nothing there, but go on spinning afterwards, in the way of the threads
     that multiply the matrices (a third of the speed, measured on two cores).
     """
     threads = torch.get_num_threads()
-    if threads == 1 or len(running) > _FEW or weight.device.type != "cpu":
+    if threads == 1 or len(running) > _FEW or like.device.type != "cpu":
         yield
         return
     torch.set_num_threads(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,12 +12,14 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError, UsageError
-from ...models.glm import Glm, GlmConfig
+from ...models.causal import CausalModel, ModelConfig, Start
 from ...models.prompts import FORMATS, Prompt, Renderer, guess_format
 from ...models.tokenizers import Detokenizer, Tokenizer
-from ...types import Chunk, GenerationOptions, Message, MessageLike, Passage, Reply, Usage
+from ...types import Chunk, GenerationOptions, Message, MessageLike, Reply
+from ..answers import Answer
 from ..decode import Row, columns
 from ..sampling import StopText, make_sampler
+from ..settings import Settings
 from ..weights import read_json
 
 SLOTS = 8
@@ -28,82 +29,12 @@ _AHEAD = 4 * SLOTS
 """Conversations of a batch that may be begun before the oldest one is done."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a model's authors want it to be sampled, and what ends its answers."""
-
-    stop_ids: frozenset[int] = frozenset()
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-
-    @classmethod
-    def open(cls, folder: Path) -> Settings:
-        """Read `generation_config.json`, and the stop ids of `config.json` where it has none."""
-        raw = read_json(folder / "config.json")
-        if (folder / "generation_config.json").is_file():
-            raw = {**raw, **read_json(folder / "generation_config.json")}
-        ids = raw.get("eos_token_id")
-        listed = ids if isinstance(ids, list) else [ids]
-        stops = frozenset(each for each in listed if isinstance(each, int))
-        if not raw.get("do_sample", False):
-            return cls(stops, repetition_penalty=_given(raw, "repetition_penalty", 1.0))
-        return cls(
-            stops,
-            temperature=_given(raw, "temperature", 1.0),
-            top_p=_given(raw, "top_p", 1.0),
-            top_k=int(_given(raw, "top_k", 0)),
-            repetition_penalty=_given(raw, "repetition_penalty", 1.0),
-        )
-
-
-def _given(raw: dict[str, Any], name: str, default: float) -> float:
-    value = raw.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, (int, float)) or value < 0:
-        raise CheckpointError(f"generation_config.json: {name} is {value!r}; expected a number")
-    return float(value)
-
-
-@dataclass(eq=False)
-class _Answer:
-    """One row together with its text."""
-
-    row: Row
-    text: Detokenizer
-    stops: StopText
-    sources: tuple[Passage, ...]
-    said: int = 0
-    """Tokens already turned into text."""
-    pieces: list[str] = field(default_factory=list)
-
-    def advance(self) -> str:
-        """Return the text that the last column added; end the row at a stop string."""
-        piece = "".join(self.text.push(token) for token in self.row.new[self.said :])
-        self.said = len(self.row.new)
-        if self.row.finish is not None:
-            piece += self.text.finish()
-        shown = self.stops.push(piece)
-        if self.stops.stopped:
-            self.row.finish = "stop"
-        elif self.row.finish is not None:
-            shown += self.stops.finish()
-        return shown
-
-    def last(self) -> Chunk:
-        """Return the chunk that closes the answer."""
-        usage = Usage(len(self.row.prompt), len(self.row.new))
-        return Chunk("", self.row.finish, usage, self.sources)
-
-
 class LocalModel:
     """A GLM in this process; implements :class:`glmkit.types.InspectableModel`."""
 
     def __init__(
         self,
-        model: Glm,
+        model: CausalModel,
         settings: Settings,
         *,
         name: str,
@@ -118,7 +49,7 @@ class LocalModel:
 
     @classmethod
     def open(
-        cls, model: Glm, folder: Path, *, name: str, languages: frozenset[str] | None = None
+        cls, model: CausalModel, folder: Path, *, name: str, languages: frozenset[str] | None = None
     ) -> LocalModel:
         """Give a loaded model the vocabulary, chat format and settings of its folder.
 
@@ -136,7 +67,7 @@ class LocalModel:
         )
 
     @property
-    def config(self) -> GlmConfig:
+    def config(self) -> ModelConfig:
         """The model's shape."""
         return self.model.config
 
@@ -159,7 +90,7 @@ class LocalModel:
         """
         return self._streamed(self._answer(messages, options or GenerationOptions()))
 
-    def _streamed(self, answer: _Answer) -> Iterator[Chunk]:
+    def _streamed(self, answer: Answer) -> Iterator[Chunk]:
         with closing(columns(self.model, [answer.row])) as steps:
             for _ in steps:
                 piece = answer.advance()
@@ -182,9 +113,9 @@ class LocalModel:
 
         Several run side by side; conversations are drawn as room comes free, never all at once.
         """
-        order: deque[_Answer] = deque()
+        order: deque[Answer] = deque()
         waiting = self._queued(conversations, options or GenerationOptions(), order)
-        by_row: dict[Row, _Answer] = {}
+        by_row: dict[Row, Answer] = {}
         with closing(columns(self.model, waiting, slots=SLOTS)) as steps:
             for column in steps:
                 by_row.update((each.row, each) for each in order)
@@ -199,7 +130,7 @@ class LocalModel:
         self,
         conversations: Iterable[Sequence[MessageLike]],
         options: GenerationOptions,
-        order: deque[_Answer],
+        order: deque[Answer],
     ) -> Iterator[Row]:
         for messages in conversations:
             answer = self._answer(messages, options)
@@ -214,19 +145,32 @@ class LocalModel:
     ) -> Tensor:
         """Return next-token scores (B, T, V) of ``input_ids`` (B, T).
 
-        :param attention_mask: (B, T), 1 = real token; None: all are.
-        :param position_ids: (B, T); None: each row's real tokens are counted from 0.
+        :param attention_mask: (B, T), 1 = real token; None: all are. For ChatGLM-6B also the mask
+            of its original code, bool (B, 1, T, T), True = may not see.
+        :param position_ids: (B, T), or (B, 2, T) for ChatGLM-6B; None: each row's real tokens are
+            placed as the model was trained.
         :raises UsageError: if the shapes differ or an id is not in the vocabulary.
         """
         ids = self._checked_ids(input_ids)
-        real = torch.ones_like(ids) if attention_mask is None else attention_mask.to(ids)
-        if real.shape != ids.shape:
-            raise UsageError(f"attention_mask is {list(real.shape)}, input_ids {list(ids.shape)}")
-        if position_ids is None:
-            position_ids = (real.cumsum(-1) - 1).clamp(min=0)
-        mask = None if bool(real.all()) else _visible(real.bool())
         with torch.inference_mode():
-            return cast(Tensor, self.model(ids, position_ids.to(ids), mask))
+            positions, mask = self._placed(ids, attention_mask, position_ids)
+            return cast(Tensor, self.model(ids, positions, mask))
+
+    def _placed(
+        self, ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> Start:
+        """Bring what the caller gave into the form that models take."""
+        if attention_mask is not None and attention_mask.dim() == 4:
+            itself = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
+            mask = ~attention_mask.to(ids.device, torch.bool) | itself
+            if position_ids is None:
+                position_ids = self.model.start(ids).positions
+            return Start(position_ids.to(ids), mask)
+        real = None if attention_mask is None else attention_mask.to(ids)
+        if real is not None and real.shape != ids.shape:
+            raise UsageError(f"attention_mask is {list(real.shape)}, input_ids {list(ids.shape)}")
+        start = self.model.start(ids, real)
+        return start if position_ids is None else Start(position_ids.to(ids), start.mask)
 
     def _checked_ids(self, ids: Tensor) -> Tensor:
         if ids.dim() != 2 or not ids.numel():
@@ -236,7 +180,7 @@ class LocalModel:
             raise UsageError(
                 f"token ids must be 0 to {self.config.vocab_size - 1}, got {low} to {high}"
             )
-        return ids.to(self.model.transformer.encoder.final_layernorm.weight.device, torch.long)
+        return ids.to(self.model.like.device, torch.long)
 
     def generate_ids(
         self, ids: Sequence[int], max_tokens: int, temperature: float = 0.0
@@ -254,7 +198,7 @@ class LocalModel:
             pass
         return row.new
 
-    def _answer(self, messages: Sequence[MessageLike], options: GenerationOptions) -> _Answer:
+    def _answer(self, messages: Sequence[MessageLike], options: GenerationOptions) -> Answer:
         renderer = self._renderer
         if renderer is None:
             raise CheckpointError(
@@ -266,9 +210,9 @@ class LocalModel:
 
     def _answer_to(
         self, prompt: Prompt, options: GenerationOptions, tokenizer: Tokenizer
-    ) -> _Answer:
+    ) -> Answer:
         row = self._row(prompt.ids, options, options)
-        return _Answer(row, Detokenizer(tokenizer), StopText(options.stop), prompt.passages)
+        return Answer(row, Detokenizer(tokenizer), StopText(options.stop), prompt.passages)
 
     def _room(self, options: GenerationOptions) -> int:
         """Return how long a prompt may be: an answer is left an eighth of the context at least."""
@@ -295,16 +239,8 @@ def _or(given: float | None, default: float) -> float:
     return default if given is None else given
 
 
-def _visible(real: Tensor) -> Tensor:
-    """Return who sees whom, (B, 1, T, T): real tokens before it, and every token itself."""
-    tokens = real.shape[1]
-    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=real.device).tril()
-    itself = torch.eye(tokens, dtype=torch.bool, device=real.device)
-    return ((causal & real[:, None, :]) | itself)[:, None]
-
-
 def _renderer(
-    folder: Path, about: dict[str, Any], config: GlmConfig, languages: frozenset[str] | None
+    folder: Path, about: dict[str, Any], config: ModelConfig, languages: frozenset[str] | None
 ) -> Renderer | None:
     """Return what writes prompts for the folder's model, where that is known."""
     tokenizer = Tokenizer.open(folder)

@@ -1,0 +1,177 @@
+"""What the runtime asks of an architecture, so that it need not know any of them.
+
+Shapes: B rows, T new tokens, S tokens seen so far (cached and new), G key/value heads, D head
+size, V vocabulary. Positions are (B, T), or (B, 2, T) where an architecture counts along two axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .prefix import Prefixed, PrefixEncoder, beside_prefix
+
+Position = int | tuple[int, ...]
+Placer = Callable[[int], Position]
+"""Takes the index of a token in its row, behind the prompt; returns its position."""
+
+
+class ModelConfig(Protocol):
+    """The part of a model's shape that the runtime plans by."""
+
+    @property
+    def vocab_size(self) -> int: ...  # noqa: D102
+    @property
+    def hidden_size(self) -> int: ...  # noqa: D102
+    @property
+    def layers(self) -> int: ...  # noqa: D102
+    @property
+    def heads(self) -> int: ...  # noqa: D102
+    @property
+    def kv_heads(self) -> int: ...  # noqa: D102
+    @property
+    def head_dim(self) -> int: ...  # noqa: D102
+    @property
+    def context_length(self) -> int: ...  # noqa: D102
+    @property
+    def tied_head(self) -> bool: ...  # noqa: D102
+    @property
+    def parameters(self) -> int: ...  # noqa: D102
+
+
+class Past(Protocol):
+    """What attention needs of a cache; see `runtime/cache.py`."""
+
+    def extend(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys, then values, (B, T, 2G, D); return all that the new tokens may see.
+
+        :return: keys and values, each (B, G, S, D).
+        """
+        ...
+
+
+class Start(NamedTuple):
+    """How whole rows begin."""
+
+    positions: Tensor
+    mask: Tensor | None
+    """True where a query may see a key, (B, 1, T, T); None: each token sees those before it."""
+
+
+class CausalModel(nn.Module):
+    """A language model of plain torch modules under their original names."""
+
+    EMBEDDING: ClassVar[str]
+    """Where the token table is: the stem of its parameters."""
+    HEAD: ClassVar[str]
+    """Where the head is."""
+
+    config: ModelConfig
+    transformer: nn.Module
+
+    @property
+    def norm(self) -> nn.Module:
+        """The last norm, in front of the head."""
+        raise NotImplementedError
+
+    @property
+    def prefix(self) -> PrefixEncoder | None:
+        """The P-Tuning prefix, where the model has one."""
+        return cast("PrefixEncoder | None", self.transformer.prefix_encoder)
+
+    def start(self, ids: Tensor, real: Tensor | None = None) -> Start:
+        """Place the tokens of whole rows.
+
+        :param ids: (B, T).
+        :param real: (B, T), False on pads; None: there are none.
+        """
+        raise NotImplementedError
+
+    def placer(self, prompt: Sequence[int]) -> Placer:
+        """Return what places the tokens that follow a prompt."""
+        raise NotImplementedError
+
+    def hidden(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        *,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        past: Past | None = None,
+    ) -> Tensor:
+        """Return the hidden states (B, T, hidden) of new tokens, not normed yet.
+
+        :param ids: (B, T).
+        :param positions: each token's place in its own row; see :meth:`start`.
+        :param mask: True where a query may see a key, (B, 1, T, S).
+        :param causal: each token sees itself and those before it; only without ``mask``.
+        """
+        raise NotImplementedError
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Return next-token scores, float32 (..., V), of hidden states (..., hidden)."""
+        raise NotImplementedError
+
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor of the dtype and on the device that the model computes with."""
+        return cast(Tensor, self.norm.weight).detach()[:0]
+
+    def forward(
+        self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the scores (B, T, V) of whole rows, behind the model's prefix if it has one.
+
+        :param positions: None: as :meth:`start` places them.
+        :param mask: (B, 1, T, T); None with given positions: each sees those before it.
+        """
+        if positions is None:
+            positions, built = self.start(ids)
+            mask = built if mask is None else mask
+        past = None
+        if self.prefix is not None:
+            past = Prefixed(self.prefix())
+            mask = beside_prefix(mask, self.prefix.config.length, ids)
+        hidden = self.hidden(ids, positions, mask=mask, causal=mask is None, past=past)
+        return self.scores(hidden)
+
+
+def visible(real: Tensor) -> Tensor:
+    """Return who sees whom, (B, 1, T, T): real tokens before it, and every token itself."""
+    tokens = real.shape[1]
+    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=real.device).tril()
+    itself = torch.eye(tokens, dtype=torch.bool, device=real.device)
+    return ((causal & real[:, None, :]) | itself)[:, None]
+
+
+def project(
+    linear: nn.Module,
+    x: Tensor,
+    *,
+    norm: nn.Module | None = None,
+    gated: bool = False,
+    onto: Tensor | None = None,
+) -> Tensor:
+    """Return ``onto + gate(linear(norm(x)))``; what is not given is left out.
+
+    A quantised linear does it in one call where it can, and then adds in place.
+
+    :param norm: an RMS norm, with ``weight`` and ``eps``.
+    :param gated: the first half of the outputs goes through SiLU and multiplies the second half.
+    """
+    fused = getattr(linear, "project", None)
+    if fused is not None:
+        weight, eps = (norm.weight, norm.eps) if norm is not None else (None, 0.0)
+        done = fused(x, weight, eps, gated, onto)
+        if done is not None:
+            return cast(Tensor, done)
+    out = linear(x if norm is None else norm(x))
+    if gated:
+        gate, value = out.chunk(2, dim=-1)
+        out = F.silu(gate).mul_(value)
+    return cast(Tensor, out if onto is None else onto + out)
