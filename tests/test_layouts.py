@@ -50,9 +50,8 @@ def test_rotary_settings_beside_the_table_are_read(raw):
     [
         ({"model_type": "llama"}, "'llama' is no layout"),
         ({"model_type": "glm4"}, "GLM-4-0414"),
-        ({"position_encoding_2d": True}, "generation 1"),
-        ({"inner_hidden_size": 16384}, "generation 1"),
-        ({"pre_seq_len": 128}, "P-Tuning"),
+        ({"inner_hidden_size": 16384}, "lacks max_sequence_length, vocab_size"),
+        ({"pre_seq_len": -1}, "pre_seq_len"),
         ({"quantization_bit": 4}, "quantize='int4'"),
         ({"rmsnorm": False}, "rmsnorm"),
         ({"multi_query_attention": False}, "multi_query_attention"),
@@ -67,7 +66,7 @@ def test_what_cannot_run_is_refused_by_name(raw, change, said):
 
 
 def test_fused_parts_are_found_in_order():
-    stems = LAYOUTS[0].sources("transformer.encoder.layers.17.self_attention.query_key_value")
+    stems = HUB.sources("transformer.encoder.layers.17.self_attention.query_key_value")
     assert [stem.rsplit(".", 1)[1] for stem in stems] == ["q_proj", "k_proj", "v_proj"]
     assert all(stem.startswith("model.layers.17.") for stem in stems)
 
