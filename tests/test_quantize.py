@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from glmkit.errors import UsageError
 from glmkit.models.tiny import tiny_checkpoint
-from glmkit.runtime import loading, quantize
+from glmkit.runtime import filling, quantize
 from glmkit.runtime.linears import Int4Linear, Int8Linear, QuantizedEmbedding
 from glmkit.runtime.loading import load_local
 from glmkit.runtime.quantize import (
@@ -244,8 +244,8 @@ def test_a_model_quantised_while_loading_stays_close(tmp_path, how, tolerance):
 def test_quantised_models_answer_without_kernels(tmp_path, monkeypatch):
     folder = tiny_checkpoint(tmp_path)
     fast = load_local(folder, quantize="int4")
-    monkeypatch.setattr(loading, "int4_kernel", lambda weight: None)
-    monkeypatch.setattr(loading, "int8_kernel", lambda weight: None)
+    monkeypatch.setattr(filling, "int4_kernel", lambda weight: None)
+    monkeypatch.setattr(filling, "int8_kernel", lambda weight: None)
     slow = load_local(folder, quantize="int4")
     ids = torch.tensor([[10, 20, 30, 40]])
     assert relative(slow.logits(ids), fast.logits(ids)) < 0.03
