@@ -49,10 +49,9 @@ def test_rotary_settings_beside_the_table_are_read(raw):
     ("change", "said"),
     [
         ({"model_type": "llama"}, "'llama' is no layout"),
-        ({"model_type": "glm4"}, "GLM-4-0414"),
+        ({"vision_config": {}}, "images"),
         ({"inner_hidden_size": 16384}, "lacks max_sequence_length, vocab_size"),
         ({"pre_seq_len": -1}, "pre_seq_len"),
-        ({"quantization_bit": 4}, "quantize='int4'"),
         ({"rmsnorm": False}, "rmsnorm"),
         ({"multi_query_attention": False}, "multi_query_attention"),
         ({"num_layers": None}, "lacks num_layers"),
