@@ -145,11 +145,25 @@ def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
         for leaf, meta in module.named_parameters(recurse=False):
             noise = torch.randn(meta.shape, generator=generator)
             tensors[f"{stem}.{leaf}"] = _scaled(noise, module, leaf)
+    if isinstance(config, ChatGlmConfig):
+        _raise_voice(tensors)
     silent = tensors[f"{model.EMBEDDING if config.tied_head else model.HEAD}.weight"]
     silent[[each for each in IDS.values() if each < config.vocab_size]] = 0
     if config.tied_head:
         del tensors[f"{model.HEAD}.weight"]
     return tensors
+
+
+def _raise_voice(tensors: dict[str, Tensor]) -> None:
+    """Sharpen attention and strengthen what layers add, or generation 1's residual drowns them.
+
+    The model would only repeat its last token, and no test could tell right from wrong.
+    """
+    louder = {"query_key_value.weight": 3, "attention.dense.weight": 8, "dense_4h_to_h.weight": 8}
+    for key in tensors:
+        for ending, factor in louder.items():
+            if key.endswith(ending):
+                tensors[key] = tensors[key] * factor
 
 
 def _built(config: ModelConfig) -> CausalModel:
