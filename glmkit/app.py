@@ -84,6 +84,7 @@ class Glmkit:
         dtype: str | None = None,
         quantize: str | None = None,
         adapter: str | None = None,
+        family: str | None = None,
     ) -> ChatModel:
         """Load a chat model by catalog name, hub id, folder, or the name a plugin gave it.
 
@@ -92,6 +93,7 @@ class Glmkit:
         :param dtype: ``float32``, ``bfloat16``, ``float16``; None keeps what suits file and device.
         :param quantize: ``int4`` or ``int8`` to quantise while loading.
         :param adapter: a LoRA folder to put on top.
+        :param family: what the model is (``chatglm2``, ``chatglm3``, ...); None: as its files say.
         :raises UnknownNameError: if nobody knows the name.
         :raises SourceError: if it was never pulled.
         :raises CheckpointError: if the files are not a model that can run.
@@ -99,6 +101,7 @@ class Glmkit:
         name = name or self.config.model
         spec = self._models.get(name)
         given = {"device": device, "dtype": dtype, "quantize": quantize, "adapter": adapter}
+        given["family"] = family
         if spec is not None:
             _refuse_given(name, given)
             return cast("ChatModel", load_target(spec.loader)(name, self))
@@ -176,13 +179,19 @@ def load(
     dtype: str | None = None,
     quantize: str | None = None,
     adapter: str | None = None,
+    family: str | None = None,
 ) -> ChatModel:
     """Load a chat model; ``"default"`` is the embedded one, fetched on first use.
 
     The parameters and errors are those of :meth:`Glmkit.load_model`.
     """
     return Glmkit().load_model(
-        str(name_or_path), device=device, dtype=dtype, quantize=quantize, adapter=adapter
+        str(name_or_path),
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        adapter=adapter,
+        family=family,
     )
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @click.option("--repetition-penalty", type=float, help="Above 1 discourages repetition.")
 @click.option("--seed", type=int, help="Same seed, same answer.")
 @click.option("--device", help="cpu, cuda, cuda:1 or mps.")
+@click.option(
+    "--family", help="What the model is, where its files do not say: chatglm2, chatglm3..."
+)
 @click.pass_obj
 def chat(
     app: Glmkit,
@@ -32,6 +35,7 @@ def chat(
     system: str | None,
     question: str | None,
     device: str | None,
+    family: str | None,
     **sampling: float | None,
 ) -> None:
     """Talk to a model."""
@@ -39,7 +43,8 @@ def chat(
         raise click.UsageError("--ask needs a question")
     given = {key: value for key, value in sampling.items() if value is not None}
     options = replace(app.config.generation, **given)  # type: ignore[arg-type]
-    conversation = app.chat(app.load_model(model, device=device), system=system, options=options)
+    loaded = app.load_model(model, device=device, family=family)
+    conversation = app.chat(loaded, system=system, options=options)
 
     def answer(text: str) -> None:
         for chunk in conversation.stream(text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,15 @@ import torch
 
 from ..errors import CheckpointError, UsageError
 from ..models.causal import ModelConfig
-from ..models.layouts import recognise
+from ..models.layouts import identify, recognise
+from ..models.shapes import doubts
 from .filling import Plan, build
 from .weights import read_json
 
 if TYPE_CHECKING:
     from .engines.local import LocalModel
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -29,6 +33,7 @@ def load_local(
     dtype: str | None = None,
     quantize: str | None = None,
     adapter: str | None = None,
+    family: str | None = None,
     name: str | None = None,
     languages: frozenset[str] | None = None,
 ) -> LocalModel:
@@ -38,6 +43,8 @@ def load_local(
     :param dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Given, every matrix is multiplied
         in it, also one that lies quantised on disk; None picks what is fast here.
     :param quantize: ``"int4"`` or ``"int8"``: round the linears while loading; None keeps them.
+    :param family: what the model is, of :data:`glmkit.models.families.FAMILIES`; None: as the
+        folder's files say.
     :param name: what the model calls itself; None: the folder's name.
     :param languages: ISO 639-1 codes it answers in; None: as the folder says.
     :raises UsageError: if an argument has none of these values.
@@ -51,20 +58,46 @@ def load_local(
             "merge it into the base model first, or leave it out"
         )
     folder = Path(path)
-    plan = _planned(folder, device=device, dtype=dtype, quantize=quantize)
+    raw, family = _recognised(folder, family)
+    plan = _planned(folder, raw, family, device=device, dtype=dtype, quantize=quantize)
     use_physical_cores()
     model = build(plan)
-    return LocalModel.open(model, folder, name=name or folder.name, languages=languages)
+    return LocalModel.open(
+        model, folder, name=name or folder.name, languages=languages, family=family
+    )
 
 
-def _planned(folder: Path, *, device: str | None, dtype: str | None, quantize: str | None) -> Plan:
-    if quantize is not None and quantize not in QUANTIZATIONS:
-        raise UsageError(f"quantize must be one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
+def _recognised(folder: Path, family: str | None) -> tuple[dict[str, Any], str]:
+    """Return the folder's config.json and the model's family."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder that holds config.json")
     raw = read_json(folder / "config.json")
+    found = identify(folder, raw, family)
+    if not found.certain:
+        log.warning(
+            "%s: taken for %s (%s); if it is another, say so with --family",
+            folder.name,
+            found.family,
+            found.why,
+        )
+    for doubt in doubts(raw):
+        log.warning("%s: %s", folder.name, doubt)
+    return raw, found.family
+
+
+def _planned(
+    folder: Path,
+    raw: dict[str, Any],
+    family: str,
+    *,
+    device: str | None,
+    dtype: str | None,
+    quantize: str | None,
+) -> Plan:
+    if quantize is not None and quantize not in QUANTIZATIONS:
+        raise UsageError(f"quantize must be one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
     layout = recognise(raw)
-    config = layout.shape(raw)
+    config = layout.shape(raw, family)
     where = _device(device)
     return Plan(
         folder,

@@ -40,16 +40,25 @@ class LocalModel:
         name: str,
         renderer: Renderer | None = None,
         languages: frozenset[str] | None = None,
+        family: str | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self.name = name
         self.languages = languages
+        self.family = family
+        """What the model is, of :data:`glmkit.models.families.FAMILIES`; None where unknown."""
         self._renderer = renderer
 
     @classmethod
     def open(
-        cls, model: CausalModel, folder: Path, *, name: str, languages: frozenset[str] | None = None
+        cls,
+        model: CausalModel,
+        folder: Path,
+        *,
+        name: str,
+        languages: frozenset[str] | None = None,
+        family: str | None = None,
     ) -> LocalModel:
         """Give a loaded model the vocabulary, chat format and settings of its folder.
 
@@ -64,6 +73,7 @@ class LocalModel:
             name=name,
             renderer=_renderer(folder, about, model.config, languages),
             languages=languages,
+            family=family,
         )
 
     @property
