@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple, Protocol, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .prefix import Prefixed, PrefixEncoder, beside_prefix
 
@@ -139,6 +140,25 @@ class CausalModel(nn.Module):
             mask = beside_prefix(mask, self.prefix.config.length, ids)
         hidden = self.hidden(ids, positions, mask=mask, causal=mask is None, past=past)
         return self.scores(hidden)
+
+
+class Stack(nn.Module):
+    """What holds the blocks, in ``layers``, and runs them one after another."""
+
+    gradient_checkpointing = False
+    """In training, a block's inner values are worked out again when gradients need them."""
+    layers: nn.ModuleList
+
+    def through(self, x: Tensor, seen: object) -> Tensor:
+        """Return ``x`` (B, T, hidden) after all blocks, which are called with it and ``seen``."""
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        for layer in self.layers:
+            x = self._gradient_checkpointing_func(layer, x, seen) if again else layer(x, seen)
+        return x
+
+    # transformers puts its own here under this name; see its ``gradient_checkpointing_enable``.
+    def _gradient_checkpointing_func(self, layer: nn.Module, *inputs: object) -> Tensor:
+        return cast(Tensor, checkpoint(layer, *inputs, use_reentrant=False))
 
 
 def visible(real: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, UsageError
-from .causal import CausalModel, Past, Placer, Start, project
+from .causal import CausalModel, Past, Placer, Stack, Start, project
 from .limits import check_numbers, check_sizes
 from .prefix import PrefixConfig, PrefixEncoder
 
@@ -191,7 +191,7 @@ class Block(nn.Module):
         return cast(Tensor, self.mlp(self.post_attention_layernorm(x)))
 
 
-class Transformer(nn.Module):
+class Transformer(Stack):
     """Token table, blocks and the last norm."""
 
     def __init__(self, config: ChatGlmConfig) -> None:
@@ -206,10 +206,7 @@ class Transformer(nn.Module):
 
     def forward(self, ids: Tensor, seen: Seen) -> Tensor:
         """Return the hidden states (B, T, hidden) of ``ids`` (B, T), not normed yet."""
-        x = self.word_embeddings(ids)
-        for layer in self.layers:
-            x = layer(x, seen)
-        return cast(Tensor, x)
+        return self.through(self.word_embeddings(ids), seen)
 
 
 class ChatGlm(CausalModel):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .causal import CausalModel, Past, Placer, Start, project, visible
+from .causal import CausalModel, Past, Placer, Stack, Start, project, visible
 from .limits import check_numbers, check_sizes
 from .prefix import PrefixConfig, PrefixEncoder
 
@@ -249,7 +249,7 @@ class Embedding(nn.Module):
         return cast(Tensor, self.word_embeddings(ids))
 
 
-class Encoder(nn.Module):
+class Encoder(Stack):
     """The stack of blocks and the last norm."""
 
     def __init__(self, config: GlmConfig) -> None:
@@ -259,9 +259,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, seen: Seen) -> Tensor:
         """Return the final hidden states (B, T, hidden), not normed yet."""
-        for layer in self.layers:
-            x = layer(x, seen)
-        return x
+        return self.through(x, seen)
 
 
 class Transformer(nn.Module):
