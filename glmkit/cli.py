@@ -24,6 +24,11 @@ COMMANDS = (
     Command(
         "models", "List, inspect and remove models and encoders.", "glmkit.commands.models:models"
     ),
+    Command(
+        "convert",
+        "Write a checkpoint in the other layout: original or Hugging Face's.",
+        "glmkit.commands.convert:convert",
+    ),
     Command("plugins", "List, inspect and check plugins.", "glmkit.commands.plugins:plugins"),
     Command("run", "Run an app: chat, knowledge-chat or a plugin's.", "glmkit.cli:run"),
 )
