@@ -15,6 +15,8 @@ from .errors import UnknownNameError, UsageError
 from .plugins import Plugins, Registry, Spec, load_target
 
 if TYPE_CHECKING:
+    from .runtime.adapters import Adapter
+    from .runtime.engines.local import LocalModel
     from .sources import Located
     from .types import ChatModel, Encoder, GenerationOptions, Progress
 
@@ -83,7 +85,8 @@ class Glmkit:
         device: str | None = None,
         dtype: str | None = None,
         quantize: str | None = None,
-        adapter: str | None = None,
+        adapter: str | Path | None = None,
+        adapter_alpha: float | None = None,
         family: str | None = None,
     ) -> ChatModel:
         """Load a chat model by catalog name, hub id, folder, or the name a plugin gave it.
@@ -92,7 +95,8 @@ class Glmkit:
         :param device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None picks.
         :param dtype: ``float32``, ``bfloat16``, ``float16``; None keeps what suits file and device.
         :param quantize: ``int4`` or ``int8`` to quantise while loading.
-        :param adapter: a LoRA folder to put on top.
+        :param adapter: a LoRA folder or file, or a P-Tuning prefix folder, to put on.
+        :param adapter_alpha: LoRA's alpha, for raw files that record none.
         :param family: what the model is (``chatglm2``, ``chatglm3``, ...); None: as its files say.
         :raises UnknownNameError: if nobody knows the name.
         :raises SourceError: if it was never pulled.
@@ -100,16 +104,23 @@ class Glmkit:
         """
         name = name or self.config.model
         spec = self._models.get(name)
-        given = {"device": device, "dtype": dtype, "quantize": quantize, "adapter": adapter}
-        given["family"] = family
+        given: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize}
+        given |= {"adapter": adapter, "adapter_alpha": adapter_alpha, "family": family}
         if spec is not None:
             _refuse_given(name, given)
             return cast("ChatModel", load_target(spec.loader)(name, self))
         located = self._locate(name, "model", self._models)
         given["device"] = device or self.config.device
+        if name == self.config.model:
+            given["family"] = family or self.config.family
         from .runtime.loading import load_local
 
-        return load_local(located.path, name=located.name, languages=located.languages, **given)
+        known = {"name": located.name, "languages": located.languages}
+        return load_local(located.path, reader=self._read_adapter, **known, **given)
+
+    def _read_adapter(self, path: Path, model: LocalModel, alpha: float | None) -> Adapter:
+        """Let the plugins read an adapter, ours last."""
+        return cast("Adapter", self.plugins.hook.load_adapter(path=path, model=model, alpha=alpha))
 
     def load_encoder(self, name: str | None = None) -> Encoder:
         """Load an encoder by catalog name, hub id, folder, or the name a plugin gave it.
@@ -162,7 +173,7 @@ class Glmkit:
         )
 
 
-def _refuse_given(name: str, given: Mapping[str, str | None]) -> None:
+def _refuse_given(name: str, given: Mapping[str, object]) -> None:
     """Refuse loading options for a plugin's model rather than ignore them."""
     for option, value in given.items():
         if value is not None:
@@ -178,7 +189,8 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
-    adapter: str | None = None,
+    adapter: str | Path | None = None,
+    adapter_alpha: float | None = None,
     family: str | None = None,
 ) -> ChatModel:
     """Load a chat model; ``"default"`` is the embedded one, fetched on first use.
@@ -191,6 +203,7 @@ def load(
         dtype=dtype,
         quantize=quantize,
         adapter=adapter,
+        adapter_alpha=adapter_alpha,
         family=family,
     )
 

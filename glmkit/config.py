@@ -67,6 +67,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
     {
         "home": Setting(_path, ("GLMKIT_HOME",)),
         "model": Setting(_text, ("GLMKIT_MODEL",)),
+        "family": Setting(_text, ("GLMKIT_FAMILY",)),
         "encoder": Setting(_text, ("GLMKIT_ENCODER",)),
         "device": Setting(_text, ("GLMKIT_DEVICE",)),
         "offline": Setting(_flag, ("GLMKIT_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")),
@@ -91,6 +92,8 @@ class Config:
     home: Path = field(default_factory=_default_home)
     """Where pulled models and indexes live."""
     model: str = "default"
+    family: str | None = None
+    """What ``model`` is (``chatglm2``, ``chatglm3``, ...); None: as its files say."""
     encoder: str = "default"
     device: str | None = None
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None picks the best one here."""

@@ -31,6 +31,8 @@ Raw = Mapping[str, Any]
 
 FAMILIES = ("chatglm", "chatglm2", "chatglm3", "glm4", "glm4-0414", "llama", "glm")
 GLM4_VOCABULARY = 151_552
+_VOCABULARY = 65_024
+"""Of ChatGLM2 and ChatGLM3."""
 _MOST_CODE = 1 << 18
 
 
@@ -147,8 +149,15 @@ def _by_code(facts: Facts) -> str | None:
     return "chatglm3" if "<|observation|>" in code else "chatglm2"
 
 
+def _is_second_or_third(facts: Facts) -> bool:
+    """Tell whether only ChatGLM2 and ChatGLM3 are in question."""
+    return facts.raw.get("model_type") == "chatglm" or _vocabulary_size(facts) == _VOCABULARY
+
+
 def _by_length(facts: Facts) -> str | None:
     """Tell by what was published: 32k from the start was ChatGLM2, 8k ChatGLM3."""
+    if not _is_second_or_third(facts):
+        return None
     ratio = facts.raw.get("rope_ratio", 1)
     if ratio not in (1, None):
         return "chatglm2" if ratio == 16 else "chatglm3"
@@ -158,6 +167,8 @@ def _by_length(facts: Facts) -> str | None:
 
 
 def _by_weights(facts: Facts) -> str | None:
+    if not _is_second_or_third(facts):
+        return None
     if facts.raw.get("quantization_bit"):
         return "chatglm2"
     if facts.has("*.safetensors"):
