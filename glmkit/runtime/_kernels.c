@@ -5,7 +5,8 @@
  *
  * The vectors are rounded to 16 bits in groups of 32, each with its own scale, so that the inner
  * loop is integer arithmetic: 16 products an instruction. With 8 bits it would be faster by little,
- * and a small model's answers suffer. Built as an optional extension;
+ * and a small model's answers suffer. Where single precision is wanted, what the rounding leaves is
+ * rounded once more and multiplied as well, at twice the arithmetic. Built as an optional extension;
  * without it glmkit uses torch's operators.
  *
  * The matrix is packed once when a model is loaded. Eight rows make a block, so that one register
@@ -33,10 +34,12 @@ enum { NIBBLES = 160, BYTES = 272 }; /* a packed group of int4, of int8 */
 #include <immintrin.h>
 #define HAVE_KERNELS 1
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
+#define REST (1.0f / 65534) /* rounding leaves half a step at most: 32767 of these */
 
 typedef struct {
     const uint8_t *packed;
     const int16_t *x;         /* (M, K), rounded */
+    const int16_t *rest;      /* (M, K), what x lacks, in units of step * REST; or NULL */
     const float *step, *sum;  /* (M, K / 32): scale and sum of each rounded group */
     float *y;                 /* (M, N); (M, N / 2) for GATE */
     long m, n, groups, group; /* group: bytes of a packed group */
@@ -85,18 +88,31 @@ AVX2 static inline __m256i times_bytes(const uint8_t *w, const int32_t *x) {
 AVX2 static inline __m256 times_block(const Product *p, long block, long m) {
     const uint8_t *w = p->packed + block * p->groups * p->group;
     const int32_t *x = (const int32_t *)(p->x + m * p->groups * GROUP);
+    const int32_t *rest = (const int32_t *)(p->rest ? p->rest + m * p->groups * GROUP : NULL);
+    const __m256 fine = _mm256_set1_ps(REST);
     const float *step = p->step + m * p->groups, *sum = p->sum + m * p->groups;
     __m256 out = _mm256_setzero_ps(), least = out;
     if (p->group == NIBBLES)
         for (long g = 0; g < p->groups; g++, w += NIBBLES, x += GROUP / 2) {
-            const __m256 whole = _mm256_cvtepi32_ps(times_nibbles(w, x));
+            __m256 whole = _mm256_cvtepi32_ps(times_nibbles(w, x));
             const __m256 scale = _mm256_mul_ps(half8(w + 128), _mm256_set1_ps(step[g]));
+            const __m256 base = half8(w + 144), over = _mm256_set1_ps(sum[g]);
+            if (rest) { /* the two parts nearly cancel out, so add them up first */
+                whole = _mm256_fmadd_ps(_mm256_cvtepi32_ps(times_nibbles(w, rest)), fine, whole);
+                out = _mm256_add_ps(out, _mm256_fmadd_ps(whole, scale, _mm256_mul_ps(base, over)));
+                rest += GROUP / 2;
+                continue;
+            }
             out = _mm256_fmadd_ps(whole, scale, out);
-            least = _mm256_fmadd_ps(half8(w + 144), _mm256_set1_ps(sum[g]), least);
+            least = _mm256_fmadd_ps(base, over, least);
         }
     else
         for (long g = 0; g < p->groups; g++, w += BYTES, x += GROUP / 2) {
-            const __m256 whole = _mm256_cvtepi32_ps(times_bytes(w, x));
+            __m256 whole = _mm256_cvtepi32_ps(times_bytes(w, x));
+            if (rest) {
+                whole = _mm256_fmadd_ps(_mm256_cvtepi32_ps(times_bytes(w, rest)), fine, whole);
+                rest += GROUP / 2;
+            }
             const __m256 scale = _mm256_mul_ps(half8(w + 256), _mm256_set1_ps(step[g]));
             out = _mm256_fmadd_ps(whole, scale, out);
         }
@@ -136,11 +152,22 @@ AVX2 static void norm_all(const float *x, long m, long k, const float *weight, f
     }
 }
 
-/* Round one group to -32767..32767; NaN and infinity poison it. */
-AVX2 static void round_group(const float *x, int16_t *q, float *step, float *sum) {
+AVX2 static inline void store16(int16_t *q, __m256i a, __m256i b) {
+    _mm256_storeu_si256((__m256i *)q, _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8));
+}
+
+/* What rounding v * by to q leaves, in units of REST. */
+AVX2 static inline __m256i left(__m256 v, __m256 by, __m256i q) {
+    const __m256 rest = _mm256_fmsub_ps(v, by, _mm256_cvtepi32_ps(q));
+    return _mm256_cvtps_epi32(_mm256_mul_ps(rest, _mm256_set1_ps(1.0f / REST)));
+}
+
+/* Round one group to -32767..32767, and if `rest` is given, also what that leaves; NaN and infinity
+ * poison it. */
+AVX2 static void round_group(const float *x, int16_t *q, int16_t *rest, float *step, float *sum) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     __m256 most = _mm256_setzero_ps(), poison = most;
-    __m256i whole = _mm256_setzero_si256();
+    __m256i whole = _mm256_setzero_si256(), over = whole;
     for (int at = 0; at < GROUP; at += 8) {
         const __m256 v = _mm256_loadu_ps(x + at);
         most = _mm256_max_ps(most, _mm256_andnot_ps(sign, v));
@@ -152,14 +179,21 @@ AVX2 static void round_group(const float *x, int16_t *q, float *step, float *sum
     const int finite = total(poison) == 0;
     const __m256 inverse = _mm256_set1_ps(finite && largest > 0 ? 32767.0f / largest : 0.0f);
     for (int at = 0; at < GROUP; at += 16) {
-        const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + at), inverse));
-        const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + at + 8), inverse));
+        const __m256 u = _mm256_loadu_ps(x + at), v = _mm256_loadu_ps(x + at + 8);
+        const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(u, inverse));
+        const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse));
         whole = _mm256_add_epi32(whole, _mm256_add_epi32(a, b));
-        _mm256_storeu_si256((__m256i *)(q + at),
-                            _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8));
+        store16(q + at, a, b);
+        if (rest) {
+            const __m256i c = left(u, inverse, a), d = left(v, inverse, b);
+            over = _mm256_add_epi32(over, _mm256_add_epi32(c, d));
+            store16(rest + at, c, d);
+        }
     }
     *step = finite ? largest / 32767.0f : NAN;
-    *sum = finite ? total(_mm256_cvtepi32_ps(whole)) * *step : NAN;
+    const __m256 all = _mm256_cvtepi32_ps(whole);
+    *sum = finite ? total(_mm256_fmadd_ps(_mm256_cvtepi32_ps(over), _mm256_set1_ps(REST), all)) * *step
+                  : NAN;
 }
 
 /* ---- sharing the blocks among threads ----
@@ -261,18 +295,21 @@ static void do_all(const Product *p, int threads) {
     for (long piece = 0; piece < pieces_of(p); piece++) do_piece(p, piece);
 }
 
-static int multiply_all(Product *p, const float *x, const float *norm, float eps, int threads) {
+static int multiply_all(Product *p, const float *x, const float *norm, float eps, int threads,
+                        int fine) {
     const long places = p->m * p->groups;
-    int16_t *q = malloc((size_t)places * GROUP * sizeof(int16_t));
+    int16_t *q = malloc((size_t)places * GROUP * sizeof(int16_t) * (fine ? 2 : 1));
     float *numbers = malloc((size_t)places * 2 * sizeof(float));
     float *normed = norm ? malloc((size_t)places * GROUP * sizeof(float)) : NULL;
     const int done = q && numbers && (normed || !norm);
     if (done) {
         if (norm) norm_all(x, p->m, p->groups * GROUP, norm, eps, normed);
         if (norm) x = normed;
+        p->rest = fine ? q + places * GROUP : NULL;
         p->x = q, p->step = numbers, p->sum = numbers + places;
         for (long at = 0; at < places; at++)
-            round_group(x + at * GROUP, q + at * GROUP, numbers + at, numbers + places + at);
+            round_group(x + at * GROUP, q + at * GROUP, fine ? q + (places + at) * GROUP : NULL,
+                        numbers + at, numbers + places + at);
         do_all(p, threads);
     }
     free(q);
@@ -311,6 +348,55 @@ static void pack_all(const uint8_t *weight, const uint16_t *scale, const uint16_
             }
         }
 }
+
+/* Write two columns of rows 0-3 (or 4-7), in v: row 0, row 0, row 1, ...; rows of `out` are k apart. */
+AVX2 static inline void two_columns(float *out, long k, __m256 v) {
+    const __m128 a = _mm256_castps256_ps128(v), b = _mm256_extractf128_ps(v, 1);
+    _mm_storel_pi((__m64 *)out, a);
+    _mm_storeh_pi((__m64 *)(out + k), a);
+    _mm_storel_pi((__m64 *)(out + 2 * k), b);
+    _mm_storeh_pi((__m64 *)(out + 3 * k), b);
+}
+
+AVX2 static inline __m256 twice(__m256 v, int second) {
+    const __m256i low = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    const __m256i places = second ? _mm256_add_epi32(low, _mm256_set1_epi32(4)) : low;
+    return _mm256_permutevar8x32_ps(v, places);
+}
+
+/* One group of 8 rows as ordinary numbers. */
+AVX2 static void expand_nibbles(const uint8_t *w, float *out, long k) {
+    const __m256 scale = half8(w + 128), least = half8(w + 144);
+    const __m256 scale0 = twice(scale, 0), scale1 = twice(scale, 1);
+    const __m256 least0 = twice(least, 0), least1 = twice(least, 1);
+    for (int at = 0; at < GROUP; at += 2) {
+        const __m256i four = _mm256_loadu_si256((const __m256i *)(w + at / 8 * 32));
+        const __m256i one = _mm256_and_si256(
+            _mm256_srl_epi16(four, _mm_cvtsi32_si128(at % 8 * 2)), _mm256_set1_epi16(15));
+        const __m256 a = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(one)));
+        const __m256 b = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_extracti128_si256(one, 1)));
+        two_columns(out + at, k, _mm256_fmadd_ps(a, scale0, least0));
+        two_columns(out + at + 4 * k, k, _mm256_fmadd_ps(b, scale1, least1));
+    }
+}
+
+AVX2 static void expand_bytes(const uint8_t *w, float *out, long k) {
+    const __m256 scale = half8(w + 256);
+    const __m256 scale0 = twice(scale, 0), scale1 = twice(scale, 1);
+    for (int at = 0; at < GROUP; at += 2) {
+        const __m128i both = _mm_loadu_si128((const __m128i *)(w + at * 8));
+        const __m256 a = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(both));
+        const __m256 b = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(both, 8)));
+        two_columns(out + at, k, _mm256_mul_ps(a, scale0));
+        two_columns(out + at + 4 * k, k, _mm256_mul_ps(b, scale1));
+    }
+}
+
+static void expand_all(const uint8_t *packed, int bits, long n, long k, float *out) {
+    for (long row = 0; row < n; row += BLOCK)
+        for (long at = 0; at < k; at += GROUP, packed += bits == 4 ? NIBBLES : BYTES)
+            (bits == 4 ? expand_nibbles : expand_bytes)(packed, out + row * k + at, k);
+}
 #endif
 
 static PyObject *supported(PyObject *self, PyObject *none) {
@@ -348,17 +434,34 @@ static PyObject *pack(PyObject *self, PyObject *args) {
 #endif
 }
 
-/* multiply(x, y, packed, bits, m, n, k, threads, norm, eps, then): addresses of contiguous float32 x
+/* expand(packed, bits, n, k, out): addresses of a packed matrix (n, k) and of room for it in float32.
+ * Any run of whole blocks is such a matrix. */
+static PyObject *expand(PyObject *self, PyObject *args) {
+#ifdef HAVE_KERNELS
+    unsigned long long packed, out;
+    long n, k;
+    int bits;
+    if (!PyArg_ParseTuple(args, "KillK", &packed, &bits, &n, &k, &out) || !fits(n, k)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    expand_all((const uint8_t *)(uintptr_t)packed, bits, n, k, (float *)(uintptr_t)out);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+#else
+    return PyErr_Format(PyExc_NotImplementedError, "no kernel for this processor");
+#endif
+}
+
+/* multiply(x, y, packed, bits, m, n, k, threads, norm, eps, then, fine): addresses of contiguous float32 x
  * (m, k) and y (m, n) and of the packed matrix (n, k) of 4 or 8 bits; norm is the address of the norm's
- * weight (k) or 0; then is 0 to write, 1 to add to y, 2 to gate, when y is (m, n / 2). */
+ * weight (k) or 0; then is 0 to write, 1 to add to y, 2 to gate, when y is (m, n / 2); fine is 1 for single precision. */
 static PyObject *multiply(PyObject *self, PyObject *args) {
 #ifdef HAVE_KERNELS
     unsigned long long x, y, packed, norm;
     long m, n, k;
     float eps;
-    int bits, threads, then, done;
-    if (!PyArg_ParseTuple(args, "KKKillliKfi", &x, &y, &packed, &bits, &m, &n, &k, &threads, &norm,
-                          &eps, &then) ||
+    int bits, threads, then, done, fine = 0;
+    if (!PyArg_ParseTuple(args, "KKKillliKfi|i", &x, &y, &packed, &bits, &m, &n, &k, &threads, &norm,
+                          &eps, &then, &fine) ||
         !fits(n, k))
         return NULL;
     if (m < 1 || threads < 1 || then < WRITE || then > GATE || (then == GATE && n % (2 * BLOCK)))
@@ -367,7 +470,7 @@ static PyObject *multiply(PyObject *self, PyObject *args) {
                  .n = n, .groups = k / GROUP, .group = bits == 4 ? NIBBLES : BYTES, .then = then,
                  .blocks = (then == GATE ? n / 2 : n) / BLOCK};
     Py_BEGIN_ALLOW_THREADS
-    done = multiply_all(&p, (const float *)(uintptr_t)x, (const float *)(uintptr_t)norm, eps, threads);
+    done = multiply_all(&p, (const float *)(uintptr_t)x, (const float *)(uintptr_t)norm, eps, threads, fine);
     Py_END_ALLOW_THREADS
     if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;
@@ -379,6 +482,7 @@ static PyObject *multiply(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"supported", supported, METH_NOARGS, "Tell whether this processor has what the kernels need."},
     {"pack", pack, METH_VARARGS, "Lay a quantised matrix out for multiply."},
+    {"expand", expand, METH_VARARGS, "Write a packed matrix as ordinary numbers."},
     {"multiply", multiply, METH_VARARGS, "Multiply vectors by a packed matrix."},
     {NULL, NULL, 0, NULL},
 };

@@ -1,5 +1,6 @@
 def supported() -> bool: ...
 def pack(weight: int, scale: int, least: int, n: int, k: int, out: int, /) -> None: ...
+def expand(packed: int, bits: int, n: int, k: int, out: int, /) -> None: ...
 def multiply(
     x: int,
     y: int,
@@ -12,5 +13,6 @@ def multiply(
     norm: int,
     eps: float,
     then: int,
+    fine: int = 0,
     /,
 ) -> None: ...

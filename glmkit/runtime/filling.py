@@ -13,6 +13,7 @@ from ..errors import CheckpointError
 from ..models.causal import CausalModel, ModelConfig
 from ..models.layouts import Layout
 from .linears import Int4Linear, Int8Linear, QuantizedEmbedding
+from .official import from_official
 from .quantize import (
     GROUP,
     Int4Weight,
@@ -31,7 +32,8 @@ _KEEP_UP_TO = 1 << 30
 """Bytes: models up to this size keep what a long prompt expanded, for the next prompt."""
 
 _EXPAND_UP_TO = 2 << 30
-"""Bytes: where the processor has no int4 kernel, models up to this size run expanded."""
+"""Bytes: where the device has no int4 kernel, models up to this size run expanded; the matrices of
+larger ones stay in integers and are expanded one at a time, whenever they are multiplied."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Plan:
     expand: bool
     """Quantised matrices become ordinary ones."""
     quantize: str | None
+    bits: int | None = None
+    """What config.json says of an official quantised checkpoint."""
 
 
 def build(plan: Plan) -> CausalModel:
@@ -59,7 +63,14 @@ def build(plan: Plan) -> CausalModel:
     """
     with torch.device("meta"):
         model = plan.layout.model(plan.config)
-    return _Filling(plan, Weights(plan.folder)).fill(model)
+    weights = Weights(plan.folder)
+    if plan.bits is not None and not any(key.endswith(".weight_scale") for key in weights):
+        raise CheckpointError(
+            f"{plan.folder}: config.json says quantization_bit {plan.bits}, but the weight files "
+            "hold no scales; fetch the quantised files, or set quantization_bit to 0 and load with "
+            f"quantize='int{plan.bits}'"
+        )
+    return _Filling(plan, weights).fill(model)
 
 
 class _Filling:
@@ -106,33 +117,48 @@ class _Filling:
         """Read a matrix as it lies on disk, or expanded where the plan says so."""
         if f"{stems[0]}.weight_scale" not in self.weights:
             return self._plain(stems, "weight", shape)
-        weight = self._quantized(stems)
+        weight = self._quantized(stems, shape)
         if weight.shape != shape:
             raise CheckpointError(self._misfit(stems, weight.shape, shape))
-        return weight.expand(self.plan.dtype).to(self.plan.device) if self._expands else weight
+        weight = weight.to(self.plan.device)
+        return weight.expand(self.plan.dtype) if self._expands else weight
 
     @property
     def _expands(self) -> bool:
-        if self.plan.expand or self.plan.device.type != "cpu":
+        if self.plan.expand:
             return True
-        return (
-            not (has_own_kernel() or has_int4_kernel())
-            and 4 * self.plan.config.parameters <= _EXPAND_UP_TO
-        )
+        if self.plan.device.type == "cpu" and (has_own_kernel() or has_int4_kernel()):
+            return False
+        return 4 * self.plan.config.parameters <= _EXPAND_UP_TO
 
-    def _quantized(self, stems: tuple[str, ...]) -> QuantizedWeight:
+    def _quantized(self, stems: tuple[str, ...], shape: tuple[int, ...]) -> QuantizedWeight:
         first = self._take(f"{stems[0]}.weight")
-        names = ("weight", "weight_scale", "weight_min")
+        scale = self._take(f"{stems[0]}.weight_scale")
+        if first.dtype == torch.int8 and scale.dim() == 1:
+            return from_official(stems[0], first, scale, shape, self.plan.bits)
         try:
-            if first.dtype == torch.uint8:
-                return Int4Weight.stack(
-                    [Int4Weight(*(self._take(f"{s}.{n}") for n in names)) for s in stems]
-                )
-            return Int8Weight.stack(
-                [Int8Weight(*(self._take(f"{s}.{n}") for n in names[:2])) for s in stems]
-            )
-        except RuntimeError as error:
-            raise CheckpointError(f"{stems[0]}: quantised parts do not fit: {error}") from error
+            return self._own(stems, first.dtype)
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{stems[0]}: quantised parts do not fit each other: {error}"
+            ) from error
+
+    def _own(self, stems: tuple[str, ...], dtype: torch.dtype) -> QuantizedWeight:
+        """Read a matrix of the form that glmkit itself writes.
+
+        :raises ValueError: if its parts do not fit.
+        """
+        four, eight = ("weight", "weight_scale", "weight_min"), ("weight", "weight_scale")
+        parts: list[list[Tensor]] = [
+            [self._take(f"{stem}.{leaf}") for leaf in (four if dtype == torch.uint8 else eight)]
+            for stem in stems
+        ]
+        if dtype == torch.uint8:
+            weight: QuantizedWeight = Int4Weight.stack([Int4Weight(*each) for each in parts])
+        else:
+            weight = Int8Weight.stack([Int8Weight(*each) for each in parts])
+        weight.check()
+        return weight
 
     def _plain(
         self,
@@ -142,10 +168,13 @@ class _Filling:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         parts = [self._take(f"{stem}.{leaf}") for stem in stems]
+        if not all(part.is_floating_point() for part in parts):
+            raise CheckpointError(
+                f"{self.plan.folder}: {stems[0]}.{leaf} holds {parts[0].dtype} and there is no "
+                f"{stems[0]}.{leaf}_scale; the weights are incomplete, fetch them again"
+            )
         if any(part.shape[1:] != shape[1:] or part.dim() != len(shape) for part in parts):
             raise CheckpointError(self._misfit(stems, tuple(parts[0].shape), shape))
-        if not all(part.is_floating_point() for part in parts):
-            raise CheckpointError(f"{stems[0]}.{leaf} holds {parts[0].dtype} without scales")
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         if tuple(whole.shape) != shape:
             raise CheckpointError(self._misfit(stems, tuple(whole.shape), shape))
@@ -172,11 +201,13 @@ class _Filling:
         if isinstance(weight, Tensor):
             # A rounded head costs most quality for its size: it gets the finer steps.
             weight = self._rounded(weight, "int8" if head else self.plan.quantize)
+        # An official file promises what its integers say, to single precision.
+        fine = self.plan.bits is not None
         if isinstance(weight, Int4Weight):
             keep = 4 * self.plan.config.parameters <= _KEEP_UP_TO
-            return Int4Linear(weight, bias, kernel=int4_kernel(weight), keep=keep)
+            return Int4Linear(weight, bias, kernel=int4_kernel(weight), keep=keep, fine=fine)
         if isinstance(weight, Int8Weight):
-            return Int8Linear(weight, bias, kernel=int8_kernel(weight))
+            return Int8Linear(weight, bias, kernel=int8_kernel(weight), fine=fine)
         return _dense(weight, bias)
 
     def _rounded(self, weight: Tensor, how: str | None) -> Tensor | QuantizedWeight:

@@ -29,12 +29,16 @@ from .quantize import (
 class _QuantizedLinear(nn.Module):
     """What int4 and int8 layers share: a kernel for few tokens, expansion for many."""
 
-    def __init__(self, matrix: QuantizedWeight, bias: Tensor | None, *, keep: bool) -> None:
+    def __init__(
+        self, matrix: QuantizedWeight | OwnKernel, bias: Tensor | None, *, keep: bool
+    ) -> None:
         super().__init__()
         self.matrix = matrix
+        """In the one form that is kept: our kernel's, or plain integers."""
+        self.own = matrix if isinstance(matrix, OwnKernel) else None
+        self.out_features, self.in_features = matrix.shape
         self.bias = bias
         self.keep = keep
-        self.own: OwnKernel | None = None
         self._kept: Tensor | None = None
 
     def project(
@@ -88,6 +92,7 @@ class Int4Linear(_QuantizedLinear):
 
     :param kernel: what multiplies few tokens; None: the expanded matrix.
     :param keep: keep the expanded matrix once a prompt needed it; for small models.
+    :param fine: our kernel multiplies in single precision.
     """
 
     def __init__(
@@ -97,9 +102,11 @@ class Int4Linear(_QuantizedLinear):
         *,
         kernel: Kernel | None,
         keep: bool = False,
+        fine: bool = False,
     ) -> None:
-        super().__init__(weight, bias, keep=keep)
-        self.own = OwnKernel(weight) if kernel == "own" else None
+        super().__init__(
+            OwnKernel(weight, fine=fine) if kernel == "own" else weight, bias, keep=keep
+        )
         self.packed = pack_int4(weight) if kernel == "torch" else None
 
     def _few(self, x: Tensor) -> Tensor | None:
@@ -114,14 +121,23 @@ class Int8Linear(_QuantizedLinear):
     """A linear layer over an int8 matrix.
 
     :param kernel: what multiplies few tokens; None: the expanded matrix.
+    :param fine: our kernel multiplies in single precision.
     """
 
     def __init__(
-        self, weight: Int8Weight, bias: Tensor | None = None, *, kernel: Kernel | None
+        self,
+        weight: Int8Weight,
+        bias: Tensor | None = None,
+        *,
+        kernel: Kernel | None,
+        fine: bool = False,
     ) -> None:
-        super().__init__(weight.per_row() if kernel == "torch" else weight, bias, keep=False)
-        self.own = OwnKernel(self.matrix) if kernel == "own" else None
-        self.scale = self.matrix.scale[:, 0].bfloat16() if kernel == "torch" else None
+        if kernel == "torch":
+            weight = weight.per_row()
+        super().__init__(
+            OwnKernel(weight, fine=fine) if kernel == "own" else weight, bias, keep=False
+        )
+        self.scale = weight.scale[:, 0].bfloat16() if kernel == "torch" else None
 
     def _few(self, x: Tensor) -> Tensor | None:
         if self.own is not None:

@@ -14,6 +14,7 @@ from ..models.causal import ModelConfig
 from ..models.layouts import identify, recognise
 from ..models.shapes import doubts
 from .filling import Plan, build
+from .official import bits_of
 from .weights import read_json
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def _device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        bits=bits_of(raw),
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -134,7 +136,8 @@ def _dtype(
         return DTYPES[full]
     if device.type == "cpu":
         fits = 4 * config.parameters < _memory() // 2
-        return torch.float32 if fits or "quantization_config" in raw else torch.bfloat16
+        quantised = "quantization_config" in raw or bits_of(raw) is not None
+        return torch.float32 if fits or quantised else torch.bfloat16
     stored = DTYPES.get(str(raw.get("torch_dtype", raw.get("dtype"))), torch.float16)
     return torch.float16 if stored == torch.float32 else stored
 

@@ -10,6 +10,7 @@ Shapes: N output rows, K input columns, M tokens.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -35,6 +36,9 @@ EXPANDED_FROM = 12
 
 _CHUNK = 512
 """Rows converted at a time: few enough to stay in the processor's cache."""
+
+_CHUNK_ELSEWHERE = 8192
+"""The same on other devices, where each operation costs a launch."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,7 @@ class Int4Weight:
 
     def expand(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the matrix (N, K) as ordinary numbers."""
-        rows, columns = self.shape
-        out = torch.empty((rows, columns), dtype=torch.float32, device=self.nibbles.device)
-        for start in range(0, rows, _CHUNK):
-            part = slice(start, start + _CHUNK)
-            self._expand_into(out[part], part)
-        return out.to(dtype)
+        return _by_parts(self.shape, dtype, self.nibbles.device, self._expand_into)
 
     def _expand_into(self, out: Tensor, part: slice) -> None:
         packed = self.nibbles[part].view(out.shape[0], -1, GROUP // 2)
@@ -84,6 +83,24 @@ class Int4Weight:
         groups = out.view(out.shape[0], -1, GROUP)
         groups.mul_(self.scale[part].float()[..., None])
         groups.add_(self.minimum[part].float()[..., None])
+
+    def to(self, device: torch.device) -> Int4Weight:
+        """Return the same on a device."""
+        return Int4Weight(self.nibbles.to(device), self.scale.to(device), self.minimum.to(device))
+
+    def check(self) -> None:
+        """Check that the parts fit each other.
+
+        :raises ValueError: if they do not.
+        """
+        _check_types(self.nibbles, torch.uint8, self.scale, self.minimum)
+        rows, columns = self.shape
+        want = (rows, columns // GROUP)
+        if columns % GROUP or self.scale.shape != want or self.minimum.shape != want:
+            raise ValueError(
+                f"{[rows, columns]} numbers with scales {list(self.scale.shape)} and minima "
+                f"{list(self.minimum.shape)}; expected {list(want)}"
+            )
 
     @classmethod
     def stack(cls, parts: list[Int4Weight]) -> Int4Weight:
@@ -113,9 +130,16 @@ class Int8Weight:
 
     def expand(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the matrix (N, K) as ordinary numbers."""
-        rows, columns = self.shape
-        wide = self.integers.view(rows, self.scale.shape[1], -1).to(torch.float32)
-        return wide.mul_(self.scale.float()[..., None]).view(rows, columns).to(dtype)
+        return _by_parts(self.shape, dtype, self.integers.device, self._expand_into)
+
+    def _expand_into(self, out: Tensor, part: slice) -> None:
+        out.copy_(self.integers[part])
+        groups = out.view(out.shape[0], self.scale.shape[1], -1)
+        groups.mul_(self.scale[part].float()[..., None])
+
+    def to(self, device: torch.device) -> Int8Weight:
+        """Return the same on a device."""
+        return Int8Weight(self.integers.to(device), self.scale.to(device))
 
     def per_row(self) -> Int8Weight:
         """Return the nearest matrix with one float32 scale per row."""
@@ -125,6 +149,17 @@ class Int8Weight:
             torch.split(self.integers, _CHUNK), torch.split(self.scale, _CHUNK), strict=True
         )
         return Int8Weight.stack([_one_scale(*each) for each in pairs])
+
+    def check(self) -> None:
+        """Check that the parts fit each other.
+
+        :raises ValueError: if they do not.
+        """
+        _check_types(self.integers, torch.int8, self.scale)
+        rows, columns = self.shape
+        fits = self.scale.dim() == 2 and self.scale.shape[0] == rows
+        if not fits or not self.scale.shape[1] or columns % self.scale.shape[1]:
+            raise ValueError(f"{[rows, columns]} numbers with scales {list(self.scale.shape)}")
 
     @classmethod
     def stack(cls, parts: list[Int8Weight]) -> Int8Weight:
@@ -137,6 +172,36 @@ class Int8Weight:
 
 
 QuantizedWeight = Int4Weight | Int8Weight
+
+
+def _check_types(integers: Tensor, dtype: torch.dtype, *scales: Tensor) -> None:
+    if integers.dtype != dtype or not all(each.is_floating_point() for each in scales):
+        kinds = ", ".join(str(each.dtype) for each in (integers, *scales))
+        raise ValueError(f"they hold {kinds}; expected {dtype} and floating-point scales")
+
+
+def _by_parts(
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    fill: Callable[[Tensor, slice], None],
+) -> Tensor:
+    """Return a matrix (N, K) that ``fill`` gives in float32, some rows at a time."""
+    rows, columns = shape
+    out = torch.empty(shape, dtype=dtype, device=device)
+    step = _CHUNK if device.type == "cpu" else _CHUNK_ELSEWHERE
+    wide = None
+    if dtype != torch.float32:
+        wide = torch.empty((min(step, rows), columns), dtype=torch.float32, device=device)
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        if wide is None:
+            fill(out[part], part)
+            continue
+        some = wide[: part.stop - start]
+        fill(some, part)
+        out[part] = some
+    return out
 
 
 def _one_scale(integers: Tensor, scale: Tensor) -> Int8Weight:
@@ -156,6 +221,10 @@ def quantize_int4(weight: Tensor) -> Int4Weight:
 
     K must be a multiple of 32.
     """
+    return Int4Weight.stack([_rounded_rows(each) for each in torch.split(weight, _CHUNK)])
+
+
+def _rounded_rows(weight: Tensor) -> Int4Weight:
     rows, columns = weight.shape
     groups = weight.float().reshape(rows, columns // GROUP, GROUP)
     low, high = groups.amin(-1), groups.amax(-1)
@@ -169,11 +238,25 @@ def quantize_int4(weight: Tensor) -> Int4Weight:
 
 
 def quantize_int8(weight: Tensor) -> Int8Weight:
-    """Round a matrix (N, K) to 255 steps around zero, one scale per row."""
-    wide = weight.float()
-    scale = wide.abs().amax(-1, keepdim=True).div_(127)
-    step = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return Int8Weight((wide / step).round_().to(torch.int8), scale)
+    """Round a matrix (N, K) to 255 steps around zero, one scale per row.
+
+    The scales are in half precision, unless one of them is too small or too large for that.
+    """
+    integers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = weight.abs().amax(-1, keepdim=True).float().div_(127)
+    half = scale.half()
+    if bool(((half >= _SMALLEST) | (scale == 0)).all() & half.isfinite().all()):
+        scale = half
+    step = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
+    for start in range(0, weight.shape[0], _CHUNK):
+        part = slice(start, start + _CHUNK)
+        nearest = (weight[part] / step[part]).round_().clamp_(-127, 127)
+        integers[part] = nearest.to(torch.int8)
+    return Int8Weight(integers, scale)
+
+
+_SMALLEST = 2.0**-14
+"""The least half-precision number that has all of its bits."""
 
 
 def pack_int4(weight: Int4Weight) -> tuple[Tensor, Tensor]:
@@ -194,33 +277,45 @@ def multiply_int4(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
     return cast(Tensor, product)
 
 
-def multiply_own(x: Tensor, weight: QuantizedWeight) -> Tensor:
+def multiply_own(x: Tensor, weight: QuantizedWeight, *, fine: bool = False) -> Tensor:
     """Multiply ``x`` (M, K) by a matrix as it lies on disk: float32 (M, N).
 
     The tokens are rounded to 16 bits in groups of 32; the matrix is not rounded again.
     """
-    return OwnKernel(weight)(x.float().contiguous())
+    return OwnKernel(weight, fine=fine)(x.float().contiguous())
 
 
 class OwnKernel:
-    """Our extension's multiplication by one matrix, with what surrounds it in a GLM block."""
+    """A matrix in the form that our extension multiplies by, with what surrounds it in a block.
 
-    def __init__(self, weight: QuantizedWeight) -> None:
-        self.rows, columns = self._sizes = weight.shape
+    :param fine: round the tokens to single precision, at twice the arithmetic, not to 16 bits.
+    """
+
+    def __init__(self, weight: QuantizedWeight, *, fine: bool = False) -> None:
+        self.shape = self.rows, columns = weight.shape
+        """(N, K)."""
         four = isinstance(weight, Int4Weight)
         integers = weight.nibbles if isinstance(weight, Int4Weight) else weight.integers
         least = weight.minimum.data_ptr() if isinstance(weight, Int4Weight) else 0
-        groups = self.rows // BLOCK * (columns // GROUP)
-        self._packed = torch.empty(groups * (160 if four else 272), dtype=torch.uint8)
+        scale = weight.scale.expand(-1, columns // GROUP).contiguous()
+        self._bits = 4 if four else 8
+        self._block = columns // GROUP * (160 if four else 272)
+        self._packed = torch.empty(self.rows // BLOCK * self._block, dtype=torch.uint8)
         _kernels.pack(
-            integers.data_ptr(),
-            weight.scale.data_ptr(),
-            least,
-            *self._sizes,
-            self._packed.data_ptr(),
+            integers.data_ptr(), scale.data_ptr(), least, *self.shape, self._packed.data_ptr()
         )
-        self._matrix = (self._packed.data_ptr(), 4 if four else 8)
+        self._matrix = (self._packed.data_ptr(), self._bits)
         self._threads = torch.get_num_threads()
+        self._fine = int(fine)
+
+    def expand(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the matrix (N, K) as ordinary numbers."""
+        return _by_parts(self.shape, dtype, torch.device("cpu"), self._expand_into)
+
+    def _expand_into(self, out: Tensor, part: slice) -> None:
+        first = self._packed[part.start // BLOCK * self._block :]
+        rows, columns = out.shape
+        _kernels.expand(first.data_ptr(), self._bits, rows, columns, out.data_ptr())
 
     def __call__(
         self,
@@ -247,11 +342,12 @@ class OwnKernel:
             onto.data_ptr(),
             *self._matrix,
             x.shape[0],
-            *self._sizes,
+            *self.shape,
             self._threads,
             0 if norm is None else norm.data_ptr(),
             eps,
             then,
+            self._fine,
         )
         return onto
 
@@ -266,7 +362,9 @@ def suits_own(weight: QuantizedWeight) -> bool:
         return False
     tensors = [each for each in vars(weight).values() if isinstance(each, Tensor)]
     rows, columns = weight.shape
-    if rows % BLOCK or weight.scale.shape[1] * GROUP != columns or columns > _WIDEST:
+    if rows % BLOCK or columns % GROUP or columns > _WIDEST:
+        return False
+    if weight.scale.shape[1] * GROUP != columns and weight.scale.shape[1] != 1:
         return False
     return all(each.is_contiguous() and each.device.type == "cpu" for each in tensors)
 
@@ -276,7 +374,9 @@ _WIDEST = 1 << 20
 
 def has_own_kernel() -> bool:
     """Tell whether our extension was built and this processor has what it needs."""
-    return _kernels is not None and _kernels.supported()
+    if _kernels is None or not hasattr(_kernels, "expand"):  # or built from an older source
+        return False
+    return _kernels.supported()
 
 
 def int4_kernel(weight: Int4Weight) -> Kernel | None:
