@@ -1,0 +1,39 @@
+"""The door to transformers: ``import glmkit.hf; glmkit.hf.register()``.
+
+Afterwards `AutoConfig`, `AutoTokenizer`, `AutoModel`, `AutoModelForCausalLM` and
+`AutoModelForSequenceClassification` load the original folders of all ChatGLM generations, and no
+code out of those folders is run.
+"""
+
+from __future__ import annotations
+
+from .errors import MissingExtraError
+
+
+def register() -> None:
+    """Tell transformers about glmkit's models; calling it again changes nothing.
+
+    :raises MissingExtraError: if transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError(
+            "loading models through transformers", "transformers", "hf"
+        ) from error
+    from .models.hf.config import ChatGLMConfig
+    from .models.hf.modeling import (
+        ChatGLMForConditionalGeneration,
+        ChatGLMForSequenceClassification,
+    )
+
+    transformers.AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
+    for auto in (
+        transformers.AutoModel,
+        transformers.AutoModelForCausalLM,
+        transformers.AutoModelForSeq2SeqLM,
+    ):
+        auto.register(ChatGLMConfig, ChatGLMForConditionalGeneration, exist_ok=True)
+    transformers.AutoModelForSequenceClassification.register(
+        ChatGLMConfig, ChatGLMForSequenceClassification, exist_ok=True
+    )

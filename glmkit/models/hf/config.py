@@ -1,0 +1,100 @@
+"""The configuration of every original ChatGLM folder, as transformers wants it.
+
+Generations 1 to 4 share the model type "chatglm"; which one a folder holds, `layouts.py` says.
+Every field that a config.json brings is kept, and written back by ``save_pretrained``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+from ...errors import CheckpointError
+from ..causal import ModelConfig
+from ..chatglm import ChatGlm
+from ..layouts import Layout, recognise
+
+
+class ChatGLMConfig(PreTrainedConfig):
+    """A config.json of ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B."""
+
+    model_type: ClassVar[str] = "chatglm"
+    attribute_map: ClassVar[dict[str, str]] = {"num_hidden_layers": "num_layers"}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    use_cache: bool = True
+
+    # Without annotations these are defaults and no fields: a folder that lacks them is saved
+    # without them, and ``AutoConfig.from_pretrained(folder, pre_seq_len=128)`` still sets them.
+    num_layers = None
+    pad_token_id = None
+    bos_token_id = None
+    eos_token_id = None
+    pre_seq_len = None
+    prefix_projection = False
+    classifier_dropout = None
+    quantization_bit = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401
+        if kwargs.get("num_layers") is None and kwargs.get("num_hidden_layers") is not None:
+            kwargs["num_layers"] = kwargs["num_hidden_layers"]
+        kwargs.pop("num_hidden_layers", None)
+        if "padded_vocab_size" in kwargs:
+            # The original classes know the size by both names, and transformers by this one.
+            kwargs["vocab_size"] = kwargs["padded_vocab_size"]
+        self._published_name = str(kwargs.pop("_name_or_path", ""))
+        super().__post_init__(**kwargs)
+        if not hasattr(self, "tie_word_embeddings"):
+            self.tie_word_embeddings = self.first_generation
+
+    @property
+    def original(self) -> dict[str, Any]:
+        """The fields as config.json holds them."""
+        named = {} if not self._published_name else {"_name_or_path": self._published_name}
+        return {**self.__dict__, "model_type": self.model_type, **named}
+
+    @property
+    def layout(self) -> Layout:
+        """How the checkpoint is written.
+
+        :raises CheckpointError: if it is none that glmkit runs.
+        """
+        return recognise(self.original)
+
+    @property
+    def shape(self) -> ModelConfig:
+        """The model's shape, as its plain modules take it."""
+        return self.layout.shape(self.original)
+
+    @property
+    def first_generation(self) -> bool:
+        """Whether this is ChatGLM-6B, whose positions count along two axes."""
+        try:
+            return self.layout.model is ChatGlm
+        except CheckpointError:  # no folder described yet: transformers builds empty ones
+            return False
+
+    @property
+    def max_position_embeddings(self) -> int | None:
+        """The context length in tokens."""
+        length = self.__dict__.get("seq_length", self.__dict__.get("max_sequence_length"))
+        return None if length is None else int(length)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field; the number of layers under both names, as GLM-4-9B has it."""
+        fields: dict[str, Any] = super().to_dict()
+        fields.pop("_published_name", None)
+        if "num_layers" in fields:
+            fields["num_hidden_layers"] = fields["num_layers"]
+        return fields
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what is written to config.json, with the name that the model was published by.
+
+        That name tells chatglm2-6b-32k from later models, where ``rope_ratio`` means another thing.
+        """
+        fields: dict[str, Any] = super().to_diff_dict()
+        if self._published_name:
+            fields["_name_or_path"] = self._published_name
+        return fields
