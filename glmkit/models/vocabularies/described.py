@@ -1,0 +1,94 @@
+"""A vocabulary in Hugging Face's `tokenizer.json`, which describes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import tokenizers
+
+from ..tokenizers import Tokenizer
+
+CONTROL = frozenset(
+    (
+        *("[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
+        *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"),
+        *("<|im_start|>", "<|im_end|>"),
+    )
+)
+"""Tokens that steer a model, also where a file does not call them special."""
+
+
+class Described(Tokenizer):
+    """The vocabulary of a `tokenizer.json`.
+
+    :param settings: the folder's `tokenizer_config.json`, for what the file itself does not say.
+    """
+
+    def __init__(
+        self, inner: tokenizers.Tokenizer, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        # What users write is text: "<|im_end|>" typed by a person must not end a turn.
+        inner.encode_special_tokens = True
+        inner.no_truncation()
+        inner.no_padding()
+        added = inner.get_added_tokens_decoder()
+        plain = [each for each in added.values() if each.content in CONTROL and not each.special]
+        inner.add_special_tokens(
+            [tokenizers.AddedToken(each.content, special=True) for each in plain]
+        )
+        self._inner = inner
+        self.specials = {each.content: number for number, each in added.items()}
+        self.size = inner.get_vocab_size(with_added_tokens=True)
+        self.prefix = self._present(*_prefix_names(self.specials))
+        said = settings or {}
+        self.eos_id = self._named(said.get("eos_token"))
+        self.bos_id = self._named(said.get("bos_token"))
+        pad = self._named(said.get("pad_token"))
+        self.pad_id = pad if pad is not None else self.eos_id or 0
+
+    def encode(self, text: str, *, specials: bool = False) -> list[int]:
+        """Return the ids of ``text``, without prefix and suffix."""
+        inner = self._parsing if specials else self._inner
+        return inner.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text."""
+        return [
+            each.ids for each in self._inner.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
+    def special(self, name: str) -> int | None:
+        """Return the id of the special token ``name``."""
+        return self._inner.token_to_id(name)
+
+    def token(self, number: int) -> str:
+        """Return what the vocabulary calls an id."""
+        name = self._inner.id_to_token(number)
+        if name is None:
+            raise IndexError(f"no token has the id {number}")
+        return name
+
+    def raw(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Return the text of ``ids``."""
+        return self._inner.decode(list(ids), skip_special_tokens=skip_special)
+
+    @cached_property
+    def _parsing(self) -> tokenizers.Tokenizer:
+        """A copy that reads special tokens in text: the switch belongs to the whole object."""
+        copy = tokenizers.Tokenizer.from_str(self._inner.to_str())
+        copy.encode_special_tokens = False
+        return copy
+
+    def _present(self, *names: str) -> tuple[int, ...]:
+        found = [self.special(each) for each in names]
+        return tuple(each for each in found if each is not None)
+
+    def _named(self, said: object) -> int | None:
+        name = said.get("content") if isinstance(said, Mapping) else said
+        return self.special(name) if isinstance(name, str) else None
+
+
+def _prefix_names(specials: Mapping[str, int]) -> tuple[str, ...]:
+    return ("[gMASK]", "<sop>") if "<|user|>" in specials and "<sop>" in specials else ()
