@@ -55,6 +55,11 @@ if TYPE_CHECKING:
     from .repl import (
         Repl as Repl,
     )
+    from .runtime.adapters import (
+        Adapter as Adapter,
+        LowRank as LowRank,
+        read_adapter as read_adapter,
+    )
     from .types import (
         ChatModel as ChatModel,
         Chunk as Chunk,
@@ -91,6 +96,7 @@ _HOMES = {
     "hookspecs": ("hookimpl", "hookspec"),
     "plugins": ("Plugins", "RegisterCommand", "RegisterSpec", "Spec"),
     "repl": ("Repl",),
+    "runtime.adapters": ("Adapter", "LowRank", "read_adapter"),
     "types": (
         "ChatModel",
         "Chunk",

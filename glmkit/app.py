@@ -115,7 +115,7 @@ class Glmkit:
             given["family"] = family or self.config.family
         from .runtime.loading import load_local
 
-        known = {"name": located.name, "languages": located.languages}
+        known: dict[str, Any] = {"name": located.name, "languages": located.languages}
         return load_local(located.path, reader=self._read_adapter, **known, **given)
 
     def _read_adapter(self, path: Path, model: LocalModel, alpha: float | None) -> Adapter:

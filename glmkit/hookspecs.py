@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .app import Glmkit
     from .plugins import RegisterCommand, RegisterSpec
-    from .types import Passage, Reply, Request
+    from .runtime.adapters import Adapter
+    from .types import InspectableModel, Passage, Reply, Request
 
 hookspec = pluggy.HookspecMarker("glmkit")
 hookimpl = pluggy.HookimplMarker("glmkit")
@@ -51,6 +54,15 @@ def register_encoders(register: RegisterSpec) -> None:
     """Add encoders: ``register(Spec(name, help, "module:function"))``.
 
     Called at the first encoder lookup. The function takes ``(name, app)`` and returns an Encoder.
+    """
+
+
+@hookspec(firstresult=True)
+def load_adapter(path: Path, model: InspectableModel, alpha: float | None) -> Adapter | None:
+    """Read the adapter at ``path`` for ``model``; None where the format is not yours.
+
+    Called when an adapter is asked for; the first answer counts, and the formats that glmkit reads
+    are tried last. ``alpha`` is what the user gave. Whether the adapter fits is checked afterwards.
     """
 
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import pluggy
 
-from . import hookspecs
+from . import builtin, hookspecs
 from .errors import PluginError, nearest
 
 GROUP = "glmkit"
@@ -115,6 +115,7 @@ class Plugins:
     def __init__(self) -> None:
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
+        self._manager.register(builtin, name="glmkit")
         self._infos: dict[str, PluginInfo] = {}
 
     @classmethod

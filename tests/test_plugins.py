@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import glmkit.plugins
-from glmkit import PluginError, Plugins, Spec, hookimpl, hookspecs
+from glmkit import CheckpointError, PluginError, Plugins, Spec, hookimpl, hookspecs
 from glmkit.plugins import Command, Registry, load_target
 from glmkit.testing import EchoModel, HashEncoder, make_app
 
@@ -216,6 +216,37 @@ def test_hook_register_encoders(tmp_path):
             register(Spec("hash", "hashes", f"{__name__}:load_hash"))
 
     assert make_app(tmp_path, mine=Plugin()).load_encoder("hash").dimensions == 16
+
+
+def test_hook_load_adapter(tmp_path):
+    import torch
+
+    from glmkit import Adapter, LowRank
+    from glmkit.models.tiny import tiny_checkpoint
+
+    stem = "transformer.encoder.layers.{}.mlp.dense_4h_to_h"
+    asked = []
+
+    class Plugin:
+        @hookimpl
+        def load_adapter(self, path, model, alpha):
+            asked.append((path.name, model.name, alpha))
+            if path.suffix != ".mine":
+                return None
+            parts = {
+                stem.format(layer): LowRank(torch.ones(1, 96), torch.ones(64, 1), alpha or 1.0)
+                for layer in range(2)
+            }
+            return Adapter("ones", "lora", "mine", parts)
+
+    base = tiny_checkpoint(tmp_path / "base")
+    app = make_app(tmp_path / "home", mine=Plugin())
+    model = app.load_model(str(base), adapter=tmp_path / "x.mine", adapter_alpha=2)
+    assert model.active_adapters == {"ones": 1.0}
+    assert asked == [("x.mine", "base", 2)]
+    with pytest.raises(CheckpointError, match="no such file or folder"):  # ours is asked last
+        model.load_adapter(tmp_path / "absent")
+    assert asked[1:] == [("absent", "base", None)]
 
 
 def test_hook_extra_context(tmp_path):

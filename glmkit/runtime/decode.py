@@ -9,8 +9,8 @@ Shapes: B running rows, T tokens of one prompt, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,6 +39,8 @@ class Row:
     """Why the row ended. Whoever reads the columns may set it, and the row leaves."""
     place: Placer = int
     """Places the tokens behind the prompt; the model decides."""
+    adapter: str | Mapping[str, float] | None = None
+    """The adapters that the row wears; see :class:`~glmkit.types.GenerationOptions`."""
 
     @property
     def length(self) -> int:
@@ -58,18 +60,26 @@ class Row:
 Column = tuple[Row, ...]
 """The rows that got a token, or ended, in this step; each carries its own state."""
 
+Dress = Callable[[Sequence[Row]], AbstractContextManager[None]]
+"""Dresses the model for the rows that run next; for no rows, while the cache is begun."""
+
+
+def _plain(rows: Sequence[Row]) -> AbstractContextManager[None]:
+    return nullcontext()
+
 
 def columns(
-    model: CausalModel, rows: Iterable[Row], *, slots: int = 1
+    model: CausalModel, rows: Iterable[Row], *, slots: int = 1, dress: Dress = _plain
 ) -> Generator[Column, None, None]:
     """Decode rows, at most ``slots`` at a time; yield once per step.
 
     Rows are drawn from ``rows`` only when a slot is free. Closing the generator cancels all.
 
+    :param dress: puts on what each row wears, such as adapters.
     :raises CheckpointError: if the model's scores are not numbers.
     """
     like = model.like
-    with torch.inference_mode():
+    with torch.inference_mode(), dress(()):
         prefix = model.prefix() if model.prefix is not None else None
     cache = KVCache(model.config, slots, like=like, prefix=prefix)
     waiting = iter(rows)
@@ -77,10 +87,11 @@ def columns(
     while True:
         with torch.inference_mode():
             _release(cache, running)
-            with _one_thread(running, like):
+            with _one_thread(running, like), dress(running):
                 scores = [_step(model, cache, running)] if running else []
             for row in _joining(waiting, slots - len(running)):
-                scores.append(_prefill(model, cache, row))
+                with dress((row,)):
+                    scores.append(_prefill(model, cache, row))
                 running.append(row)
             if not running:
                 return

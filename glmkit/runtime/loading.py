@@ -18,6 +18,7 @@ from .official import bits_of
 from .weights import read_json
 
 if TYPE_CHECKING:
+    from .engines.adapted import AdapterReader
     from .engines.local import LocalModel
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,9 @@ def load_local(
     device: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
-    adapter: str | None = None,
+    adapter: Path | str | None = None,
+    adapter_alpha: float | None = None,
+    reader: AdapterReader | None = None,
     family: str | None = None,
     name: str | None = None,
     languages: frozenset[str] | None = None,
@@ -44,6 +47,9 @@ def load_local(
     :param dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Given, every matrix is multiplied
         in it, also one that lies quantised on disk; None picks what is fast here.
     :param quantize: ``"int4"`` or ``"int8"``: round the linears while loading; None keeps them.
+    :param adapter: a LoRA adapter or a P-Tuning prefix to put on.
+    :param adapter_alpha: LoRA's alpha, for files that record none.
+    :param reader: what reads adapters, also later ones; None: the formats that glmkit knows.
     :param family: what the model is, of :data:`glmkit.models.families.FAMILIES`; None: as the
         folder's files say.
     :param name: what the model calls itself; None: the folder's name.
@@ -53,19 +59,21 @@ def load_local(
     """
     from .engines.local import LocalModel
 
-    if adapter is not None:
-        raise UsageError(
-            f"adapter {adapter!r}: this version of glmkit does not load adapters; "
-            "merge it into the base model first, or leave it out"
-        )
+    if adapter is None and adapter_alpha is not None:
+        raise UsageError(f"adapter_alpha {adapter_alpha!r} is given without an adapter")
     folder = Path(path)
     raw, family = _recognised(folder, family)
     plan = _planned(folder, raw, family, device=device, dtype=dtype, quantize=quantize)
     use_physical_cores()
     model = build(plan)
-    return LocalModel.open(
+    local = LocalModel.open(
         model, folder, name=name or folder.name, languages=languages, family=family
     )
+    if reader is not None:
+        local.adapter_reader = reader
+    if adapter is not None:
+        local.load_adapter(adapter, alpha=adapter_alpha)
+    return local
 
 
 def _recognised(folder: Path, family: str | None) -> tuple[dict[str, Any], str]:
@@ -108,6 +116,7 @@ def _planned(
         _dtype(dtype, where, config, raw),
         expand=dtype is not None and quantize is None,
         quantize=quantize,
+        bits=bits_of(raw),
     )
 
 
@@ -116,7 +125,6 @@ def _device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        bits=bits_of(raw),
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

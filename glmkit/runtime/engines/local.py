@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +18,12 @@ from ...models.prompts import FORMATS, Prompt, Renderer, guess_format
 from ...models.tokenizers import Detokenizer, Tokenizer
 from ...types import Chunk, GenerationOptions, Message, MessageLike, Reply
 from ..answers import Answer
-from ..decode import Row, columns
+from ..decode import Column, Row, columns
+from ..lora import Choice
 from ..sampling import StopText, make_sampler
 from ..settings import Settings
 from ..weights import read_json
+from .adapted import Adapted
 
 SLOTS = 8
 """Answers of a batch that run side by side."""
@@ -29,7 +32,7 @@ _AHEAD = 4 * SLOTS
 """Conversations of a batch that may be begun before the oldest one is done."""
 
 
-class LocalModel:
+class LocalModel(Adapted):
     """A GLM in this process; implements :class:`glmkit.types.InspectableModel`."""
 
     def __init__(
@@ -41,7 +44,9 @@ class LocalModel:
         renderer: Renderer | None = None,
         languages: frozenset[str] | None = None,
         family: str | None = None,
+        folder: Path | None = None,
     ) -> None:
+        super().__init__(model, folder)
         self.model = model
         self.settings = settings
         self.name = name
@@ -74,6 +79,7 @@ class LocalModel:
             renderer=_renderer(folder, about, model.config, languages),
             languages=languages,
             family=family,
+            folder=folder,
         )
 
     @property
@@ -101,7 +107,7 @@ class LocalModel:
         return self._streamed(self._answer(messages, options or GenerationOptions()))
 
     def _streamed(self, answer: Answer) -> Iterator[Chunk]:
-        with closing(columns(self.model, [answer.row])) as steps:
+        with closing(self._columns([answer.row], answer.row.adapter)) as steps:
             for _ in steps:
                 piece = answer.advance()
                 if piece:
@@ -117,18 +123,22 @@ class LocalModel:
     def batch(
         self,
         conversations: Iterable[Sequence[MessageLike]],
-        options: GenerationOptions | None = None,
+        options: GenerationOptions | Iterable[GenerationOptions] | None = None,
     ) -> Iterator[Reply]:
         """Yield one reply per conversation, in their order.
 
         Several run side by side; conversations are drawn as room comes free, never all at once.
+
+        :param options: for all of them, or one for each.
+        :raises UsageError: if there are fewer options than conversations.
         """
         order: deque[Answer] = deque()
-        waiting = self._queued(conversations, options or GenerationOptions(), order)
+        each, first = _for_each(options)
+        waiting = self._queued(conversations, each, order)
         by_row: dict[Row, Answer] = {}
-        with closing(columns(self.model, waiting, slots=SLOTS)) as steps:
+        with closing(self._columns(waiting, first.adapter, slots=SLOTS)) as steps:
             for column in steps:
-                by_row.update((each.row, each) for each in order)
+                by_row.update((answer.row, answer) for answer in order)
                 for row in column:
                     by_row[row].pieces.append(by_row[row].advance())
                 while order and order[0].row.finish is not None:
@@ -139,19 +149,37 @@ class LocalModel:
     def _queued(
         self,
         conversations: Iterable[Sequence[MessageLike]],
-        options: GenerationOptions,
+        options: Iterator[GenerationOptions],
         order: deque[Answer],
     ) -> Iterator[Row]:
         for messages in conversations:
-            answer = self._answer(messages, options)
+            own = next(options, None)
+            if own is None:
+                raise UsageError("there are fewer options than conversations; give one for each")
+            answer = self._answer(messages, own)
             order.append(answer)
             yield answer.row
+
+    def _columns(
+        self, rows: Iterable[Row], first: Choice, *, slots: int = 1
+    ) -> Generator[Column, None, None]:
+        """Decode rows, each with its own adapters.
+
+        :param first: the adapters of the first row.
+        """
+        own = self._adapters
+        if not own.loaded:
+            own.mix(first)  # refuses names that are not loaded
+            return columns(self.model, rows, slots=slots)
+        return columns(self.model, rows, slots=slots, dress=own.within(own.mix(first)))
 
     def logits(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        *,
+        adapter: Choice | Sequence[Choice] = None,
     ) -> Tensor:
         """Return next-token scores (B, T, V) of ``input_ids`` (B, T).
 
@@ -159,10 +187,13 @@ class LocalModel:
             of its original code, bool (B, 1, T, T), True = may not see.
         :param position_ids: (B, T), or (B, 2, T) for ChatGLM-6B; None: each row's real tokens are
             placed as the model was trained.
+        :param adapter: what all rows wear, or a list with one choice for each row; None: what is
+            active. See :class:`~glmkit.types.GenerationOptions`.
         :raises UsageError: if the shapes differ or an id is not in the vocabulary.
         """
         ids = self._checked_ids(input_ids)
-        with torch.inference_mode():
+        mixes = self._mixes(adapter, ids.shape[0])
+        with torch.inference_mode(), self._adapters.wearing(mixes):
             positions, mask = self._placed(ids, attention_mask, position_ids)
             return cast(Tensor, self.model(ids, positions, mask))
 
@@ -193,18 +224,23 @@ class LocalModel:
         return ids.to(self.model.like.device, torch.long)
 
     def generate_ids(
-        self, ids: Sequence[int], max_tokens: int, temperature: float = 0.0
+        self,
+        ids: Sequence[int],
+        max_tokens: int,
+        temperature: float = 0.0,
+        *,
+        adapter: Choice = None,
     ) -> list[int]:
         """Return the new token ids that follow ``ids``; a stop token is not among them.
 
         :raises UsageError: if the row does not fit the model.
         """
-        options = GenerationOptions(max_tokens=max_tokens, temperature=temperature)
+        options = GenerationOptions(max_tokens=max_tokens, temperature=temperature, adapter=adapter)
         self._checked_ids(torch.tensor([list(ids)], dtype=torch.long))
         if len(ids) >= self.context_length:
             raise UsageError(f"{len(ids)} tokens do not fit a context of {self.context_length}")
         row = self._row(list(ids), options, GenerationOptions(top_p=1.0, top_k=0))
-        for _ in columns(self.model, [row]):
+        for _ in self._columns([row], row.adapter):
             pass
         return row.new
 
@@ -242,7 +278,22 @@ class LocalModel:
                 seed=options.seed,
                 prompt=ids,
             ),
+            adapter=options.adapter,
         )
+
+
+def _for_each(
+    options: GenerationOptions | Iterable[GenerationOptions] | None,
+) -> tuple[Iterator[GenerationOptions], GenerationOptions]:
+    """Return options without end, or as many as were given, and the first of them."""
+    if options is None or isinstance(options, GenerationOptions):
+        same = options or GenerationOptions()
+        return repeat(same), same
+    given = iter(options)
+    first = next(given, None)
+    if first is None:
+        return iter(()), GenerationOptions()
+    return chain((first,), given), first
 
 
 def _or(given: float | None, default: float) -> float:

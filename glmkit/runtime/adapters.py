@@ -1,0 +1,348 @@
+"""Reading adapters: LoRA in every layout that people have, and P-Tuning prefixes.
+
+What is read is data: whether it fits a model is decided in `fitting.py`, before any weight of the
+model changes, and `lora.py` applies it. No tensor of a file is ever left out silently.
+
+Shapes: r rank, in and out the sizes of a linear layer, P prefix entries.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import CheckpointError, UsageError
+from .fingerprint import Fingerprint
+from .peft_config import PeftConfig
+from .weights import read_json
+
+FILES = ("adapter_model.safetensors", "adapter_model.bin")
+CONFIG = "adapter_config.json"
+PREFIX = "transformer.prefix_encoder."
+_PREFIX_FILES = ("pytorch_model.bin", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to a linear layer's matrix: ``scale * b @ a``."""
+
+    a: Tensor
+    """(r, in)."""
+    b: Tensor
+    """(out, r)."""
+    scale: float = 1.0
+    """alpha / r, as a rule."""
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.a.shape[0]
+
+    def delta(self) -> Tensor:
+        """Return the change of the matrix, float32 (out, in)."""
+        return (self.b.float() @ self.a.float()).mul_(self.scale)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a file adds to a model."""
+
+    name: str
+    kind: Literal["lora", "prefix"]
+    layout: str
+    """How it is written, for a person."""
+    parts: Mapping[str, LowRank] = field(default_factory=dict)
+    """LoRA: by the module's name as the file has it."""
+    prefix: Mapping[str, Tensor] = field(default_factory=dict)
+    """P-Tuning: the encoder's tensors, by their names within it."""
+    base_name: str | None = None
+    """What the file says that it was trained on."""
+    fingerprint: Fingerprint | None = None
+    """Of the model that it was trained on; adapters that glmkit saved have it."""
+    some_layers: bool = False
+    """It was trained on chosen layers, so that the others have no tensors."""
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it holds."""
+        pairs = [each.a.numel() + each.b.numel() for each in self.parts.values()]
+        return sum(pairs) + sum(each.numel() for each in self.prefix.values())
+
+
+def read_adapter(path: Path | str, *, alpha: float | None = None) -> Adapter:
+    """Read an adapter: a PEFT folder, a Trainer's save, a raw ``.pt`` file or a prefix folder.
+
+    :param alpha: LoRA's alpha for files that record none.
+    :raises CheckpointError: if the files are no adapter, damaged, or need what is not supported.
+    :raises UsageError: if alpha is needed and not given, or given and recorded otherwise.
+    """
+    path = Path(path)
+    file = _find(path)
+    tensors = _tensors(file)
+    name = path.stem if path.is_file() else path.name
+    if any(key.startswith(PREFIX) for key in tensors):
+        return _prefix(file, tensors, name=name, alpha=alpha)
+    beside = file.parent / CONFIG
+    recorded = file.name in FILES and beside.is_file()
+    config = PeftConfig.read(beside) if recorded else None
+    return _lora(file, tensors, config, name=name, alpha=alpha)
+
+
+def _find(path: Path) -> Path:
+    """Return the file that holds the tensors."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"adapter {path}: no such file or folder")
+    names: tuple[str, ...] = FILES
+    if (path / "config.json").is_file() and read_json(path / "config.json").get("pre_seq_len"):
+        names += _PREFIX_FILES
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raw = sorted(path.glob("*.pt"))
+    if len(raw) == 1:
+        return raw[0]
+    hint = f"; name one of {', '.join(each.name for each in raw)}" if raw else ""
+    expected = ", ".join([*FILES, "one *.pt, or a P-Tuning prefix (pre_seq_len in config.json)"])
+    raise CheckpointError(f"{path} holds no adapter; expected {expected}{hint}")
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """Read a table of tensors; nothing in the file is run."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} is a pickle of whole Python objects (torch.save(model) writes such files) or "
+            "is damaged; glmkit runs no code from files: save the adapter's tensors alone, with "
+            "peft's save_pretrained"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{file} is damaged or cut short ({reason}); fetch it again"
+        ) from error
+    if not isinstance(found, dict) or not found:
+        raise CheckpointError(f"{file} holds a {type(found).__name__}, not a table of tensors")
+    return {_name(file, key, value): value.detach() for key, value in found.items()}
+
+
+def _name(file: Path, key: object, value: object) -> str:
+    if not isinstance(key, str) or not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise CheckpointError(f"{file} holds a {kind} under {key!r}; an adapter is tensors only")
+    return key
+
+
+def _check_numbers(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{file}: {key} holds {tensor.dtype}; expected floating point")
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{file}: {key} holds values that are no numbers (NaN, infinite)")
+
+
+# ---------------------------------------------------------------------------------------- prefixes
+
+
+def _prefix(file: Path, tensors: dict[str, Tensor], *, name: str, alpha: float | None) -> Adapter:
+    other = [key for key in tensors if not key.startswith(PREFIX)]
+    if other:
+        raise CheckpointError(
+            f"{file} holds a whole model beside its prefix ({other[0]}); load it as a model"
+        )
+    if alpha is not None:
+        raise UsageError(f"{file} holds a P-Tuning prefix, which has no alpha; leave alpha out")
+    _check_numbers(file, tensors)
+    raw = read_json(file.parent / "config.json") if (file.parent / "config.json").is_file() else {}
+    found = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+    table = found.get("embedding.weight")
+    if table is None or table.dim() != 2:
+        raise CheckpointError(f"{file} lacks {PREFIX}embedding.weight (P, width): no prefix")
+    length = raw.get("pre_seq_len", table.shape[0])
+    if length != table.shape[0]:
+        raise CheckpointError(
+            f"{file}: the prefix has {table.shape[0]} entries, config.json says pre_seq_len "
+            f"{length!r}; the files belong to different prefixes"
+        )
+    return Adapter(name, "prefix", "P-Tuning prefix", prefix=found, base_name=_said(raw))
+
+
+def _said(raw: Mapping[str, Any]) -> str | None:
+    said = raw.get("_name_or_path")
+    return said if isinstance(said, str) and said else None
+
+
+# -------------------------------------------------------------------------------------------- LoRA
+
+_KEY = re.compile(
+    r"(?:module\.)?(?P<live>base_model\.model\.)?(?P<stem>.+)\.lora_(?P<side>[AB])"
+    r"(?:\.(?P<owner>[^.]+))?\.weight"
+)
+_UNSUPPORTED = (
+    ("lora_magnitude_vector", "DoRA, which scales the columns of the matrix"),
+    ("lora_embedding_", "LoRA on a token table"),
+    ("modules_to_save", "whole modules that were trained beside the adapter"),
+    (".bias", "biases that were trained beside the adapter"),
+)
+
+
+def _lora(
+    file: Path,
+    tensors: dict[str, Tensor],
+    config: PeftConfig | None,
+    *,
+    name: str,
+    alpha: float | None,
+) -> Adapter:
+    pairs, owners = _pairs(file, tensors)
+    _check_numbers(file, tensors)
+    given = _alpha(file, config, alpha)
+    parts = {
+        stem: _part(file, stem, pair["A"], pair["B"], config, given) for stem, pair in pairs.items()
+    }
+    if config is not None:
+        config.check_targets(file, list(parts))
+    return Adapter(
+        name,
+        "lora",
+        _layout(file, config, owners, grouped=any(p["B"].dim() == 3 for p in pairs.values())),
+        parts,
+        base_name=config.base_name if config else None,
+        fingerprint=Fingerprint.read(file.parent) if config else None,
+        some_layers=config.some_layers if config else False,
+    )
+
+
+def _pairs(
+    file: Path, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, dict[str, Tensor]], set[str | None]]:
+    """Sort tensors by module; return the adapter names found in the keys too."""
+    pairs: dict[str, dict[str, Tensor]] = {}
+    owners: set[str | None] = set()
+    unknown = []
+    for key, tensor in tensors.items():
+        found = _KEY.fullmatch(key)
+        if found is None:
+            unknown.append(key)
+            continue
+        pairs.setdefault(found["stem"], {})[found["side"]] = tensor
+        owners.add(found["owner"])
+    _refuse_unknown(file, unknown, len(tensors))
+    if len(owners) > 1:
+        names = ", ".join(sorted(str(each) for each in owners))
+        raise CheckpointError(f"{file} holds several adapters ({names}); save each on its own")
+    alone = [f"{stem}.lora_{next(iter(pair))}" for stem, pair in pairs.items() if len(pair) == 1]
+    if alone:
+        raise CheckpointError(
+            f"{file}: {len(alone)} of {len(pairs)} modules have one half only, such as "
+            f"{alone[0]}; the file is incomplete"
+        )
+    return pairs, owners
+
+
+def _refuse_unknown(file: Path, unknown: list[str], total: int) -> None:
+    if len(unknown) == total and not any("lora_" in key for key in unknown):
+        raise CheckpointError(
+            f"{file} holds no LoRA tensors (lora_A, lora_B) and no prefix, but {unknown[0]}: "
+            "it is no adapter"
+        )
+    for mark, what in _UNSUPPORTED:
+        found = [key for key in unknown if mark in key]
+        if found:
+            raise CheckpointError(
+                f"{file} holds {what} ({found[0]}); glmkit does not load that: merge it into its "
+                "base with the tool that trained it"
+            )
+    if unknown:
+        raise CheckpointError(
+            f"{file} holds {len(unknown)} tensors that glmkit has no use for, such as "
+            f"{unknown[0]}; nothing was loaded"
+        )
+
+
+def _alpha(file: Path, config: PeftConfig | None, alpha: float | None) -> float | None:
+    """Return the alpha of files without a record; check the other ones."""
+    if config is None and alpha is None:
+        raise UsageError(
+            f"{file} records no alpha, and the effect depends on it: pass alpha=32 "
+            "(--adapter-alpha 32), or whatever it was trained with"
+        )
+    if alpha is not None and not 0 < alpha < 1e9:
+        raise UsageError(f"alpha must be above 0, got {alpha!r}")
+    if config is not None and alpha is not None and not config.has_alpha(alpha):
+        raise UsageError(
+            f"{file.parent / CONFIG} says alpha {config.alpha:g}, got alpha={alpha:g}; leave it "
+            "out, and give the adapter a weight to scale it"
+        )
+    return alpha
+
+
+def _part(
+    file: Path,
+    stem: str,
+    a: Tensor,
+    b: Tensor,
+    config: PeftConfig | None,
+    alpha: float | None,
+) -> LowRank:
+    if b.dim() == 3:
+        a, b, rank = _ungrouped(file, stem, a, b, config)
+    else:
+        rank = a.shape[0]
+    if a.dim() != 2 or b.dim() != 2 or b.shape[1] != a.shape[0] or not a.numel() or not b.numel():
+        raise CheckpointError(
+            f"{file}: the halves of {stem} do not fit: A {list(a.shape)}, B {list(b.shape)}; "
+            "expected (r, in) and (out, r)"
+        )
+    if config is None:
+        return LowRank(a, b, (alpha or 0.0) / rank)
+    return LowRank(a, b, config.scale(file, stem, rank))
+
+
+def _ungrouped(
+    file: Path, stem: str, a: Tensor, b: Tensor, config: PeftConfig | None
+) -> tuple[Tensor, Tensor, int]:
+    """Rewrite the grouped layout of peft 0.1 and 0.2 as ordinary LoRA; exact.
+
+    The rows of the fused matrix are parted into equal groups. Each enabled group has r rows of A
+    and its own rows of B (out / groups, r, 1); a group that is not enabled has none.
+    """
+    enabled = config.groups if config and config.groups else (True, False, True)
+    count, rank = sum(enabled), b.shape[1]
+    if b.shape[2] != 1 or a.dim() != 2 or a.shape[0] != count * rank or b.shape[0] % count:
+        raise CheckpointError(
+            f"{file}: {stem} is in the grouped layout of peft 0.2, but A {list(a.shape)} and B "
+            f"{list(b.shape)} do not fit {count} groups"
+        )
+    rows = b.shape[0] // count
+    wide = b.new_zeros(rows * len(enabled), count * rank)
+    for at, group in enumerate(each for each, on in enumerate(enabled) if on):
+        mine = b[at * rows : (at + 1) * rows, :, 0]
+        wide[group * rows : (group + 1) * rows, at * rank : (at + 1) * rank] = mine
+    return a, wide, rank
+
+
+def _layout(
+    file: Path, config: PeftConfig | None, owners: set[str | None], *, grouped: bool
+) -> str:
+    kind = "safetensors" if file.suffix == ".safetensors" else "pickled tensors"
+    if config is None:
+        name = f"raw parameters ({kind})"
+    elif owners == {None}:
+        name = f"PEFT folder ({kind})"
+    else:
+        name = f"Trainer save: live parameter names in a PEFT folder ({kind})"
+    return name + (", grouped as by peft 0.1 and 0.2" if grouped else "")

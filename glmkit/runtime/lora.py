@@ -1,0 +1,342 @@
+"""Applying adapters: LoRA beside any linear layer, quantised or not, and prefixes.
+
+Several adapters at once are their true sum: the halves of all are put side by side, and a weight
+for each row of the low rank says how much of it counts. With weights of its own for every row of
+a batch, each row wears other adapters.
+
+Shapes: B rows of a batch, T tokens, R the sum of the ranks of the adapters in play.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UnknownNameError, UsageError
+from ..models.causal import CausalModel
+from ..models.prefix import PrefixEncoder
+from .adapters import Adapter, LowRank
+from .fitting import fit_lora, fit_prefix
+
+if TYPE_CHECKING:
+    from .decode import Row
+
+Choice = str | Mapping[str, float] | None
+"""An adapter, or several with their weights; None: what is active, or where it is set: none."""
+Mix = tuple[tuple[str, float], ...]
+"""Adapters and their weights, in order of names, none of weight 0."""
+
+_READY = 32
+"""Mixes that a layer keeps ready."""
+
+
+@dataclass
+class _Worn:
+    """What the next run of the model wears; shared by all layers."""
+
+    now: tuple[Mix, ...] = ((),)
+    """One for all rows of the batch, or one for each."""
+
+
+class LoraLinear(nn.Module):
+    """A linear layer with low-rank changes beside it.
+
+    :param base: any layer that takes (..., in) and gives (..., out).
+    """
+
+    def __init__(self, base: nn.Module, worn: _Worn) -> None:
+        super().__init__()
+        self.base = base
+        self.parts: dict[str, LowRank] = {}
+        self._worn = worn
+        self._ready: dict[tuple[Mix, ...], tuple[Tensor, Tensor, Tensor] | None] = {}
+        self._plain: Tensor | None = None
+
+    def put(self, name: str, part: LowRank) -> None:
+        """Add the change of one adapter."""
+        self.parts[name] = part
+        self._ready.clear()
+
+    def drop(self, name: str) -> None:
+        """Forget the change of one adapter."""
+        self.parts.pop(name, None)
+        self._ready.clear()
+
+    def project(
+        self, x: Tensor, norm: Tensor | None, eps: float, gated: bool, onto: Tensor | None
+    ) -> Tensor | None:
+        """Let the base do all in one call where nothing is worn; see ``models/causal.py``."""
+        fused = getattr(self.base, "project", None)
+        if fused is None or self._active() is not None:
+            return None
+        return cast("Tensor | None", fused(x, norm, eps, gated, onto))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., out) for ``x`` (..., in), in the dtype of ``x``."""
+        out = cast(Tensor, self.base(x))
+        active = self._active()
+        if active is None:
+            return out
+        a, b, weights = active
+        if x.dim() == 2 and weights.dim() == 3:  # (B, in): the last token of each row
+            weights = weights[:, 0]
+        low = F.linear(x.to(a.dtype), a) * weights  # (..., R)
+        return out + F.linear(low, b).to(out.dtype)
+
+    def _active(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        now = self._worn.now
+        if now == ((),):
+            return None
+        if now not in self._ready:
+            if len(self._ready) >= _READY:
+                self._ready.clear()
+            self._ready[now] = self._prepare(now)
+        return self._ready[now]
+
+    def _prepare(self, now: tuple[Mix, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return A (R, in), B (out, R) and the weights, (R) or (B, 1, R)."""
+        names = sorted({name for mix in now for name, _ in mix if name in self.parts})
+        if not names:
+            return None
+        parts = [self.parts[name] for name in names]
+        rows = []
+        for mix in now:
+            given = dict(mix)
+            scales = [given.get(n, 0.0) * p.scale for n, p in zip(names, parts, strict=True)]
+            rows.append([s for s, p in zip(scales, parts, strict=True) for _ in range(p.rank)])
+        weights = torch.tensor(rows, device=parts[0].a.device)
+        weights = weights[0] if len(now) == 1 else weights[:, None]
+        return torch.cat([p.a for p in parts]), torch.cat([p.b for p in parts], dim=1), weights
+
+    def merge(self, mix: Mix) -> None:
+        """Add a mix to the matrix itself; the plain one is kept for :meth:`unmerge`."""
+        if not isinstance(self.base, nn.Linear):
+            raise UsageError(
+                "adapters cannot be merged into quantised weights: load the model without "
+                "quantising, or leave the adapter unmerged"
+            )
+        chosen = [(w, self.parts[name]) for name, w in mix if name in self.parts]
+        if not chosen:
+            return
+        plain = self.base.weight
+        whole = plain.detach().float()
+        for weight, part in chosen:
+            whole = whole + weight * part.delta()
+        self._plain = plain
+        self.base.weight = nn.Parameter(whole.to(plain.dtype), requires_grad=False)
+
+    def unmerge(self) -> None:
+        """Put the plain matrix back, bit for bit."""
+        if self._plain is not None and isinstance(self.base, nn.Linear):
+            self.base.weight = cast(nn.Parameter, self._plain)
+            self._plain = None
+
+
+class AdapterSet:
+    """The adapters of one model: which are loaded, which are worn."""
+
+    def __init__(self, model: CausalModel) -> None:
+        self.model = model
+        self.loaded: dict[str, Adapter] = {}
+        self.active: Mix = ()
+        self.merged: Mix | None = None
+        self._worn = _Worn()
+        self._layers: dict[str, LoraLinear] = {}
+        self._prefixes: dict[str, PrefixEncoder] = {}
+        self._own_prefix = model.prefix
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Load an adapter under a name; all is checked before anything changes.
+
+        :raises CheckpointError: if it does not fit the model.
+        :raises UsageError: if the name is taken, or the model is merged.
+        """
+        self._refuse_merged("load an adapter")
+        if name in self.loaded:
+            raise UsageError(
+                f"an adapter {name!r} is loaded already; unload it, or give this one another name"
+            )
+        if adapter.kind == "prefix":
+            self._prefixes[name] = fit_prefix(adapter, self.model)
+        else:
+            self._put(name, fit_lora(adapter, self.model))
+        self.loaded[name] = adapter
+
+    def _put(self, name: str, fitted: Mapping[str, LowRank]) -> None:
+        device = self.model.like.device
+        for stem, part in fitted.items():
+            # Float32 whatever the model is: the halves are small and were trained so.
+            a, b = (each.to(device, torch.float32).contiguous() for each in (part.a, part.b))
+            if stem not in self._layers:
+                layer = LoraLinear(self.model.get_submodule(stem), self._worn)
+                self.model.set_submodule(stem, layer)
+                self._layers[stem] = layer
+            self._layers[stem].put(name, LowRank(a, b, part.scale))
+
+    def remove(self, name: str) -> None:
+        """Unload an adapter; layers that no other one changes are as if there had been none.
+
+        :raises UnknownNameError: if none has the name.
+        """
+        self._refuse_merged("unload an adapter")
+        self._check_name(name)
+        self.wear(tuple(each for each in self.active if each[0] != name))
+        del self.loaded[name]
+        self._prefixes.pop(name, None)
+        for stem, layer in list(self._layers.items()):
+            layer.drop(name)
+            if not layer.parts:
+                self.model.set_submodule(stem, layer.base)
+                del self._layers[stem]
+
+    def mix(self, choice: Choice) -> Mix:
+        """Return a choice in one form; None is what is active.
+
+        :raises UnknownNameError: if an adapter is not loaded.
+        :raises UsageError: if a weight is no number, or prefixes are mixed or weighted.
+        """
+        if choice is None:
+            return self.active
+        self._refuse_merged("choose adapters")
+        wanted = {choice: 1.0} if isinstance(choice, str) else dict(choice)
+        for name, weight in wanted.items():
+            self._check_name(name)
+            _check_weight(name, weight)
+        chosen = tuple(sorted((n, float(w)) for n, w in wanted.items() if w))
+        self._check_prefixes(chosen)
+        return chosen
+
+    def _check_name(self, name: str) -> None:
+        if name not in self.loaded:
+            raise UnknownNameError("adapter", name, self.loaded, hint="load_adapter() loads one")
+
+    def _check_prefixes(self, mix: Mix) -> None:
+        found = [(name, weight) for name, weight in mix if name in self._prefixes]
+        if len(found) > 1:
+            names = " and ".join(repr(name) for name, _ in found)
+            raise UsageError(
+                f"adapters {names} are P-Tuning prefixes, and a model wears one at a time"
+            )
+        for name, weight in found:
+            if weight != 1:
+                raise UsageError(
+                    f"adapter {name!r} is a P-Tuning prefix, which has no weight (got {weight:g}); "
+                    "only LoRA adapters are scaled"
+                )
+
+    def wear(self, mix: Mix) -> None:
+        """Make a mix the active one."""
+        self._refuse_merged("switch adapters")
+        self.active = mix
+        self._worn.now = (mix,)
+        self._dress(mix)
+
+    def _dress(self, mix: Mix) -> None:
+        encoder = self._prefix_of(mix)
+        if encoder is not self.model.prefix:
+            setattr(self.model.transformer, "prefix_encoder", encoder)  # noqa: B010
+
+    def _prefix_of(self, mix: Mix) -> PrefixEncoder | None:
+        for name, _ in mix:
+            if name in self._prefixes:
+                return self._prefixes[name]
+        return self._own_prefix
+
+    @contextmanager
+    def wearing(self, mixes: Sequence[Mix]) -> Iterator[None]:
+        """Wear something else for one run of the model.
+
+        :param mixes: one for all rows, or one for each row of the batch.
+        :raises UsageError: if rows differ in their prefix.
+        """
+        if self.merged is not None:
+            yield
+            return
+        now = tuple(mixes)
+        if len(set(now)) == 1:
+            now = now[:1]
+        if len({id(self._prefix_of(mix)) for mix in now}) > 1:
+            raise UsageError(
+                "the rows of a batch wear one P-Tuning prefix, or all none; ask in two batches"
+            )
+        before = self._worn.now
+        self._worn.now = now
+        self._dress(now[0])
+        try:
+            yield
+        finally:
+            self._worn.now = before
+            self._dress(self.active)
+
+    def within(self, first: Mix) -> Within:
+        """Return what the decode generator wears each row's adapters by.
+
+        :param first: of the first row; its prefix is that of all of them.
+        """
+        return Within(self, first)
+
+    def merge(self) -> None:
+        """Add the active LoRA adapters to the matrices; :meth:`unmerge` takes them out again.
+
+        :raises UsageError: if none is active, or a matrix is quantised.
+        """
+        self._refuse_merged("merge")
+        loras = tuple(each for each in self.active if each[0] not in self._prefixes)
+        if not loras:
+            raise UsageError("no LoRA adapter is active, so there is nothing to merge")
+        try:
+            for layer in self._layers.values():
+                layer.merge(loras)
+        except UsageError:
+            self._unmerge_layers()
+            raise
+        self.merged = loras
+        self._worn.now = ((),)
+
+    def unmerge(self) -> None:
+        """Put the matrices back as they were, bit for bit."""
+        if self.merged is None:
+            raise UsageError("no adapter is merged")
+        self._unmerge_layers()
+        self.merged = None
+        self._worn.now = (self.active,)
+
+    def _unmerge_layers(self) -> None:
+        for layer in self._layers.values():
+            layer.unmerge()
+
+    def _refuse_merged(self, what: str) -> None:
+        if self.merged is not None:
+            names = ", ".join(name for name, _ in self.merged)
+            raise UsageError(f"cannot {what}: {names} is merged; call unmerge_adapter() first")
+
+
+class Within:
+    """Dresses the model for the rows that it is about to run; see ``decode.columns``."""
+
+    def __init__(self, adapters: AdapterSet, first: Mix) -> None:
+        self.adapters, self.first = adapters, first
+
+    @contextmanager
+    def __call__(self, rows: Sequence[Row]) -> Iterator[None]:
+        """Wear what the rows ask for; without rows, what the first one does."""
+        adapters = self.adapters
+        asked = [adapters.mix(row.adapter) for row in rows] or [self.first]
+        if adapters._prefix_of(asked[0]) is not adapters._prefix_of(self.first):
+            raise UsageError(
+                "the rows of a batch wear one P-Tuning prefix, or all none; ask in two batches"
+            )
+        with adapters.wearing(asked):
+            yield
+
+
+def _check_weight(name: str, weight: object) -> None:
+    number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not number or not abs(cast(float, weight)) < 1e6:
+        raise UsageError(f"the weight of adapter {name!r} must be a number, got {weight!r}")

@@ -1,0 +1,158 @@
+"""What an ``adapter_config.json`` says: peft's of 2023 and of today.
+
+Settings that change the arithmetic and that we do not compute are refused by name, rather than
+ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .weights import read_json
+
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "bias": ("none", None),
+    "use_dora": (False, None),
+    "lora_bias": (False, None),
+    "modules_to_save": (None, []),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (False, None),
+    "alora_invocation_tokens": (None, []),
+    "arrow_config": (None,),
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+}
+"""Settings and the values with which they change nothing; some ways to begin (PiSSA, OLoRA) also
+change the base, whose weights the adapter alone does not tell."""
+
+_MOST = 1 << 16
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The part of a configuration that we compute by."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] | None
+    """Endings of module names; None where the file has a pattern instead of a list."""
+    base_name: str | None
+    some_layers: bool
+    groups: tuple[bool, ...] = ()
+    """``enable_lora`` of peft 0.1 and 0.2: which parts of the fused matrix were trained."""
+    rooted: bool = False
+    """rsLoRA: alpha is divided by the root of the rank."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, file: Path) -> PeftConfig:
+        """Read and check a configuration.
+
+        :raises CheckpointError: if it is damaged, of another method, or needs what we do not do.
+        """
+        raw = read_json(file)
+        kind = raw.get("peft_type")
+        if kind != "LORA":
+            raise CheckpointError(f"{file}: peft_type is {kind!r}; glmkit loads 'LORA'")
+        for name, neutral in _NEUTRAL.items():
+            if name in raw and raw[name] not in neutral:
+                raise CheckpointError(
+                    f"{file}: {name} is {raw[name]!r}; glmkit loads adapters with {neutral[0]!r} "
+                    "only: merge it into its base with the tool that trained it"
+                )
+        targets = raw.get("target_modules")
+        groups = raw.get("enable_lora") or ()
+        if not isinstance(groups, (list, tuple)) or not all(type(on) is bool for on in groups):
+            raise CheckpointError(f"{file}: enable_lora is {groups!r}; expected true and false")
+        base = raw.get("base_model_name_or_path")
+        return cls(
+            _rank(file, raw.get("r")),
+            _number(file, "lora_alpha", raw.get("lora_alpha")),
+            tuple(map(str, targets)) if isinstance(targets, list) else None,
+            base if isinstance(base, str) and base else None,
+            some_layers=_chooses(raw, targets),
+            groups=tuple(groups) if any(groups) else (),
+            rooted=bool(raw.get("use_rslora", False)),
+            ranks={k: _rank(file, v) for k, v in _table(file, raw, "rank_pattern").items()},
+            alphas={
+                k: _number(file, "alpha_pattern", v)
+                for k, v in _table(file, raw, "alpha_pattern").items()
+            },
+        )
+
+    def has_alpha(self, alpha: float) -> bool:
+        """Tell whether ``alpha`` says the same as the file."""
+        return alpha == self.alpha and not self.alphas
+
+    def scale(self, file: Path, stem: str, rank: int) -> float:
+        """Return what the product of the halves of one module is multiplied by.
+
+        :raises CheckpointError: if the tensors have another rank than the configuration says.
+        """
+        expected = _matching(self.ranks, stem, self.rank)
+        if rank != expected:
+            raise CheckpointError(
+                f"{file}: {stem} has rank {rank}, adapter_config.json says {expected}; the files "
+                "belong to different adapters"
+            )
+        alpha = _matching(self.alphas, stem, self.alpha)
+        return float(alpha / (rank**0.5 if self.rooted else rank))
+
+    def check_targets(self, file: Path, stems: list[str]) -> None:
+        """Check that every kind of module that was trained is in the file.
+
+        :raises CheckpointError: if one has no tensors.
+        """
+        for target in self.targets or ():
+            if not any(stem.endswith(target) for stem in stems):
+                raise CheckpointError(
+                    f"{file} lacks the tensors of {target}, which adapter_config.json names; "
+                    "the file is incomplete"
+                )
+
+
+def _chooses(raw: Mapping[str, Any], targets: object) -> bool:
+    """Tell whether only some layers were trained, on purpose."""
+    if raw.get("layers_to_transform") is not None or isinstance(targets, str):
+        return True
+    return any(re.search(r"\.\d+\.", str(each)) for each in targets or ())  # type: ignore[attr-defined]
+
+
+def _matching(table: Mapping[str, Any], stem: str, default: Any) -> Any:  # noqa: ANN401
+    """Look a module up the way peft does: the first key that is a pattern for its ending."""
+    for key, value in table.items():
+        if re.match(rf"(.*\.)?({key})$", stem):
+            return value
+    return default
+
+
+def _table(file: Path, raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = raw.get(name) or {}
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{file}: {name} is {table!r}; expected a table")
+    for key in table:
+        try:
+            re.compile(key)
+        except re.error as error:
+            raise CheckpointError(f"{file}: {name} has a bad pattern {key!r} ({error})") from error
+    return table
+
+
+def _rank(file: Path, value: object) -> int:
+    if type(value) is not int or not 1 <= value <= _MOST:
+        raise CheckpointError(f"{file}: the rank is {value!r}; expected 1 to {_MOST}")
+    return value
+
+
+def _number(file: Path, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+        raise CheckpointError(f"{file}: {name} is {value!r}; expected a number above 0")
+    return float(value)
