@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..models.causal import CausalModel, ModelConfig
 from ..models.layouts import Layout
+from .headers import check_headers
 from .linears import Int4Linear, Int8Linear, QuantizedEmbedding
 from .official import from_official
 from .quantize import (
@@ -64,6 +65,7 @@ def build(plan: Plan) -> CausalModel:
     with torch.device("meta"):
         model = plan.layout.model(plan.config)
     weights = Weights(plan.folder)
+    check_headers(weights, plan.layout, model)
     if plan.bits is not None and not any(key.endswith(".weight_scale") for key in weights):
         raise CheckpointError(
             f"{plan.folder}: config.json says quantization_bit {plan.bits}, but the weight files "

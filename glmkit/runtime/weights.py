@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..models.files import is_file, read_json
+from ..models.files import is_file, read_json, refuse_pointer
 
 __all__ = ["TensorInfo", "Weights", "read_json", "weight_files"]
 
@@ -158,6 +158,7 @@ def _index(file: Path) -> dict[str, str]:
 
 
 def _open_shard(file: Path) -> Shard:
+    refuse_pointer(file)
     return _Mapped(file) if file.suffix == ".safetensors" else _Unpickled(file)
 
 
