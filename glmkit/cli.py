@@ -29,6 +29,9 @@ COMMANDS = (
         "Write a checkpoint in the other layout: original or Hugging Face's.",
         "glmkit.commands.convert:convert",
     ),
+    Command(
+        "batch", "Answer a file of prompts into a file of answers.", "glmkit.commands.batch:batch"
+    ),
     Command("plugins", "List, inspect and check plugins.", "glmkit.commands.plugins:plugins"),
     Command("run", "Run an app: chat, knowledge-chat or a plugin's.", "glmkit.cli:run"),
 )

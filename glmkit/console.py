@@ -100,4 +100,5 @@ def _amount(event: Progress) -> str:
         return (
             f"{_bytes(event.done)} of {_bytes(event.total)}" if event.total else _bytes(event.done)
         )
-    return f"{event.done}/{event.total}" if event.total else str(event.done)
+    amount = f"{event.done}/{event.total}" if event.total else str(event.done)
+    return f"{amount}, {event.note}" if event.note else amount

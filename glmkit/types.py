@@ -276,3 +276,5 @@ class Progress:
     done: int
     total: int | None = None
     unit: Literal["bytes", "items"] = "items"
+    note: str = ""
+    """What else a person may want to see while it runs: ``"120 tokens/s"``."""

@@ -1,0 +1,329 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from glmkit.batch.job import Job, run_job
+from glmkit.batch.journal import KEY, Done, Journal
+from glmkit.batch.rows import Reading, count_rows, read_rows
+from glmkit.console import drain
+from glmkit.errors import DataError, GlmkitError, UsageError
+from glmkit.testing import EchoModel
+from glmkit.types import GenerationOptions, Message
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows), "utf-8")
+    return path
+
+
+def written(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def asked(path, **reading):
+    return [each.messages for each in read_rows(path, Reading(**reading))]
+
+
+# reading
+
+
+@pytest.mark.parametrize(
+    ("row", "roles", "last"),
+    [
+        ({"prompt": "hi"}, "user", "hi"),
+        ({"messages": [{"role": "user", "content": "你好"}]}, "user", "你好"),
+        ({"instruction": "Add", "input": "1 2", "output": "3"}, "user", "Add\n1 2"),
+        ({"instruction": "Add", "input": ""}, "user", "Add"),
+        (
+            {"instruction": "b", "system": "s", "history": [["q", "a"]]},
+            "system user assistant user",
+            "b",
+        ),
+        (
+            {"custom_id": "7", "body": {"messages": [{"role": "user", "content": "x"}]}},
+            "user",
+            "x",
+        ),
+        ({"prompt": [{"role": "user", "content": "trl"}]}, "user", "trl"),
+    ],
+)
+def test_every_shape_becomes_a_conversation(tmp_path, row, roles, last):
+    (messages,) = asked(jsonl(tmp_path / "in.jsonl", [row]))
+    assert " ".join(each.role for each in messages) == roles
+    assert messages[-1].content == last
+
+
+def test_a_template_takes_any_columns(tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"text": "{x}", "to": None, "prompt": "not this"}])
+    (messages,) = asked(source, template="To {to}: {text} {{ok}}", system="Be short.")
+    assert [each.content for each in messages] == ["Be short.", "To : {x} {ok}"]
+
+
+@pytest.mark.parametrize("template", ["no column", "{", "{a.b}", "{a[0]}", "{a!r}", "{}", "{a:>9}"])
+def test_templates_reach_no_further_than_columns(template):
+    with pytest.raises(UsageError, match="template"):
+        Reading(template=template)
+
+
+def test_openai_options_are_taken_over(tmp_path):
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3, "temperature": 0.5}
+    (row,) = read_rows(jsonl(tmp_path / "in.jsonl", [{"custom_id": "a", "body": body}]), Reading())
+    assert row.options == {"max_tokens": 3, "temperature": 0.5}
+
+
+def test_csv_keeps_commas_and_line_breaks(tmp_path):
+    source = tmp_path / "in.csv"
+    source.write_text('\ufeffid,prompt\n1,"a, b\nc"\n2,你好\n', "utf-8")
+    rows = list(read_rows(source, Reading()))
+    assert [each.messages[0].content for each in rows] == ["a, b\nc", "你好"]
+    assert rows[0].columns == {"id": "1", "prompt": "a, b\nc"}
+
+
+def test_parquet_rows(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    source = tmp_path / "in.parquet"
+    messages = [[{"role": "user", "content": "嗨"}], [{"role": "user", "content": "b"}]]
+    parquet.write_table(pyarrow.table({"id": [5, 6], "messages": messages}), source)
+    assert count_rows(source) == 2
+    assert [each[0].content for each in asked(source)] == ["嗨", "b"]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"prompt": ', "line 2 is no JSON"),
+        ("[1]", "line 2 holds list"),
+        ('{"text": "x"}', "--prompt-template"),
+        ('{"messages": []}', "at least"),
+        ('{"messages": [{"role": "king", "content": "x"}]}', "unknown role"),
+        ('{"instruction": "x", "history": [["only"]]}', "not enough values"),
+        ("\xff", "line 2 is no JSON"),
+    ],
+)
+def test_a_bad_row_carries_its_error(tmp_path, line, why):
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"prompt": "a"}\n' + line.encode("latin-1") + b'\n{"prompt": "b"}\n')
+    first, bad, last = read_rows(source, Reading())
+    assert why in bad.error
+    assert (first.error, last.error, last.index) == (None, None, 2)
+
+
+def test_what_is_no_job_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not a file"):
+        list(read_rows(tmp_path / "absent.jsonl", Reading()))
+    (tmp_path / "in.xlsx").write_text("x")
+    with pytest.raises(UsageError, match="unknown ending"):
+        list(read_rows(tmp_path / "in.xlsx", Reading()))
+    (tmp_path / "array.json").write_text('[{"prompt": "x"}]')
+    with pytest.raises(DataError, match="JSON array"):
+        list(read_rows(tmp_path / "array.json", Reading()))
+    (tmp_path / "in.csv").write_bytes("prompt\n你好\n".encode("gbk"))
+    with pytest.raises(DataError, match="UTF-8"):
+        list(read_rows(tmp_path / "in.csv", Reading()))
+
+
+# the journal
+
+
+@given(st.lists(st.integers(0, 5000)))
+def test_done_is_a_set_of_indexes(indexes):
+    done = Done()
+    for each in indexes:
+        done.add(each)
+    assert done.count == len(set(indexes))
+    assert all(each in done for each in indexes)
+    assert not any(each in done for each in set(range(5010)) - set(indexes))
+
+
+@settings(max_examples=40, deadline=None)
+@given(cut=st.integers(0, 200), rows=st.integers(0, 4))
+def test_a_torn_line_is_taken_back(tmp_path_factory, cut, rows):
+    path = tmp_path_factory.mktemp("torn") / "out.jsonl"
+    with Journal(path, {"model": "m"}) as journal:
+        for index in range(rows):
+            journal.write(index, {KEY: {"index": index}, "response": "你" * index})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: max(0, len(whole) - cut)])
+    kept = path.read_bytes().count(b"\n")
+    with Journal(path, {"model": "m"}) as journal:
+        assert journal.done.count == kept
+        for index in range(kept, rows):
+            journal.write(index, {KEY: {"index": index}, "response": "你" * index})
+    assert path.read_bytes() == whole
+
+
+def test_another_job_cannot_write_into_the_file(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with Journal(path, {"model": "a", "system message": None}) as journal:
+        journal.write(0, {KEY: {"index": 0}})
+        with pytest.raises(UsageError, match="another job is writing"), Journal(path, {}):
+            pass
+    with pytest.raises(UsageError, match="another model"), Journal(path, {"model": "b"}):
+        pass
+    assert len(written(path)) == 1
+
+
+def test_a_file_of_somebody_else_is_left_alone(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text("mine\n")
+    with pytest.raises(UsageError, match="no job of glmkit"), Journal(path, {}):
+        pass
+    assert path.read_text() == "mine\n"
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    with Journal(path, {}) as journal:
+        journal.write(0, {KEY: {"index": 0}})
+        real = journal._file
+
+        class Full:
+            tell, truncate, close = real.tell, real.truncate, real.close
+
+            def write(self, data):
+                if len(data) <= 5:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return real.write(data[:5])
+
+        monkeypatch.setattr(journal, "_file", Full())
+        with pytest.raises(OSError, match="No space"):
+            journal.write(1, {KEY: {"index": 1}, "response": "xxx"})
+    assert [each[KEY]["index"] for each in written(path)] == [0]
+
+
+# the job
+
+
+class Fussy(EchoModel):
+    """Fails on some prompts, as a model does that has no room for them."""
+
+    def stream(self, messages, options=None):
+        if Message.of(messages[-1]).content.startswith("bad"):
+            raise UsageError("too long")
+        return super().stream(messages, options)
+
+
+def ran(source, output, model=None, **job):
+    return drain(run_job(model or Fussy(), Job(source, output, "echo", **job)))
+
+
+@pytest.mark.parametrize("order", ["finished", "input"])
+def test_a_job_keeps_columns_and_errors(tmp_path, order):
+    rows = [{"id": f"r{at}", "prompt": text} for at, text in enumerate(["a", "bad", "b"])]
+    source = jsonl(tmp_path / "in.jsonl", [*rows, {"id": "r3"}])
+    summary = ran(source, tmp_path / "out.jsonl", order=order)
+    assert (summary.answered, summary.failed) == (2, 2)
+    found = sorted(written(tmp_path / "out.jsonl"), key=lambda each: each[KEY]["index"])
+    assert [each["id"] for each in found] == ["r0", "r1", "r2", "r3"]
+    assert [each["response"] for each in found] == ["a", None, "b", None]
+    assert found[1]["error"] == "too long"
+    assert "--prompt-template" in found[3]["error"]
+    if order == "input":
+        assert found == written(tmp_path / "out.jsonl")
+
+
+def test_a_finished_job_does_nothing_more(tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}, {"prompt": "bad"}])
+    ran(source, tmp_path / "out.jsonl")
+    again = ran(source, tmp_path / "out.jsonl")
+    assert (again.answered, again.failed, again.before) == (0, 0, 2)
+    retried = ran(source, tmp_path / "out.jsonl", retry_errors=True, model=EchoModel())
+    assert (retried.answered, retried.before) == (1, 1)
+    assert sorted(each[KEY]["index"] for each in written(tmp_path / "out.jsonl")) == [0, 1]
+
+
+def test_openai_requests_get_openai_results(tmp_path):
+    body = {"model": "any", "messages": [{"role": "user", "content": "hi"}]}
+    source = jsonl(
+        tmp_path / "in.jsonl",
+        [{"custom_id": "a", "body": body}, {"custom_id": "b", "body": {"messages": 3}}],
+    )
+    ran(source, tmp_path / "out.jsonl")
+    good, bad = sorted(written(tmp_path / "out.jsonl"), key=lambda each: each["custom_id"])
+    assert good["response"]["body"]["choices"][0]["message"]["content"] == "hi"
+    assert good["error"] is None
+    assert bad["response"] is None
+    assert "messages must be" in bad["error"]["message"]
+
+
+def test_a_column_that_the_answer_would_overwrite_is_refused(tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "a", "response": "mine"}])
+    with pytest.raises(UsageError, match="--response-column"):
+        ran(source, tmp_path / "out.jsonl")
+    ran(source, tmp_path / "other.jsonl", response_column="answer")
+    assert written(tmp_path / "other.jsonl")[0]["response"] == "mine"
+
+
+def test_input_and_output_must_differ(tmp_path):
+    with pytest.raises(UsageError, match="is the input"):
+        Job(tmp_path / "a.jsonl", tmp_path / "." / "a.jsonl", "echo")
+
+
+def test_unknown_options_of_a_row_are_its_error(tmp_path):
+    body = {"messages": [{"role": "user", "content": "x"}], "temperature": "hot"}
+    source = jsonl(tmp_path / "in.jsonl", [{"custom_id": "a", "body": body}])
+    summary = ran(source, tmp_path / "out.jsonl", options=GenerationOptions(max_tokens=3))
+    assert summary.failed == 1
+
+
+def test_rows_are_drawn_as_they_are_answered(tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": str(at)} for at in range(50)])
+    events = run_job(EchoModel(), Job(source, tmp_path / "out.jsonl", "echo"))
+    for _ in range(3):
+        next(events)
+    events.close()
+    assert len(written(tmp_path / "out.jsonl")) == 3
+
+
+SCRIPT = """
+    import sys, time
+    from pathlib import Path
+    from glmkit.batch.job import Job, run_job
+    from glmkit.testing import EchoModel
+
+    class Slow(EchoModel):
+        def stream(self, messages, options=None):
+            time.sleep(0.002)
+            return super().stream(messages, options)
+
+    for _ in run_job(Slow(), Job(Path(sys.argv[1]), Path(sys.argv[2]), "slow")):
+        pass
+    print("done")
+"""
+
+
+def test_nothing_is_lost_or_doubled_by_kills(tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": f"{at} 你好" * 20} for at in range(300)])
+    output = tmp_path / "out.jsonl"
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(source), str(output)]
+    for kill in range(6):
+        size = output.stat().st_size if output.exists() else 0
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as job:
+            while job.poll() is None and (not output.exists() or output.stat().st_size <= size):
+                time.sleep(0.002)
+            time.sleep(0.011 * kill)
+            os.kill(job.pid, signal.SIGKILL) if job.poll() is None else None
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"done\n"
+    rows = written(output)
+    assert sorted(each[KEY]["index"] for each in rows) == list(range(300))
+    assert all(each["response"] == each["prompt"] for each in rows)
+
+
+def test_errors_of_the_job_itself_are_raised(tmp_path):
+    class Broken(EchoModel):
+        def stream(self, messages, options=None):
+            raise GlmkitError("this row fails")
+
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}] * 3)
+    summary = ran(source, tmp_path / "out.jsonl", model=Broken())
+    assert summary.errors == {"this row fails": 3}
