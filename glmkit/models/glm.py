@@ -172,7 +172,7 @@ class SelfAttention(nn.Module):
         self.dense = nn.Linear(config.heads * config.head_dim, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, seen: Seen, norm: RmsNorm, *, onto: Tensor | None = None
+        self, x: Tensor, seen: Seen, *, norm: RmsNorm, onto: Tensor | None = None
     ) -> Tensor:
         """Return what ``x`` (B, T, hidden), normed, may see, mixed by attention; add ``onto``."""
         rows, tokens, _ = x.shape
@@ -203,7 +203,7 @@ class Mlp(nn.Module):
         self.dense_h_to_4h = nn.Linear(config.hidden_size, 2 * config.ffn_size, bias=False)
         self.dense_4h_to_h = nn.Linear(config.ffn_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, norm: RmsNorm, *, onto: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, norm: RmsNorm, onto: Tensor | None = None) -> Tensor:
         """Return what each token of ``x`` (B, T, hidden), normed, makes of itself; add ``onto``."""
         wide = project(self.dense_h_to_4h, x, norm=norm, gated=True)
         return project(self.dense_4h_to_h, wide, onto=onto)
@@ -226,12 +226,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, seen: Seen) -> Tensor:
         """Return the stream (B, T, hidden) after this layer."""
         if self.sandwich:
-            mixed = self.self_attention(x, seen, self.input_layernorm)
+            mixed = self.self_attention(x, seen, norm=self.input_layernorm)
             x = x + self.post_self_attn_layernorm(mixed)
-            made = self.mlp(x, self.post_attention_layernorm)
+            made = self.mlp(x, norm=self.post_attention_layernorm)
             return cast(Tensor, x + self.post_mlp_layernorm(made))
-        x = self.self_attention(x, seen, self.input_layernorm, onto=x)
-        return cast(Tensor, self.mlp(x, self.post_attention_layernorm, onto=x))
+        x = self.self_attention(x, seen, norm=self.input_layernorm, onto=x)
+        return cast(Tensor, self.mlp(x, norm=self.post_attention_layernorm, onto=x))
 
 
 class Embedding(nn.Module):

@@ -41,12 +41,17 @@ class ChatGLMConfig(PreTrainedConfig):
             kwargs["num_layers"] = kwargs["num_hidden_layers"]
         kwargs.pop("num_hidden_layers", None)
         if "padded_vocab_size" in kwargs:
-            # The original classes know the size by both names, and transformers by this one.
+            # Original classes know the size by both names, transformers by this one.
             kwargs["vocab_size"] = kwargs["padded_vocab_size"]
         self._published_name = str(kwargs.pop("_name_or_path", ""))
         super().__post_init__(**kwargs)
         if not hasattr(self, "tie_word_embeddings"):
             self.tie_word_embeddings = self.first_generation
+
+    def __setattr__(self, key: str, value: object) -> None:
+        super().__setattr__(key, value)
+        if key == "vocab_size" and "padded_vocab_size" in self.__dict__:
+            self.padded_vocab_size = value
 
     @property
     def original(self) -> dict[str, Any]:

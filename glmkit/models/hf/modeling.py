@@ -25,6 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ...errors import UsageError
 from .. import chatglm, glm
 from ..causal import CausalModel
+from ..chatglm import ChatGlm
 from ..prefix import beside_prefix
 from .config import ChatGLMConfig
 from .placing import Remembered, as_rows, place
@@ -38,7 +39,8 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     base_model_prefix: ClassVar[str] = "transformer"
     supports_gradient_checkpointing: ClassVar[bool] = True
     _no_split_modules: Any = ("Block",)
-    _skip_keys_device_placement: Any = ("past_key_values",)
+    # A block hands its norms to its halves: those move by themselves where they are offloaded.
+    _skip_keys_device_placement: Any = ("past_key_values", "norm")
     _supports_sdpa: ClassVar[bool] = True
     _can_record_outputs: Any = {"hidden_states": [glm.Block, chatglm.Block]}
     _keys_to_ignore_on_load_unexpected: Any = (
@@ -130,7 +132,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         super().__init__(config)
         plain = self.plain
         self.loss_type = "ForCausalLM"
-        if isinstance(plain, chatglm.ChatGlm):
+        if isinstance(plain, ChatGlm):
             self.lm_head = plain.lm_head
         self._tied_weights_keys = {f"{plain.HEAD}.weight": f"{plain.EMBEDDING}.weight"}
         self.post_init()
@@ -198,7 +200,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
         )
-        if self.config.first_generation and inputs.get("position_ids") is None:
+        if isinstance(self.plain, ChatGlm) and inputs.get("position_ids") is None:
             real = attention_mask if attention_mask is None else attention_mask.bool()
             positions = self.plain.start(input_ids, real).positions
             inputs["position_ids"] = positions[..., -inputs["input_ids"].shape[1] :]
@@ -207,7 +209,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]
     ) -> Tensor | None:
-        if self.config.first_generation:
+        if isinstance(self.plain, ChatGlm):
             return None
         return cast(
             Tensor, super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
