@@ -12,7 +12,8 @@ from stand_in import serve, tiny_entry, tiny_wheel
 
 from glmkit import Glmkit, catalog, store
 from glmkit.commands.models import models, pull
-from glmkit.errors import OfflineError, SourceError, UnknownNameError, UsageError
+from glmkit.errors import CheckpointError, OfflineError, SourceError, UnknownNameError, UsageError
+from glmkit.models.tiny import tiny_checkpoint
 
 
 def run(app: Glmkit, command: object, *args: object) -> Result:
@@ -31,6 +32,12 @@ def copy(tmp_path: Path) -> Path:
     (folder / "config.json").write_text('{"model_type": "chatglm", "num_layers": 28}')
     (folder / "model.safetensors").write_bytes(b"weights")
     return folder
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    """Return a folder with a model that runs."""
+    return tiny_checkpoint(tmp_path / "real", layout="chatglm3")
 
 
 def test_pull_from_a_folder_prints_where_it_is(app, copy):
@@ -113,28 +120,54 @@ def test_list_with_nothing_here_says_what_to_do(app):
     assert "glmkit pull default" in run(app, models, "list", "--pulled").output
 
 
-def test_show_tells_what_is_in_a_model(app, copy):
+def test_show_tells_what_is_in_a_model(app, real):
     before = run(app, models, "show", "chatglm3-6b").output
     assert "pulled          no" in before and "source" not in before
-    run(app, pull, "chatglm3-6b", "--from", copy)
+    run(app, pull, "chatglm3-6b", "--from", real)
     after = run(app, models, "show", "ZhipuAI/chatglm3-6b").output
-    assert "model_type=chatglm, num_layers=28" in after
-    assert "model.safetensors (0 MB)" in after and str(copy) in after
+    assert "\narchitecture    2 layers, hidden 64" in after
+    assert "model.safetensors (0 MB)" in after and str(real) in after
     facts = json.loads(run(app, models, "show", "chatglm3-6b", "--json").output)
-    assert facts["layout"] == {"model_type": "chatglm", "num_layers": 28}
-    assert facts["files"][1] == {"path": "model.safetensors", "size": 7}
+    assert facts["layout"]["num_layers"] == 2
+    assert facts["holds"]["family"] == "chatglm3" and facts["problem"] is None
     with pytest.raises(UnknownNameError, match="chatglm3-6b"):
         run(app, models, "show", "chatglm3-6")
 
 
-def test_show_verifies(app, copy):
-    run(app, pull, "my-own", "--from", copy)
+def test_show_verifies(app, real):
+    run(app, pull, "my-own", "--from", real)
     sound = run(app, models, "show", "my-own", "--verify", "--json")
     assert sound.exit_code == 0 and json.loads(sound.output)["damaged"] == []
     weights = store.folder(app.config, "my-own") / "model.safetensors"
-    weights.write_bytes(b"wEights")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
     damaged = run(app, models, "show", "my-own", "--verify")
     assert damaged.exit_code == 1 and "damaged         model.safetensors" in damaged.output
+
+
+def test_show_says_what_is_wrong_with_a_pulled_model(app, copy):
+    run(app, pull, "my-own", "--from", copy)
+    result = CliRunner().invoke(models, ["show", "my-own"], obj=app)
+    assert isinstance(result.exception, CheckpointError) and "my-own" in result.output
+    with pytest.raises(CheckpointError, match="lacks ffn_hidden_size"):
+        run(app, models, "show", "my-own", "--json")
+
+
+def test_show_describes_a_folder(app, real, monkeypatch):
+    said = run(app, models, "show", real).output
+    assert "family          chatglm3 (config.json: _name_or_path)" in said
+    assert all(line[:15].strip() and line[15] == " " for line in said.splitlines())
+    settled = json.loads(run(app, models, "show", real, "--family", "chatglm2", "--json").output)
+    assert (settled["family"], settled["family_because"]) == ("chatglm2", "as you said")
+    monkeypatch.chdir(real.parent)
+    assert run(app, models, "show", "real").output == said.replace(str(real), "real")
+    with pytest.raises(UsageError, match="does not fit this folder"):
+        run(app, models, "show", real, "--family", "chatglm")
+    with pytest.raises(UnknownNameError, match="did you mean 'chatglm2'"):
+        run(app, models, "show", real, "--family", "chatglm-2")
+    with pytest.raises(CheckpointError, match="not a folder"):
+        run(app, models, "show", "./nowhere")
 
 
 def test_rm_asks_first(app, copy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ import click
 
 from .. import catalog, store
 from ..catalog import Entry
-from ..errors import UnknownNameError
+from ..errors import CheckpointError, UnknownNameError
 from ..store import Pulled
+from . import showing
 
 if TYPE_CHECKING:
     from ..app import Glmkit
     from ..config import Config
+    from ..runtime.describe import Description
 
 _KIND = click.Choice(catalog.KINDS)
 _HEADER: tuple[str, ...] = tuple("NAME KIND HERE LANGUAGES CONTEXT SIZE LICENCE ALIASES".split())
@@ -177,23 +180,79 @@ def _megabytes(size: int | None) -> str:
 
 
 @models.command()
-@click.argument("name")
+@click.argument("name", metavar="NAME|PATH")
 @click.option("--kind", type=_KIND, help="Where a name means one of each, show this one.")
+@click.option("--family", help="What the model is, where its files do not say: chatglm2, ...")
 @click.option("--verify", is_flag=True, help="Check every file against its recorded checksum.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
-def show(app: Glmkit, name: str, kind: str | None, verify: bool, as_json: bool) -> None:
-    """Show one model or encoder: what it is, where it is and what is in it."""
+def show(
+    app: Glmkit, name: str, kind: str | None, family: str | None, verify: bool, as_json: bool
+) -> None:
+    """Show one model or encoder: what it is, where it is and what is in it.
+
+    Of a folder it says the generation, sizes, vocabulary, prefix, adapter or quantisation, and the
+    memory it takes; only headers are read, and nothing in the files is run.
+    """
+    folder = _folder(app.config, name, kind)
+    if folder is not None:
+        from ..runtime.describe import describe
+
+        _print_described(describe(folder, family), as_json)
+        return
     pulled, row = _find(app.config, name, kind)
     facts = row | (_facts(pulled) if pulled else {})
     if verify and pulled:
         facts["damaged"] = _damaged(app, pulled)
+    about, problem = _looked_into(pulled, family)
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        found = {"holds": asdict(about) if about else None, "problem": problem and str(problem)}
+        click.echo(json.dumps(facts | found, ensure_ascii=False))
     else:
-        _print_facts(facts)
+        # The description says it better.
+        _print_facts({key: facts[key] for key in facts if key != "layout" or about is None})
+        _print_described(about, as_json=False)
+    if problem is not None:
+        raise problem
     if facts.get("damaged"):
         raise SystemExit(1)
+
+
+def _folder(config: Config, name: str, kind: str | None) -> Path | None:
+    """Return the folder that ``name`` means, or None where it is a name."""
+    path = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) or "\\" in name or path.is_absolute():
+        return path
+    try:
+        if not path.is_dir():
+            return None
+    except (OSError, ValueError):
+        return None
+    known = catalog.lookup(name, kind) is not None or store.get(config, name) is not None
+    return None if known and not (path / "config.json").is_file() else path
+
+
+def _looked_into(
+    pulled: Pulled | None, family: str | None
+) -> tuple[Description | None, CheckpointError | None]:
+    """Describe what was pulled, or return what is wrong with it."""
+    if pulled is None or pulled.manifest.kind != "model":
+        return None, None
+    from ..runtime.describe import describe
+
+    try:
+        return describe(pulled.path, family), None
+    except CheckpointError as error:
+        return None, error
+
+
+def _print_described(about: Description | None, as_json: bool) -> None:
+    if about is None:
+        return
+    if as_json:
+        click.echo(json.dumps(asdict(about), ensure_ascii=False))
+        return
+    click.echo("\n".join(showing.lines(about)))
 
 
 def _find(config: Config, name: str, kind: str | None) -> tuple[Pulled | None, dict[str, Any]]:

@@ -21,6 +21,8 @@ from .families import Facts, Finding, decide
 from .glm import Glm
 
 Raw = Mapping[str, Any]
+OWN = ("chatglm", "glm", "glm4")
+"""The ``model_type`` of what glmkit runs by itself."""
 
 
 @dataclass(frozen=True)

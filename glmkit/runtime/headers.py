@@ -40,6 +40,22 @@ def check_headers(weights: Weights, layout: Layout, model: CausalModel) -> None:
     _refuse_left_over(weights, [k for k in weights if k not in taken and not layout.ignores(k)])
 
 
+def check_prefix(weights: Weights, model: CausalModel) -> None:
+    """Check the tensors of a prefix that lies alone.
+
+    :param model: whose config has a prefix; of no substance, on the meta device.
+    :raises CheckpointError: if they do not fit; says what differs.
+    """
+    taken: set[str] = set()
+    for stem, module in leaves(model):
+        if not stem.startswith(PREFIX):
+            continue
+        for leaf, meta in module.named_parameters(recurse=False):
+            taken.add(f"{stem}.{leaf}")
+            _check(weights, [f"{stem}.{leaf}"], tuple(meta.shape))
+    _refuse_left_over(weights, [key for key in weights if key not in taken])
+
+
 def leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules that hold tensors of their own."""
     for stem, module in model.named_modules():

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..models.files import is_file, read_json, refuse_pointer
 
-__all__ = ["TensorInfo", "Weights", "read_json", "weight_files"]
+__all__ = ["TensorInfo", "Weights", "has_weights", "read_json", "weight_files"]
 
 _SOURCES = (
     "model.safetensors",
@@ -133,6 +133,11 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
         table = _index(folder / name)
         return [folder / each for each in sorted(set(table.values()))], table
     raise CheckpointError(f"{folder} holds no weights; expected one of {', '.join(_SOURCES)}")
+
+
+def has_weights(folder: Path) -> bool:
+    """Tell whether the folder holds weights of a model, or an index of such."""
+    return any(is_file(folder / name) for name in _SOURCES)
 
 
 def _index(file: Path) -> dict[str, str]:
