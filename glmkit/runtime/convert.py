@@ -6,8 +6,6 @@ what looks complete is complete.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +21,13 @@ from ..models.glm import GlmConfig
 from ..models.layouts import Layout, family_of, recognise
 from ..models.translation import hub_config, original_config, pairs
 from ..types import Progress
+from . import vocabulary
 from .folders import replacing, require_room
 from .shards import Piece, Stored, write_file, write_weights
+from .vocabulary import KEPT, Model, copy, write_json
 from .weights import Weights
 
 Target = Literal["hf", "original"]
-
-KEPT = "original"
-"""Folder in a Hugging Face folder with what its layout has no place for: the way back finds it."""
 
 _UNUSED = "unused.safetensors"
 """In :data:`KEPT`: tensors of the original that nothing computes with."""
@@ -70,6 +67,11 @@ class _Plan:
     def size(self) -> int:
         """Bytes of weights."""
         return sum(each.size for each in self.stored)
+
+    @property
+    def model(self) -> Model:
+        """What the vocabulary needs to know."""
+        return Model(self.family, self.config.vocab_size, self.config.context_length)
 
     @property
     def dtype(self) -> str:
@@ -255,15 +257,15 @@ def _write_hub(plan: _Plan, folder: Path, shard_bytes: int) -> Work:
     _write_config(folder, hub_config(plan.config, plan.raw, plan.dtype), plan)
     kept = folder / KEPT
     kept.mkdir()
-    _copy(plan.folder, kept, _SETTINGS)
+    copy(plan.folder, kept, _SETTINGS)
     if plan.unused:
         yield from write_file(kept / _UNUSED, plan.unused, reader)
-    _copy(plan.folder, folder, ("generation_config.json", *_LICENCES))
+    copy(plan.folder, folder, ("generation_config.json", *_LICENCES))
     write_json(
         folder / "glmkit.json",
         read_json_if_there(plan.folder / "glmkit.json") | {"family": plan.family},
     )
-    return []
+    return vocabulary.to_hub(plan.folder, folder, plan.model)
 
 
 def _write_original(plan: _Plan, folder: Path, shard_bytes: int) -> Work:
@@ -273,13 +275,13 @@ def _write_original(plan: _Plan, folder: Path, shard_bytes: int) -> Work:
     stored = (*plan.stored, *_whole(unused, unused))
     yield from write_weights(folder, stored, _Reader(plan.folder, unused), shard_bytes=shard_bytes)
     known = kept if kept.is_dir() else plan.folder
-    _copy(known, folder, _SETTINGS)
-    _copy(plan.folder, folder, _LICENCES)
+    copy(known, folder, _SETTINGS)
+    copy(plan.folder, folder, _LICENCES)
     raw = read_json_if_there(kept / "config.json")
     if not _says(raw, plan):
         made = original_config(plan.config, plan.raw, plan.family, plan.dtype)
         _write_config(folder, {**raw, **made}, plan)
-    return []
+    return vocabulary.to_original(plan.folder, folder, plan.model)
 
 
 _SETTINGS = ("config.json", "generation_config.json", "glmkit.json")
@@ -316,15 +318,3 @@ def _write_config(folder: Path, made: dict[str, Any], plan: _Plan) -> None:
             "as it is"
         )
     write_json(folder / "config.json", made)
-
-
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Write an object as people read it."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8")
-
-
-def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
