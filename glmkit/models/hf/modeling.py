@@ -59,6 +59,16 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
         self.__dict__["_plain"] = plain
         self.transformer = cast("glm.Transformer | chatglm.Transformer", plain.transformer)
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Load a folder; where it has a P-Tuning prefix that alone learns, as in the originals."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.plain.prefix is not None:
+            model.requires_grad_(False)
+            model.plain.prefix.requires_grad_(True)
+        return loaded
+
     @property
     def plain(self) -> CausalModel:
         """The model without transformers, which shares all its parts with this one."""
@@ -215,14 +225,14 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             Tensor, super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
         )
 
-    @staticmethod
     def _expand_inputs_for_generation(
+        self,
         expand_size: int = 1,
         **kwargs: Any,  # noqa: ANN401
     ) -> tuple[Tensor, dict[str, Any]]:
         # transformers takes positions of three dimensions for (axes, B, T); ours are (B, 2, T).
         positions = kwargs.pop("position_ids", None)
-        ids, rest = GenerationMixin._expand_inputs_for_generation(expand_size, **kwargs)
+        ids, rest = super()._expand_inputs_for_generation(expand_size, **kwargs)
         if positions is not None:
             rest["position_ids"] = positions.repeat_interleave(expand_size, dim=0)
         return ids, rest
