@@ -195,17 +195,16 @@ def test_gradients_are_those_of_small_steps(model):
     assert len(found) > 10
     generator = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():
-        direction = torch.randn(weight.shape, generator=generator)
-        direction *= 0.01 * weight.detach().norm() / direction.norm()
-        slope = float((found[name] * direction).sum())
+        noise = torch.randn(weight.shape, generator=generator)
+        direction = found[name] / found[name].norm() + 0.5 * noise / noise.norm()
+        direction *= 0.02 / float((found[name] * direction).sum())
         losses = []
         for sign in (1, -2):
             weight.data += sign * direction
             with torch.no_grad():
                 losses.append(float(model(**rows()).loss))
         weight.data += direction
-        step = losses[0] - losses[1]
-        assert step / 2 == pytest.approx(slope, rel=0.05, abs=3e-3), name
+        assert (losses[0] - losses[1]) / 2 == pytest.approx(0.02, rel=0.05), name
 
 
 def test_gradients_in_half_precision_point_the_same_way(folder: Path):
@@ -314,9 +313,9 @@ def test_a_classifier_reads_the_last_real_token(folder: Path):
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
     batch = rows()["input_ids"]
     out = model(batch, labels=torch.tensor([0, 2]))
-    expected = torch.nn.functional.cross_entropy(out.logits, torch.tensor([0, 2]))
+    expected = torch.nn.functional.cross_entropy(out.logits.detach(), torch.tensor([0, 2]))
     assert out.logits.shape == (2, 3)
-    assert float(out.loss) == pytest.approx(float(expected))
+    assert float(out.loss.detach()) == pytest.approx(float(expected))
     out.loss.backward()
     assert model.classifier_head.weight.grad is not None
     for side in (0, -1):
