@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..models.causal import CausalModel, ModelConfig
 from ..models.layouts import Layout
-from .headers import check_headers
-from .linears import Int4Linear, Int8Linear, QuantizedEmbedding
+from .headers import check_headers, refuse_parts
+from .linears import Int4Linear, Int8Linear, QuantizedEmbedding, StoredEmbedding
 from .official import from_official
 from .quantize import (
     GROUP,
@@ -65,13 +65,14 @@ def build(plan: Plan) -> CausalModel:
     with torch.device("meta"):
         model = plan.layout.model(plan.config)
     weights = Weights(plan.folder)
-    check_headers(weights, plan.layout, model)
+    refuse_parts(weights)
     if plan.bits is not None and not any(key.endswith(".weight_scale") for key in weights):
         raise CheckpointError(
             f"{plan.folder}: config.json says quantization_bit {plan.bits}, but the weight files "
             "hold no scales; fetch the quantised files, or set quantization_bit to 0 and load with "
             f"quantize='int{plan.bits}'"
         )
+    check_headers(weights, plan.layout, model)
     return _Filling(plan, weights).fill(model)
 
 
@@ -81,6 +82,8 @@ class _Filling:
     def __init__(self, plan: Plan, weights: Weights) -> None:
         self.plan, self.weights = plan, weights
         self.taken: set[str] = set()
+        self._open: list[str] = []
+        """What was read for the leaf that is being filled."""
 
     def fill(self, model: CausalModel) -> CausalModel:
         """Fill every leaf of the model."""
@@ -89,18 +92,27 @@ class _Filling:
             if stem == head and self.plan.config.tied_head:
                 continue
             model.set_submodule(stem, self._filled(stem, module, head=stem == head))
+            self._close()
         if self.plan.config.tied_head:
-            table = model.get_submodule(model.EMBEDDING)
-            model.set_submodule(head, self._tied(table))
+            model.set_submodule(head, self._tied(model.get_submodule(model.EMBEDDING)))
+            self._open.append(f"{self.plan.layout.sources(model.EMBEDDING)[0]}.weight")
+            self._close()
             self.taken.update(key for key in self.weights if key.startswith(_HEADS))
         self._refuse_left_over()
         return model.eval().requires_grad_(False)
+
+    def _close(self) -> None:
+        """Let go of what a leaf was made from; what it kept is read again when it is used."""
+        for key in self._open:
+            self.weights.release(key)
+        self._open.clear()
 
     def _filled(self, stem: str, module: nn.Module, *, head: bool) -> nn.Module:
         stems = self.plan.layout.sources(stem)
         if stem.startswith(_PREFIX) or not isinstance(module, (nn.Linear, nn.Embedding)):
             return self._small(stems, module, exact=stem.startswith(_PREFIX))
-        weight = self._matrix(stems, tuple(module.weight.shape))
+        table = isinstance(module, nn.Embedding)
+        weight = self._matrix(stems, tuple(module.weight.shape), table=table)
         if isinstance(module, nn.Embedding):
             return self._embedding(weight)
         bias = None
@@ -115,10 +127,15 @@ class _Filling:
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         return module
 
-    def _matrix(self, stems: tuple[str, ...], shape: tuple[int, ...]) -> Tensor | QuantizedWeight:
-        """Read a matrix as it lies on disk, or expanded where the plan says so."""
+    def _matrix(
+        self, stems: tuple[str, ...], shape: tuple[int, ...], *, table: bool
+    ) -> Tensor | QuantizedWeight:
+        """Read a matrix as it lies on disk, or in the plan's dtype where it will be so used."""
         if f"{stems[0]}.weight_scale" not in self.weights:
-            return self._plain(stems, "weight", shape)
+            # Rows of a table are converted when they are looked up, matrices when they are rounded.
+            on_disk = self.plan.device.type == "cpu" if table else self.plan.quantize is not None
+            dtype = self._take(f"{stems[0]}.weight").dtype if on_disk else None
+            return self._plain(stems, "weight", shape, dtype)
         weight = self._quantized(stems, shape)
         if weight.shape != shape:
             raise CheckpointError(self._misfit(stems, weight.shape, shape))
@@ -175,12 +192,21 @@ class _Filling:
                 f"{self.plan.folder}: {stems[0]}.{leaf} holds {parts[0].dtype} and there is no "
                 f"{stems[0]}.{leaf}_scale; the weights are incomplete, fetch them again"
             )
-        if any(part.shape[1:] != shape[1:] or part.dim() != len(shape) for part in parts):
-            raise CheckpointError(self._misfit(stems, tuple(parts[0].shape), shape))
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if tuple(whole.shape) != shape:
-            raise CheckpointError(self._misfit(stems, tuple(whole.shape), shape))
-        return whole.to(self.plan.device, dtype or self.plan.dtype)
+        got = (sum(part.shape[0] for part in parts if part.dim()), *parts[0].shape[1:])
+        if got != shape or any(part.shape[1:] != shape[1:] for part in parts):
+            raise CheckpointError(self._misfit(stems, got, shape))
+        return self._joined(parts, shape, dtype or self.plan.dtype)
+
+    def _joined(self, parts: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Put parts on top of each other without a second copy of any."""
+        if len(parts) == 1:
+            return parts[0].to(self.plan.device, dtype)
+        whole = torch.empty(shape, device=self.plan.device, dtype=dtype)
+        start = 0
+        for part in parts:
+            whole[start : start + len(part)] = part
+            start += len(part)
+        return whole
 
     def _take(self, key: str) -> Tensor:
         if key not in self.weights:
@@ -189,6 +215,7 @@ class _Filling:
                 "to another model than config.json"
             )
         self.taken.add(key)
+        self._open.append(key)
         return self.weights[key]
 
     def _misfit(self, stems: tuple[str, ...], got: tuple[int, ...], want: tuple[int, ...]) -> str:
@@ -221,14 +248,16 @@ class _Filling:
 
     def _embedding(self, weight: Tensor | QuantizedWeight) -> nn.Module:
         if isinstance(weight, Tensor):
-            table = nn.Embedding(weight.shape[0], weight.shape[1], _weight=weight)
-            return table.requires_grad_(False)
+            return StoredEmbedding(weight, self.plan.dtype)
         return QuantizedEmbedding(weight, self.plan.dtype)
 
     def _tied(self, table: nn.Module) -> nn.Module:
         if isinstance(table, QuantizedEmbedding):
             return self._linear(table.table, None, head=True)
-        return self._linear(table.get_parameter("weight").detach(), None, head=True)
+        weight = table.get_parameter("weight").detach()
+        if self.plan.quantize is None:
+            weight = weight.to(self.plan.dtype)
+        return self._linear(weight, None, head=True)
 
     def _refuse_left_over(self) -> None:
         left = [

@@ -147,6 +147,23 @@ class Int8Linear(_QuantizedLinear):
         return None
 
 
+class StoredEmbedding(nn.Embedding):
+    """A token table in the dtype that it has on disk; only the rows asked for are converted.
+
+    :param weight: (V, K).
+    :param dtype: of the rows.
+    """
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(weight.shape[0], weight.shape[1], _weight=weight)
+        self.requires_grad_(False)
+        self.dtype = dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look ``ids`` (B, T) up: (B, T, K)."""
+        return super().forward(ids).to(self.dtype)
+
+
 class QuantizedEmbedding(nn.Module):
     """A token table kept in integers; only the rows asked for are expanded."""
 

@@ -15,6 +15,7 @@ from ..models.layouts import identify, recognise
 from ..models.shapes import doubts
 from .filling import Plan, build
 from .official import bits_of
+from .pages import available_memory
 from .weights import read_json
 
 if TYPE_CHECKING:
@@ -108,15 +109,17 @@ def _planned(
     layout = recognise(raw)
     config = layout.shape(raw, family)
     where = _device(device)
+    bits = bits_of(raw)
+    rounded = quantize is not None or bits is not None or "quantization_config" in raw
     return Plan(
         folder,
         layout,
         config,
         where,
-        _dtype(dtype, where, config, raw),
+        _dtype(dtype, where, config, raw, rounded=rounded),
         expand=dtype is not None and quantize is None,
         quantize=quantize,
-        bits=bits_of(raw),
+        bits=bits,
     )
 
 
@@ -133,29 +136,28 @@ def _device(name: str | None) -> torch.device:
 
 
 def _dtype(
-    name: str | None, device: torch.device, config: ModelConfig, raw: dict[str, Any]
+    name: str | None,
+    device: torch.device,
+    config: ModelConfig,
+    raw: dict[str, Any],
+    *,
+    rounded: bool,
 ) -> torch.dtype:
-    """Choose the dtype: as asked, else what the device multiplies fast and has memory for."""
+    """Choose the dtype: as asked, else what the device multiplies fast and has memory for.
+
+    On a processor that is float32 where the matrices take up to half of the memory that is left,
+    or are integers anyway; else the half precision that they are stored in, which needs no copy.
+    """
     if name is not None:
         full = _SHORT.get(name, name)
         if full not in DTYPES:
             allowed = ", ".join([*DTYPES, *_SHORT])
             raise UsageError(f"dtype must be one of {allowed}, got {name!r}")
         return DTYPES[full]
-    if device.type == "cpu":
-        fits = 4 * config.parameters < _memory() // 2
-        quantised = "quantization_config" in raw or bits_of(raw) is not None
-        return torch.float32 if fits or quantised else torch.bfloat16
     stored = DTYPES.get(str(raw.get("torch_dtype", raw.get("dtype"))), torch.float16)
+    if device.type == "cpu" and (rounded or 4 * config.parameters <= available_memory() // 2):
+        return torch.float32
     return torch.float16 if stored == torch.float32 else stored
-
-
-def _memory() -> int:
-    """Return the machine's memory in bytes; a large number where it will not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 1 << 40
 
 
 def use_physical_cores() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..models.files import is_file, read_json, refuse_pointer
+from .pages import release
 
 __all__ = ["TensorInfo", "Weights", "has_weights", "read_json", "weight_files"]
 
@@ -55,6 +56,9 @@ class TensorInfo:
 
 class Shard(Protocol):
     """One file of weights."""
+
+    mapped: bool
+    """Tensors take memory only while they are looked at."""
 
     def keys(self) -> list[str]:
         """Name the tensors in the file."""
@@ -105,6 +109,12 @@ class Weights(Mapping[str, Tensor]):
                 f"{self.folder}: {name} holds {dtype}; glmkit reads {', '.join(sorted(_TAKEN))}"
             )
         return shard.get_tensor(name)
+
+    def release(self, name: str) -> None:
+        """Give back the memory that looking at a tensor took; it can be looked at again."""
+        shard = self._home[name]
+        if shard.mapped:
+            release(shard.get_tensor(name))
 
     def info(self, name: str) -> TensorInfo:
         """Describe a tensor by its header alone."""
@@ -173,6 +183,8 @@ _TAKEN = {str(each).removeprefix("torch.") for each in _DTYPES.values()}
 class _Mapped:
     """A `.safetensors` file; the library checks that its header covers the file exactly."""
 
+    mapped = True
+
     def __init__(self, file: Path) -> None:
         self._file = file
         try:
@@ -207,7 +219,7 @@ class _Unpickled:
     """A `.bin` file, read without running any code in it."""
 
     def __init__(self, file: Path) -> None:
-        found = _load_bin(file)
+        found, self.mapped = _load_bin(file)
         if not isinstance(found, dict) or not all(map(_is_plain, found.items())):
             raise CheckpointError(f"{file} holds something else than a table of tensors")
         self._tensors: dict[str, Tensor] = found
@@ -260,14 +272,15 @@ _FAULTS = (
 """What torch raises on damaged files, depending on where the damage is."""
 
 
-def _load_bin(file: Path) -> object:
+def _load_bin(file: Path) -> tuple[object, bool]:
+    """Return what a file holds, and whether it is mapped."""
     try:
         try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True), True
         except RuntimeError as error:
             if "mmap" not in str(error):  # files from before torch 1.6 cannot be mapped
                 raise
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True), False
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds more than tensors, or is damaged; glmkit runs no code from weight "
