@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,8 @@ class Chat:
     :param model: who answers.
     :param plugins: who is asked for context; None for nobody.
     :param system: the system message, if any.
+    :param tools: functions that the model may ask for, as JSON schemas; a reply with
+        ``tool_calls`` is answered by ``stream(Message("observation", result))``.
     :param options: how to pick tokens.
     :param policy: what to do when no plugin offers a passage.
     :param settings: what each turn asks of single plugins, by plugin name.
@@ -59,6 +61,7 @@ class Chat:
         *,
         plugins: Plugins | None = None,
         system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
         options: GenerationOptions | None = None,
         policy: Policy = Policy.OPTIONAL,
         settings: Mapping[str, Any] | None = None,
@@ -68,7 +71,8 @@ class Chat:
         self.policy = policy
         self.settings: Mapping[str, Any] = settings or {}
         self._plugins = plugins
-        self._system = [Message("system", system)] if system else []
+        first = Message("system", system or "", tools=tuple(tools))
+        self._system = [first] if system or tools else []
         self.history: list[Message] = []
         """The turns so far, without passages: evidence belongs to the question it was found for."""
 
@@ -76,14 +80,15 @@ class Chat:
         """Forget the turns so far."""
         self.history.clear()
 
-    def stream(self, question: str) -> Iterator[Chunk]:
+    def stream(self, question: str | Message) -> Iterator[Chunk]:
         """Yield the answer to ``question``; the last chunk carries reason, usage and sources.
+
+        :param question: what the user asks, or any other message to answer.
 
         Closing the iterator cancels the answer; what was said until then stays in the history.
         """
-        request = Request(
-            (*self._system, *self.history, Message("user", question)), self.options, self.settings
-        )
+        asked = Message("user", question) if isinstance(question, str) else question
+        request = Request((*self._system, *self.history, asked), self.options, self.settings)
         reply = Reply("", "error", Usage())
         said: list[str] = []
         try:
@@ -100,19 +105,20 @@ class Chat:
         finally:
             self._done(request, reply)
 
-    def reply(self, question: str) -> Reply:
+    def reply(self, question: str | Message) -> Reply:
         """Return the whole answer to ``question``."""
         return Reply.join(self.stream(question))
 
     def _context(self, request: Request) -> tuple[Passage, ...]:
-        if self._plugins is None:
+        if self._plugins is None or request.messages[-1].role != "user":
             return ()
         offers: list[list[Passage]] = self._plugins.hook.extra_context(request=request)
         merged = [passage for offer in offers for passage in offer]
         return tuple(sorted(merged, key=lambda passage: -passage.score))
 
     def _answer(self, request: Request, sources: tuple[Passage, ...]) -> Iterator[Chunk]:
-        if not sources and self.policy is Policy.REFUSE:
+        asked = request.messages[-1].role == "user"
+        if asked and not sources and self.policy is Policy.REFUSE:
             yield Chunk(REFUSALS[language_of(request.question)], "refused", Usage())
             return
         *before, question = request.messages
@@ -120,6 +126,7 @@ class Chat:
 
     def _done(self, request: Request, reply: Reply) -> None:
         if reply.finish_reason != "error":
-            self.history += [request.messages[-1], Message("assistant", reply.text)]
+            answer = Message("assistant", reply.text, tool_calls=reply.tool_calls)
+            self.history += [request.messages[-1], answer]
         if self._plugins is not None:
             self._plugins.hook.response_done(request=request, reply=reply)

@@ -6,6 +6,7 @@ Shape letters used across the project: B rows, T tokens, V vocabulary, N texts, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
@@ -45,6 +46,33 @@ class ToolCall:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """By parameter name, as parsed; ``{"code": ...}`` for a code interpreter."""
 
+    @classmethod
+    def of(cls, value: ToolCall | Mapping[str, Any]) -> ToolCall:
+        """Return ``value`` as a call.
+
+        :param value: a call, or a mapping with ``name`` and ``arguments``, bare or in OpenAI's form
+            (``{"type": "function", "function": {...}}``); arguments are a mapping or its JSON.
+        :raises UsageError: if it is neither.
+        """
+        if isinstance(value, ToolCall):
+            return value
+        inner = value.get("function", value) if isinstance(value, Mapping) else None
+        name = inner.get("name") if isinstance(inner, Mapping) else None
+        if not isinstance(inner, Mapping) or not isinstance(name, str):
+            raise UsageError(f"a tool call is {{'name': ..., 'arguments': ...}}, got {value!r}")
+        return cls(name, _arguments(inner.get("arguments", {})))
+
+
+def _arguments(value: object) -> Mapping[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "{}")
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"the arguments of a tool call are no JSON: {error}") from error
+    if not isinstance(value, Mapping):
+        raise UsageError(f"the arguments of a tool call must be an object, got {value!r}")
+    return value
+
 
 @dataclass(frozen=True)
 class Message:
@@ -72,15 +100,29 @@ class Message:
     def of(cls, value: Message | Mapping[str, Any]) -> Message:
         """Return ``value`` as a message.
 
-        :param value: a message, or a mapping with ``role`` and ``content``.
+        :param value: a message, or a mapping with ``role`` and ``content``; ``tools`` and
+            ``tool_calls`` as in OpenAI's API, where ``content`` may be None beside calls.
         :raises UsageError: if a key is missing or unknown, or the role is none of :data:`ROLES`.
         """
         if isinstance(value, Message):
             return value
-        if not isinstance(value, Mapping) or set(value) - {"passages"} != {"role", "content"}:
+        keys = set(value) if isinstance(value, Mapping) else set()
+        if not {"role", "content"} <= keys <= _KEYS:
             raise UsageError(f"a message is {{'role': ..., 'content': ...}}, got {value!r}")
-        passages = tuple(value.get("passages", ()))
-        return cls(role=value["role"], content=value["content"], passages=passages)
+        calls = tuple(map(ToolCall.of, value.get("tool_calls") or ()))
+        content = value["content"]
+        return cls(
+            role=value["role"],
+            content="" if content is None and calls else content,
+            passages=tuple(value.get("passages", ())),
+            tools=tuple(value.get("tools") or ()),
+            tool_calls=calls,
+        )
+
+
+_KEYS = frozenset(("role", "content", "passages", "tools", "tool_calls", "tool_call_id", "name"))
+"""Of a message as a mapping; the last two tell others which call is answered, and say nothing to
+the models here."""
 
 
 MessageLike = Message | Mapping[str, Any]

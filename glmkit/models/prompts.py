@@ -1,81 +1,28 @@
-"""Conversations to token ids: the chat formats, and how passages are put before a question.
-
-A format is a list of pieces. A piece is either the name of a special token or plain text, and
-plain text is encoded without looking for special tokens in it: nobody can forge a turn.
-"""
+"""Conversations to token ids: how passages are put before a question, and what is left out."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
-from ..errors import CheckpointError, UsageError
+from ..errors import UsageError
 from ..types import Message, Passage
+from .formats import FORMATS, ChatFormat, Piece, Special, encode, guess_format
 from .tokenizers import Tokenizer
 
-
-class Special(NamedTuple):
-    """A special token, by name."""
-
-    name: str
-
-
-Piece = Special | str
-
-
-@dataclass(frozen=True)
-class ChatFormat:
-    """How one family of models writes a conversation."""
-
-    name: str
-    pieces: Callable[[Sequence[Message], str], list[Piece]]
-    """Takes the messages and the default system text; ends where the answer begins."""
-    stops: tuple[str, ...]
-    """Special tokens that end an answer."""
-
-
-def _chatml(messages: Sequence[Message], system: str) -> list[Piece]:
-    """Render ``<|im_start|>role``, content, ``<|im_end|>``."""
-    turns = [(_CHATML_ROLES.get(each.role, each.role), each.content) for each in messages]
-    if system and messages[0].role != "system":
-        turns.insert(0, ("system", system))
-    pieces: list[Piece] = []
-    for role, content in turns:
-        pieces += [Special("<|im_start|>"), f"{role}\n{content}", Special("<|im_end|>"), "\n"]
-    return [*pieces, Special("<|im_start|>"), "assistant\n"]
-
-
-_CHATML_ROLES = {"observation": "tool"}
-
-FORMATS = {each.name: each for each in (ChatFormat("chatml", _chatml, stops=("<|im_end|>",)),)}
-
-
-def guess_format(tokenizer: Tokenizer) -> ChatFormat | None:
-    """Return the format whose special tokens the vocabulary has."""
-    has_chatml = all(tokenizer.special(each) is not None for each in ("<|im_start|>", "<|im_end|>"))
-    return FORMATS["chatml"] if has_chatml else None
-
-
-def encode(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[int]:
-    """Return the token ids of rendered pieces.
-
-    :raises CheckpointError: if the vocabulary lacks a special token of the format.
-    """
-    ids: list[int] = []
-    for piece in pieces:
-        if isinstance(piece, str):
-            ids += tokenizer.encode(piece)
-            continue
-        number = tokenizer.special(piece.name)
-        if number is None:
-            raise CheckpointError(
-                f"the vocabulary has no {piece.name!r}, which the chat format needs; "
-                "the folder mixes two models"
-            )
-        ids.append(number)
-    return ids
+__all__ = [
+    "FORMATS",
+    "ChatFormat",
+    "Piece",
+    "Prompt",
+    "Renderer",
+    "Special",
+    "encode",
+    "guess_format",
+    "speaks_chinese",
+    "with_passages",
+]
 
 
 @dataclass(frozen=True)
@@ -112,7 +59,7 @@ def with_passages(message: Message, language: str) -> Message:
         _as_data(number, passage) for number, passage in enumerate(message.passages, 1)
     )
     content = wording.before + listed + wording.after.replace("{question}", message.content)
-    return Message(message.role, content)
+    return replace(message, content=content, passages=())
 
 
 _DELIMITER = re.compile(r"<\s*(/?)\s*passage", re.IGNORECASE)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .weights import read_json
+from ..models.files import read_json, read_json_if_there
+from ..models.formats import ChatFormat
+from ..models.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -21,23 +23,53 @@ class Settings:
     repetition_penalty: float = 1.0
 
     @classmethod
-    def open(cls, folder: Path) -> Settings:
-        """Read `generation_config.json`, and the stop ids of `config.json` where it has none."""
+    def open(
+        cls,
+        folder: Path,
+        *,
+        chat_format: ChatFormat | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> Settings:
+        """Read `generation_config.json`; what it does not say is as the model was published.
+
+        Answers end at the stop tokens of the files and at those of the chat format, whichever comes
+        first: the original folders list only a part.
+
+        :param chat_format: how the model chats; brings the published sampling of its generation.
+        :param tokenizer: the model's vocabulary.
+        :raises CheckpointError: if a file is damaged.
+        """
         raw = read_json(folder / "config.json")
-        if (folder / "generation_config.json").is_file():
-            raw = {**raw, **read_json(folder / "generation_config.json")}
-        ids = raw.get("eos_token_id")
-        listed = ids if isinstance(ids, list) else [ids]
-        stops = frozenset(each for each in listed if isinstance(each, int))
-        if not raw.get("do_sample", False):
-            return cls(stops, repetition_penalty=_given(raw, "repetition_penalty", 1.0))
+        raw = {**raw, **read_json_if_there(folder / "generation_config.json")}
+        stops = _listed(raw.get("eos_token_id")) | _of_format(chat_format, tokenizer)
+        penalty = _given(raw, "repetition_penalty", 1.0)
+        temperature, top_p = _published(chat_format)
+        if not raw.get("do_sample", temperature > 0):
+            return cls(stops, repetition_penalty=penalty)
         return cls(
             stops,
-            temperature=_given(raw, "temperature", 1.0),
-            top_p=_given(raw, "top_p", 1.0),
+            temperature=_given(raw, "temperature", temperature or 1.0),
+            top_p=_given(raw, "top_p", top_p),
             top_k=int(_given(raw, "top_k", 0)),
-            repetition_penalty=_given(raw, "repetition_penalty", 1.0),
+            repetition_penalty=penalty,
         )
+
+
+def _published(chat_format: ChatFormat | None) -> tuple[float, float]:
+    return (chat_format.temperature, chat_format.top_p) if chat_format else (0.0, 1.0)
+
+
+def _listed(ids: object) -> frozenset[int]:
+    listed = ids if isinstance(ids, list) else [ids]
+    return frozenset(each for each in listed if type(each) is int)
+
+
+def _of_format(chat_format: ChatFormat | None, tokenizer: Tokenizer | None) -> frozenset[int]:
+    if tokenizer is None:
+        return frozenset()
+    names = chat_format.stops if chat_format else ()
+    found = [tokenizer.eos_id, *map(tokenizer.special, names)]
+    return frozenset(each for each in found if each is not None)
 
 
 def _given(raw: dict[str, Any], name: str, default: float) -> float:

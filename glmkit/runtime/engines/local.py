@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError, UsageError
 from ...models.causal import CausalModel, ModelConfig, Start
-from ...models.prompts import FORMATS, Prompt, Renderer, guess_format
+from ...models.prompts import FORMATS, Renderer, guess_format
 from ...models.tokenizers import Detokenizer, Tokenizer
 from ...types import Chunk, GenerationOptions, Message, MessageLike, Reply
 from ..answers import Answer
@@ -72,11 +72,14 @@ class LocalModel(Adapted):
         about = read_json(folder / "glmkit.json") if (folder / "glmkit.json").is_file() else {}
         if languages is None and about.get("languages"):
             languages = frozenset(about["languages"])
+        renderer = _renderer(folder, about, model.config, languages, family)
+        chat_format = renderer.format if renderer else None
+        tokenizer = renderer.tokenizer if renderer else None
         return cls(
             model,
-            Settings.open(folder),
+            Settings.open(folder, chat_format=chat_format, tokenizer=tokenizer),
             name=name,
-            renderer=_renderer(folder, about, model.config, languages),
+            renderer=renderer,
             languages=languages,
             family=family,
             folder=folder,
@@ -251,14 +254,16 @@ class LocalModel(Adapted):
                 f"{self.name} has no vocabulary or chat format that this version of glmkit reads, "
                 "so it cannot chat; logits() and generate_ids() work"
             )
-        prompt = renderer.render([Message.of(each) for each in messages], room=self._room(options))
-        return self._answer_to(prompt, options, renderer.tokenizer)
-
-    def _answer_to(
-        self, prompt: Prompt, options: GenerationOptions, tokenizer: Tokenizer
-    ) -> Answer:
-        row = self._row(prompt.ids, options, options)
-        return Answer(row, Detokenizer(tokenizer), StopText(options.stop), prompt.passages)
+        turns = [Message.of(each) for each in messages]
+        prompt = renderer.render(turns, room=self._room(options))
+        chat_format = renderer.format
+        return Answer(
+            self._row(prompt.ids, options, options),
+            Detokenizer(renderer.tokenizer, skip_special=chat_format.skip_special),
+            StopText(options.stop),
+            prompt.passages,
+            chat_format.reader(turns),
+        )
 
     def _room(self, options: GenerationOptions) -> int:
         """Return how long a prompt may be: an answer is left an eighth of the context at least."""
@@ -301,20 +306,16 @@ def _or(given: float | None, default: float) -> float:
 
 
 def _renderer(
-    folder: Path, about: dict[str, Any], config: ModelConfig, languages: frozenset[str] | None
+    folder: Path,
+    about: dict[str, Any],
+    config: ModelConfig,
+    languages: frozenset[str] | None,
+    family: str | None,
 ) -> Renderer | None:
     """Return what writes prompts for the folder's model, where that is known."""
-    tokenizer = Tokenizer.open(folder)
+    tokenizer = Tokenizer.open(folder, family=family, vocab_size=config.vocab_size)
     if tokenizer is None:
         return None
-    if tokenizer.size > config.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the vocabulary has {tokenizer.size} tokens, the model {config.vocab_size}; "
-            "tokenizer.json belongs to another model"
-        )
-    chosen = (
-        FORMATS.get(about["chat_format"]) if "chat_format" in about else guess_format(tokenizer)
-    )
-    if chosen is None:
-        return None
-    return Renderer(tokenizer, chosen, about.get("system", ""), languages)
+    named = about.get("chat_format")
+    chosen = FORMATS.get(named) if named is not None else guess_format(tokenizer, family)
+    return Renderer(tokenizer, chosen, about.get("system", ""), languages) if chosen else None

@@ -1,0 +1,23 @@
+"""The format of the embedded default: ``<|im_start|>role``, content, ``<|im_end|>``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...types import Message
+from .base import ChatFormat, Piece, Special
+
+_ROLES = {"observation": "tool"}
+
+
+def _pieces(messages: Sequence[Message], system: str) -> list[Piece]:
+    turns = [(_ROLES.get(each.role, each.role), each.content) for each in messages]
+    if system and messages[0].role != "system":
+        turns.insert(0, ("system", system))
+    pieces: list[Piece] = []
+    for role, content in turns:
+        pieces += [Special("<|im_start|>"), f"{role}\n{content}", Special("<|im_end|>"), "\n"]
+    return [*pieces, Special("<|im_start|>"), "assistant\n"]
+
+
+CHATML = ChatFormat("chatml", _pieces, stops=("<|im_end|>",))

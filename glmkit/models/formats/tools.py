@@ -1,0 +1,106 @@
+"""Tools in prompts and in answers: offers, and calls as Python literals or JSON.
+
+What a model wrote is never run: a call is parsed as a syntax tree, and its arguments must be
+literals. What does not parse is not a call.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...types import Message, ToolCall
+
+Tool = Mapping[str, Any]
+
+LONGEST_CALL = 1 << 16
+"""Characters: longer ones are not parsed."""
+_FENCED = re.compile(r"\s*```(?:python)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
+
+
+def function_of(tool: Tool) -> Tool:
+    """Return a tool's function: OpenAI's form wraps it, ChatGLM3's does not."""
+    inner = tool.get("function")
+    return inner if isinstance(inner, Mapping) else tool
+
+
+def wrapped(tool: Tool) -> Tool:
+    """Return a tool in OpenAI's form, which GLM-4 expects."""
+    return tool if "type" in tool and "name" not in tool else {"type": "function", "function": tool}
+
+
+def offered(messages: Sequence[Message]) -> tuple[Tool, ...]:
+    """Return the tools that a conversation offers."""
+    return tuple(tool for message in messages for tool in message.tools)
+
+
+def names_of(tools: Sequence[Tool]) -> frozenset[str]:
+    """Return what the tools are called; a built-in one by its type."""
+    found = (function_of(each).get("name", each.get("type")) for each in tools)
+    return frozenset(each for each in found if isinstance(each, str))
+
+
+def listed(tools: Sequence[Tool]) -> str:
+    """Return tools as ChatGLM3's system message lists them."""
+    functions = [function_of(each) for each in tools]
+    return json.dumps(functions, indent=4, ensure_ascii=False, default=dict)
+
+
+def unfenced(text: str) -> str | None:
+    """Return the code between ``` marks, None where text is not such a block."""
+    found = _FENCED.match(text)
+    return found[1] if found else None
+
+
+def python_call(text: str) -> Mapping[str, Any] | None:
+    """Return the arguments of ``tool_call(name=literal, ...)``, None where text is none."""
+    if len(text) > LONGEST_CALL:
+        return None
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(node, ast.Call) or not _names_the_tool(node):
+            return None
+        found = {str(each.arg): ast.literal_eval(each.value) for each in node.keywords}
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None
+    return found if _is_data(found) else None
+
+
+def _names_the_tool(call: ast.Call) -> bool:
+    named = isinstance(call.func, ast.Name) and call.func.id == "tool_call"
+    return named and not call.args and all(each.arg is not None for each in call.keywords)
+
+
+def json_object(text: str) -> Mapping[str, Any] | None:
+    """Return the object that a text of JSON is, None where it is none."""
+    if len(text) > LONGEST_CALL:
+        return None
+    try:
+        found = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _is_data(value: object) -> bool:
+    """Tell whether a literal could be JSON as well."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_data(each) for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(_is_data(each) for each in value)
+    return value is None or isinstance(value, (str, int, float))
+
+
+def as_python(call: ToolCall) -> str:
+    """Return a call as ChatGLM3 writes it."""
+    if set(call.arguments) == {"code"}:
+        return f"```python\n{call.arguments['code']}\n```"
+    arguments = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+    return f"```python\ntool_call({arguments})\n```"
