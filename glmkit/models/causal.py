@@ -70,6 +70,9 @@ class CausalModel(nn.Module):
     """Where the token table is: the stem of its parameters."""
     HEAD: ClassVar[str]
     """Where the head is."""
+    REUSABLE: ClassVar[bool] = True
+    """A token's keys and values depend on what stands before it only, so that rows that begin
+    alike may share them."""
 
     config: ModelConfig
     transformer: nn.Module

@@ -214,6 +214,7 @@ class ChatGlm(CausalModel):
 
     EMBEDDING: ClassVar[str] = "transformer.word_embeddings"
     HEAD: ClassVar[str] = "lm_head"
+    REUSABLE: ClassVar[bool] = False  # the context is seen from both sides
 
     def __init__(self, config: ChatGlmConfig) -> None:
         super().__init__()

@@ -71,15 +71,17 @@ class KVCache:
 
 
 class Span:
-    """A run of new tokens of one slot: a prompt, or what a chat adds to it."""
+    """A run of new tokens of neighbouring slots: prompts, or what a chat adds to one."""
 
-    def __init__(self, cache: KVCache, slot: int, start: int, tokens: int) -> None:
-        self.cache, self.slot = cache, slot
+    def __init__(
+        self, cache: KVCache, slot: int, start: int, tokens: int, *, rows: int = 1
+    ) -> None:
+        self.cache, self.slots = cache, slice(slot, slot + rows)
         self.start, self.end = cache.ahead + start, cache.ahead + start + tokens
 
     def extend(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (1, T, 2G, D) behind what the slot holds; return all of it."""
-        held = self.cache.layers[layer][self.slot : self.slot + 1]
+        """Store (rows, T, 2G, D) behind what the slots hold; return all of it."""
+        held = self.cache.layers[layer][self.slots]
         held[:, :, self.start : self.end] = kv.transpose(1, 2)
         return _seen(held, self.end)
 

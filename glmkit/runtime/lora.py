@@ -150,6 +150,8 @@ class AdapterSet:
         self._layers: dict[str, LoraLinear] = {}
         self._prefixes: dict[str, PrefixEncoder] = {}
         self._own_prefix = model.prefix
+        self.changes = 0
+        """How often what the names mean has changed."""
 
     def add(self, name: str, adapter: Adapter) -> None:
         """Load an adapter under a name; all is checked before anything changes.
@@ -167,6 +169,7 @@ class AdapterSet:
         else:
             self._put(name, fit_lora(adapter, self.model))
         self.loaded[name] = adapter
+        self.changes += 1
 
     def _put(self, name: str, fitted: Mapping[str, LowRank]) -> None:
         device = self.model.like.device
@@ -188,6 +191,7 @@ class AdapterSet:
         self._check_name(name)
         self.wear(tuple(each for each in self.active if each[0] != name))
         del self.loaded[name]
+        self.changes += 1
         self._prefixes.pop(name, None)
         for stem, layer in list(self._layers.items()):
             layer.drop(name)
@@ -297,6 +301,7 @@ class AdapterSet:
             self._unmerge_layers()
             raise
         self.merged = loras
+        self.changes += 1
         self._worn.now = ((),)
 
     def unmerge(self) -> None:
@@ -305,6 +310,7 @@ class AdapterSet:
             raise UsageError("no adapter is merged")
         self._unmerge_layers()
         self.merged = None
+        self.changes += 1
         self._worn.now = (self.active,)
 
     def _unmerge_layers(self) -> None:
@@ -334,6 +340,10 @@ class Within:
             )
         with adapters.wearing(asked):
             yield
+
+    def worn(self, row: Row) -> tuple[int, Mix]:
+        """Return what tells apart rows that wear different things."""
+        return self.adapters.changes, self.adapters.mix(row.adapter)
 
 
 def _check_weight(name: str, weight: object) -> None:
