@@ -43,11 +43,12 @@ class Settling:
 
     def push(self, text: str) -> str:
         """Take more text; return what is settled by now."""
-        whole = self._held + text
-        found = self._unsettled.search(whole)
+        whole = self._before + self._held + text
+        start = len(self._before)
+        found = self._unsettled.search(whole, start)
         cut = found.start() if found else len(whole)
         self._held = whole[cut:]
-        return self._settle(whole[:cut])
+        return self._settle(whole[start:cut])
 
     def finish(self) -> str:
         """Return what was held back, changed."""
