@@ -32,6 +32,11 @@ COMMANDS = (
     Command(
         "batch", "Answer a file of prompts into a file of answers.", "glmkit.commands.batch:batch"
     ),
+    Command(
+        "adapters",
+        "Inspect, check and merge LoRA adapters and prefixes.",
+        "glmkit.commands.adapters:adapters",
+    ),
     Command("plugins", "List, inspect and check plugins.", "glmkit.commands.plugins:plugins"),
     Command("run", "Run an app: chat, knowledge-chat or a plugin's.", "glmkit.cli:run"),
 )

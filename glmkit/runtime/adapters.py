@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError, UsageError
+from ..models.files import refuse_pointer
 from .fingerprint import Fingerprint
 from .peft_config import PeftConfig
 from .weights import read_json
@@ -29,6 +31,10 @@ FILES = ("adapter_model.safetensors", "adapter_model.bin")
 CONFIG = "adapter_config.json"
 PREFIX = "transformer.prefix_encoder."
 _PREFIX_FILES = ("pytorch_model.bin", "model.safetensors")
+
+
+class AlphaMissingError(UsageError):
+    """A file records no alpha, and none was given."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +93,25 @@ def read_adapter(path: Path | str, *, alpha: float | None = None) -> Adapter:
     """
     path = Path(path)
     file = _find(path)
+    refuse_pointer(file)
     tensors = _tensors(file)
     name = path.stem if path.is_file() else path.name
     if any(key.startswith(PREFIX) for key in tensors):
         return _prefix(file, tensors, name=name, alpha=alpha)
-    beside = file.parent / CONFIG
-    recorded = file.name in FILES and beside.is_file()
-    config = PeftConfig.read(beside) if recorded else None
+    config = PeftConfig.read(file.parent / CONFIG) if _is_recorded(file) else None
     return _lora(file, tensors, config, name=name, alpha=alpha)
+
+
+def recorded_alpha(path: Path) -> bool:
+    """Tell whether a file says its alpha itself.
+
+    :raises CheckpointError: if it is no adapter.
+    """
+    return _is_recorded(_find(path))
+
+
+def _is_recorded(file: Path) -> bool:
+    return file.name in FILES and (file.parent / CONFIG).is_file()
 
 
 def _find(path: Path) -> Path:
@@ -122,7 +139,9 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of strange protocols, which then fail or do not
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} is a pickle of whole Python objects (torch.save(model) writes such files) or "
@@ -276,7 +295,7 @@ def _refuse_unknown(file: Path, unknown: list[str], total: int) -> None:
 def _alpha(file: Path, config: PeftConfig | None, alpha: float | None) -> float | None:
     """Return the alpha of files without a record; check the other ones."""
     if config is None and alpha is None:
-        raise UsageError(
+        raise AlphaMissingError(
             f"{file} records no alpha, and the effect depends on it: pass alpha=32 "
             "(--adapter-alpha 32), or whatever it was trained with"
         )

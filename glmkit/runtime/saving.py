@@ -1,0 +1,140 @@
+"""Adapters on their way out: saved as peft reads them today, described, checked from headers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ..errors import UsageError
+from .adapters import CONFIG, FILES, Adapter
+from .fingerprint import Fingerprint
+from .fitting import check_base, fit_lora, fit_prefix
+from .merging import skeleton
+
+
+def save_adapter(
+    adapter: Adapter,
+    folder: Path | str,
+    *,
+    base: Fingerprint | None = None,
+    force: bool = False,
+) -> Path:
+    """Write a LoRA as the folder that peft writes and reads today, and what it was trained on.
+
+    :param base: of the model; None: what the adapter remembers itself.
+    :param force: replace what the folder holds.
+    :raises UsageError: if the adapter is a prefix, or the folder is not empty.
+    """
+    from safetensors.torch import save_file
+
+    if adapter.kind != "lora":
+        raise UsageError(f"adapter {adapter.name!r} is a P-Tuning prefix; copy its folder instead")
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise UsageError(
+            f"{folder} is not empty; choose another folder, or replace it with --force"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for stem, part in adapter.parts.items():
+        tensors[f"base_model.model.{stem}.lora_A.weight"] = part.a.detach().cpu().contiguous()
+        tensors[f"base_model.model.{stem}.lora_B.weight"] = part.b.detach().cpu().contiguous()
+    save_file(tensors, folder / FILES[0], metadata={"format": "pt"})
+    text = json.dumps(_config(adapter), indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    known = base or adapter.fingerprint
+    if known is not None:
+        known.write(folder)
+    return folder
+
+
+def _config(adapter: Adapter) -> dict[str, object]:
+    """Return the adapter_config.json of an adapter."""
+    ranks = {stem: part.rank for stem, part in adapter.parts.items()}
+    alphas = {stem: _rounded(part.scale * part.rank) for stem, part in adapter.parts.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    stems = sorted(adapter.parts)
+    leaves = sorted({stem.rpartition(".")[2] for stem in stems})
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.base_name,
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": stems if adapter.some_layers else leaves,
+        "rank_pattern": {stem: each for stem, each in ranks.items() if each != rank},
+        "alpha_pattern": {stem: each for stem, each in alphas.items() if each != alpha},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def _rounded(alpha: float) -> float:
+    """Return a whole number where it is one but for rounding."""
+    nearest = round(alpha)
+    return nearest if nearest and math.isclose(alpha, nearest, rel_tol=1e-9) else alpha
+
+
+def describe(adapter: Adapter) -> Iterator[tuple[str, str]]:
+    """Yield what there is to know of an adapter, for a person."""
+    yield "name", adapter.name
+    yield "kind", "LoRA" if adapter.kind == "lora" else "P-Tuning prefix"
+    yield "layout", adapter.layout
+    if adapter.kind == "lora":
+        parts = list(adapter.parts.values())
+        yield "rank", _listed(part.rank for part in parts)
+        yield "alpha", _listed(_rounded(part.scale * part.rank) for part in parts)
+        yield "scale", _listed(part.scale for part in parts)
+        yield "modules", _modules(adapter)
+        yield "inputs", _listed(part.a.shape[1] for part in parts)
+    else:
+        yield "entries", str(adapter.prefix["embedding.weight"].shape[0])
+        yield "projection", "yes" if "trans.0.weight" in adapter.prefix else "no"
+    yield "parameters", f"{adapter.parameters:,}"
+    yield "trained on", adapter.base_name or "not recorded"
+    known = adapter.fingerprint
+    yield "fingerprint", f"{known.name} {known.norms[:16]}" if known else "not recorded"
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{each:g}" for each in sorted(set(values)))
+
+
+def _modules(adapter: Adapter) -> str:
+    counts = Counter(stem.rpartition(".")[2] for stem in adapter.parts)
+    return ", ".join(f"{name} x{count}" for name, count in sorted(counts.items()))
+
+
+def check(
+    adapter: Adapter,
+    folder: Path,
+    *,
+    name: str,
+    family: str | None = None,
+    any_base: bool = False,
+) -> str:
+    """Check an adapter against a checkpoint without loading it; say how it fits.
+
+    :raises CheckpointError: if it does not fit; says what differs.
+    """
+    _, model, _ = skeleton(folder, family)
+    if adapter.kind == "prefix":
+        entries = fit_prefix(adapter, model).config.length
+        return f"{adapter.name} fits {name}: a prefix of {entries} entries"
+    fitted = fit_lora(adapter, model)
+    known = "nothing is recorded of the model that it was trained on"
+    if adapter.fingerprint is not None and not any_base:
+        check_base(adapter, Fingerprint.of(folder, name))
+        known = "it was trained on this very model"
+    tensors = 2 * len(adapter.parts)
+    return f"{adapter.name} fits {name}: all {tensors} tensors, {len(fitted)} matrices; {known}"
