@@ -17,6 +17,7 @@ def register() -> None:
     """
     try:
         import transformers
+        from transformers.models.auto import tokenization_auto
     except ImportError as error:
         raise MissingExtraError(
             "loading models through transformers", "transformers", "hf"
@@ -26,7 +27,11 @@ def register() -> None:
         ChatGLMForConditionalGeneration,
         ChatGLMForSequenceClassification,
     )
+    from .models.hf.tokenization import ChatGLM4Tokenizer, ChatGLMTokenizer
 
+    # By name only: registered beside a configuration, a tokenizer gives way to code in the folder.
+    for tokenizer in (ChatGLMTokenizer, ChatGLM4Tokenizer):
+        tokenization_auto.REGISTERED_TOKENIZER_CLASSES[tokenizer.__name__] = tokenizer
     transformers.AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
     for auto in (
         transformers.AutoModel,

@@ -35,6 +35,7 @@ class ChatGLMConfig(PreTrainedConfig):
     prefix_projection = False
     classifier_dropout = None
     quantization_bit = 0
+    tokenizer_class = "ChatGLMTokenizer"
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401
         if kwargs.get("num_layers") is None and kwargs.get("num_hidden_layers") is not None:
