@@ -302,7 +302,7 @@ def floats(found):
         (cut_scale, "weight_scale is .* expected one scale for each of the"),
         (whole_scale, "weight_scale.*int64"),
         (square_scale, "do not fit each other"),
-        (no_scale, "dense_h_to_4h.weight (has shape|holds torch.int8 and there is no)"),
+        (no_scale, "dense_h_to_4h.weight (has shape|holds int8 and there is no)"),
         (no_scales, "hold no scales"),
         (short_rows, "belong to different models"),
         (odd_width, "belong to different models"),

@@ -148,7 +148,8 @@ def describe(folder: Path, family: str | None = None) -> Description:
         raise CheckpointError(f"{folder} is not a folder; give the folder that holds config.json")
     if is_file(folder / _ADAPTER) and not has_weights(folder):
         return _adapter(folder)
-    if not is_file(folder / "config.json") and any(is_file(folder / e) for e in _VOCABULARIES):
+    bare = not is_file(folder / "config.json") and not has_weights(folder)
+    if bare and any(is_file(folder / each) for each in _VOCABULARIES):
         found = _vocabulary(folder, family, None)
         return Description(str(folder), "vocabulary", family=family, vocabulary=found)
     raw = read_json(folder / "config.json")

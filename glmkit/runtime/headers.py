@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from .weights import Weights
 
 PREFIX = "transformer.prefix_encoder."
 _TIED_HEADS = ("transformer.output_layer.", "lm_head.")
+_FLOATS = {"float64", "float32", "float16", "bfloat16"}
 _QUANTISED = ("weight_scale", "weight_min")
 
 
@@ -77,10 +79,15 @@ def refuse_parts(weights: Weights) -> None:
     if not what and any(".lora_A" in key or ".lora_B" in key for key in weights):
         what = "LoRA adapter"
     if what:
-        raise CheckpointError(
-            f"{weights.folder} holds a {what}, not a model: load the model that it was trained on, "
-            f"with adapter={str(weights.folder)!r}"
-        )
+        raise CheckpointError(not_alone(weights.folder, what))
+
+
+def not_alone(folder: Path, what: str) -> str:
+    """Return what to say of a folder with a part of a model, and how to load it."""
+    return (
+        f"{folder} holds a {what}, not a model: load the model that it was trained on, "
+        f"with adapter={str(folder)!r}"
+    )
 
 
 def _check(weights: Weights, keys: list[str], wanted: tuple[int, ...]) -> None:
@@ -89,6 +96,13 @@ def _check(weights: Weights, keys: list[str], wanted: tuple[int, ...]) -> None:
         raise CheckpointError(f"{weights.folder} lacks the tensor {missing}; {_remedy(missing)}")
     if f"{keys[0]}_scale" in weights:
         return
+    kinds = {weights.info(key).dtype for key in keys}
+    if not kinds <= _FLOATS:
+        raise CheckpointError(
+            f"{weights.folder}: {keys[0]} holds {' and '.join(sorted(kinds))} and there is no "
+            f"{keys[0]}_scale; glmkit reads floating point of 16 to 64 bits, and int8 or uint8 "
+            "with scales: fetch another version of the model"
+        )
     shapes = [weights.info(key).shape for key in keys]
     fit = all(len(each) == len(wanted) and each[1:] == wanted[1:] for each in shapes)
     if not fit or sum(each[0] for each in shapes) != wanted[0]:

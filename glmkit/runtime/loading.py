@@ -11,12 +11,14 @@ import torch
 
 from ..errors import CheckpointError, UsageError
 from ..models.causal import ModelConfig
+from ..models.files import is_file
 from ..models.layouts import identify, recognise
 from ..models.shapes import doubts
 from .filling import Plan, build
+from .headers import not_alone
 from .official import bits_of
 from .pages import available_memory
-from .weights import read_json
+from .weights import has_weights, read_json
 
 if TYPE_CHECKING:
     from .engines.adapted import AdapterReader
@@ -81,6 +83,8 @@ def _recognised(folder: Path, family: str | None) -> tuple[dict[str, Any], str]:
     """Return the folder's config.json and the model's family."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder that holds config.json")
+    if is_file(folder / "adapter_config.json") and not has_weights(folder):
+        raise CheckpointError(not_alone(folder, "LoRA adapter"))
     raw = read_json(folder / "config.json")
     found = identify(folder, raw, family)
     if not found.certain:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -272,6 +274,15 @@ _FAULTS = (
 """What torch raises on damaged files, depending on where the damage is."""
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves that torch finds a file uncommon: it is read, or refused with a reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@_quiet()
 def _load_bin(file: Path) -> tuple[object, bool]:
     """Return what a file holds, and whether it is mapped."""
     try:

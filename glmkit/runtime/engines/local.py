@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError, UsageError
+from ...models.about import read_about
 from ...models.causal import CausalModel, ModelConfig, Start
 from ...models.prompts import FORMATS, Renderer, guess_format
 from ...models.tokenizers import Detokenizer, Tokenizer
@@ -22,7 +23,6 @@ from ..decode import Column, Row, columns
 from ..lora import Choice
 from ..sampling import StopText, make_sampler
 from ..settings import Settings
-from ..weights import read_json
 from .adapted import Adapted
 
 SLOTS = 8
@@ -69,7 +69,7 @@ class LocalModel(Adapted):
 
         :raises CheckpointError: if one of the files is damaged.
         """
-        about = read_json(folder / "glmkit.json") if (folder / "glmkit.json").is_file() else {}
+        about = read_about(folder)
         if languages is None and about.get("languages"):
             languages = frozenset(about["languages"])
         renderer = _renderer(folder, about, model.config, languages, family)

@@ -1,0 +1,431 @@
+"""Damaged, mixed and hostile folders: one clear line each, nothing run, nothing large allocated."""
+
+import json
+import os
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from glmkit.cli import main
+from glmkit.errors import CheckpointError
+from glmkit.models.tiny import tiny_checkpoint
+from glmkit.runtime.describe import describe
+from glmkit.runtime.loading import load_local
+
+NORM = "transformer.encoder.final_layernorm.weight"
+HEAD = "transformer.output_layer.weight"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny_checkpoint(tmp_path / "tiny", layout="chatglm3")
+
+
+def refused(folder, said):
+    """Check that loading and describing refuse a folder, each in one line."""
+    for act in (load_local, describe):
+        with pytest.raises(CheckpointError, match=said) as caught:
+            act(folder)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def config(folder, **change):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+def tensors(folder):
+    return {key: each.clone() for key, each in load_file(folder / "model.safetensors").items()}
+
+
+def shards(folder, first, second, index):
+    """Write two shards and an index over them in place of the single file."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    save_file(first, folder / "a.safetensors")
+    save_file(second, folder / "b.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def halves(folder):
+    found = tensors(folder)
+    names = sorted(found)
+    parts = [{key: found[key] for key in names[at::2]} for at in range(2)]
+    index = {key: file for part, file in zip(parts, "ab", strict=True) for key in part}
+    return *parts, {key: f"{file}.safetensors" for key, file in index.items()}
+
+
+# ------------------------------------------------------------------------------------- config.json
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 10**12},
+        {"num_layers": 10**6},
+        {"padded_vocab_size": 2**40},
+        {"ffn_hidden_size": 10**400},
+        {"num_attention_heads": -4},
+        {"num_layers": 0},
+        {"num_layers": 2.5},
+        {"num_layers": True},
+        {"num_layers": "28"},
+        {"hidden_size": {"a": [1]}},
+        {"kv_channels": [64]},
+        {"kv_channels": 7},
+        {"seq_length": 10**15},
+        {"layernorm_epsilon": float("nan")},
+        {"layernorm_epsilon": float("inf")},
+        {"rope_ratio": float("nan")},
+        {"rope_ratio": -1},
+        {"rope_ratio": 10**400},
+        {"multi_query_group_num": 3},
+        {"multi_query_group_num": None},
+        {"add_qkv_bias": "yes"},
+        {"tie_word_embeddings": 1},
+        {"pre_seq_len": 10**9},
+        {"pre_seq_len": 4, "prefix_projection": "false"},
+        {"quantization_bit": 3},
+        {"quantization_bit": "4"},
+        {"rmsnorm": False},
+        {"model_type": ["chatglm"]},
+    ],
+    ids=lambda change: f"{next(iter(change))}={str(next(iter(change.values())))[:9]}",
+)
+def test_absurd_settings_are_named(folder, change):
+    config(folder, **change)
+    refused(folder, r"config\.json: |pre_seq_len|quantization_bit")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe{}",
+        b'{"a": "\xe4"}',
+        b"[" * 200_000,
+        b'{"a":' * 200_000,
+        b"null",
+        b'"glm"',
+        b'{"num_layers": ' + b"9" * 5000 + b"}",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    ],
+    ids=["empty", "cut", "utf16", "latin1", "deep", "deeper", "null", "text", "digits", "pointer"],
+)
+def test_a_config_that_is_none_is_named(folder, content):
+    (folder / "config.json").write_bytes(content)
+    refused(folder, r"config\.json")
+
+
+def test_settings_of_another_model_are_refused(folder, tmp_path):
+    first = tiny_checkpoint(tmp_path / "first", layout="chatglm")
+    (folder / "config.json").write_bytes((first / "config.json").read_bytes())
+    refused(folder, r"lacks the tensor transformer\.word_embeddings")
+    hub = tiny_checkpoint(tmp_path / "hub")
+    (folder / "config.json").write_bytes((hub / "config.json").read_bytes())
+    refused(folder, r"lacks the tensor model\.embed_tokens")
+
+
+def test_a_model_of_another_size_is_refused(folder):
+    config(folder, num_layers=1)
+    refused(folder, r"no place for, such as transformer\.encoder\.layers\.1")
+    config(folder, num_layers=3)
+    refused(folder, r"lacks the tensor transformer\.encoder\.layers\.2")
+    config(folder, num_layers=2, hidden_size=128)
+    refused(folder, r"has shape \[320, 64\], config\.json says \[320, 128\]")
+
+
+# ----------------------------------------------------------------------------------- weight files
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 200, -1])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_cut_file_is_named(tmp_path, suffix, kept):
+    folder = tiny_checkpoint(tmp_path, layout="chatglm3", files=suffix)
+    file = next(folder.glob(f"*.{suffix}"))
+    file.write_bytes(file.read_bytes()[:kept])
+    refused(folder, file.name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_in_place_of_weights_is_named(folder, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refused(folder, "git lfs pull")
+
+
+def header(folder, change):
+    """Rewrite the header of the weights, leaving the numbers as they are."""
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    table = json.loads(content[8 : 8 + size])
+    said = change(table)
+    text = said if isinstance(said, bytes) else json.dumps(table).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+
+
+def overlapping(table):
+    table[NORM]["data_offsets"] = [0, 256]
+
+
+def beyond(table):
+    table[NORM]["data_offsets"] = [1 << 40, (1 << 40) + 256]
+
+
+def longer(table):
+    table[NORM]["shape"] = [1 << 40]
+
+
+def overflowing(table):
+    table[NORM]["shape"] = [1 << 62, 1 << 62]
+
+
+def negative(table):
+    table[NORM]["data_offsets"] = [-256, 0]
+
+
+def unknown(table):
+    table[NORM]["dtype"] = "F4096"
+
+
+@pytest.mark.parametrize("lie", [overlapping, beyond, longer, overflowing, negative, unknown])
+def test_a_header_that_lies_is_refused(folder, lie):
+    header(folder, lie)
+    refused(folder, r"model\.safetensors is damaged")
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, 1 << 40, (1 << 64) - 1])
+def test_a_header_of_another_length_is_refused(folder, size):
+    file = folder / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", size) + file.read_bytes()[8:])
+    refused(folder, r"model\.safetensors is damaged")
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.int8]
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_numbers_of_another_kind_are_refused(folder, suffix, dtype):
+    found = tensors(folder)
+    found[NORM] = found[NORM].to(dtype)
+    if suffix == "bin":
+        (folder / "model.safetensors").unlink()
+        torch.save(found, folder / "pytorch_model.bin")
+    else:
+        save_file(found, folder / "model.safetensors")
+    refused(folder, r"final_layernorm\.weight holds ")
+
+
+def test_double_precision_loads(folder):
+    ids = torch.tensor([[5, 60, 7]])
+    before = load_local(folder).logits(ids)
+    save_file({k: v.double() for k, v in tensors(folder).items()}, folder / "model.safetensors")
+    assert torch.equal(load_local(folder).logits(ids), before)
+    assert describe(folder).weights.numbers.keys() == {"float64"}
+
+
+# ------------------------------------------------------------------------------------- .bin files
+
+
+class Attack:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_code_in_a_pickle_never_runs(folder, tmp_path, capfd):
+    (folder / "model.safetensors").unlink()
+    target = tmp_path / "hacked"
+    file = folder / "pytorch_model.bin"
+    for write in (
+        lambda: torch.save({"a": Attack(str(target))}, file),
+        lambda: file.write_bytes(pickle.dumps(Attack(str(target)), protocol=2)),
+        lambda: file.write_bytes(pickle.dumps({"a": Attack(str(target))}, protocol=4)),
+    ):
+        write()
+        refused(folder, "runs no code")
+        for command in (["models", "show", str(folder)], ["run", "chat", "--model", str(folder)]):
+            assert main(["--no-plugins", *command, *(["--ask", "hi"] * ("chat" in command))]) == 1
+            said = capfd.readouterr().err
+            assert "runs no code" in said and "Traceback" not in said
+    assert not target.exists()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_tensors_that_are_not_there_are_refused(folder):
+    found = tensors(folder)
+    (folder / "model.safetensors").unlink()
+    for name, tensor in (
+        (HEAD, torch.zeros(1, 1).expand(320, 64)),
+        (HEAD, torch.empty(320, 64, device="meta")),
+        (HEAD, torch.zeros(320, 64).to_sparse()),
+        (HEAD, torch.quantize_per_tensor(torch.zeros(320, 64), 1.0, 0, torch.qint8)),
+        (HEAD, [0.0]),
+        (7, torch.zeros(1)),
+    ):
+        torch.save({name: tensor}, folder / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+            load_local(folder)
+    torch.save(list(found.values()), folder / "pytorch_model.bin")
+    refused(folder, "something else than a table")
+
+
+# ----------------------------------------------------------------------------------------- indexes
+
+
+def test_indexes_that_lie_are_refused(folder):
+    first, second, index = halves(folder)
+    shards(folder, first, second, index)
+    load_local(folder)
+    (folder / "b.safetensors").rename(folder / "c.safetensors")
+    refused(folder, r"lacks 1 of 2 weight files: b\.safetensors")
+    (folder / "c.safetensors").rename(folder / "b.safetensors")
+    shards(folder, first, second | {next(iter(first)): torch.ones(64)}, index)
+    refused(folder, "a second time")
+    shards(folder, first, second, index | {"transformer.extra": "a.safetensors"})
+    refused(folder, "which its index promises")
+    for name in ("../b.safetensors", "/etc/passwd", "b/../../x.safetensors", "a\\b.safetensors"):
+        shards(folder, first, second, index | {NORM: name})
+        refused(folder, "points out of the folder")
+    shards(folder, first, second, index | {NORM: "config.json"})
+    refused(folder, r"no \.safetensors file")
+    for table in ({}, [], None, {"a": 1}, {"a": None}):
+        shards(folder, first, second, table)
+        refused(folder, "no weight_map")
+
+
+def test_folders_that_run_in_circles_are_refused(tmp_path, folder):
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    refused(circle, "not a folder")
+    for name in ("config.json", "model.safetensors"):
+        kept = (folder / name).read_bytes()
+        (folder / name).unlink()
+        (folder / name).symlink_to(folder / name)
+        refused(folder, "holds no")
+        (folder / name).unlink()
+        (folder / name).write_bytes(kept)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    refused(folder, "holds no weights")
+
+
+def test_a_pipe_in_place_of_a_file_does_not_wait(folder):
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    refused(folder, "holds no weights")
+
+
+# -------------------------------------------------------------------------------- parts of a model
+
+
+@pytest.mark.parametrize("files", ["bin", "safetensors"])
+@pytest.mark.parametrize("layout", ["chatglm", "chatglm2"])
+def test_a_prefix_alone_says_how_to_load_it(tmp_path, layout, files):
+    folder = tiny_checkpoint(tmp_path, layout=layout, prefix=5, only_prefix=True, files=files)
+    with pytest.raises(CheckpointError, match=r"P-Tuning prefix.*with adapter="):
+        load_local(folder)
+
+
+def test_prefix_and_settings_must_agree(tmp_path):
+    with_prefix = tiny_checkpoint(tmp_path / "with", layout="chatglm3", prefix=5)
+    without = tiny_checkpoint(tmp_path / "without", layout="chatglm3")
+    config(with_prefix, pre_seq_len=None)
+    refused(with_prefix, "set pre_seq_len")
+    config(without, pre_seq_len=5)
+    refused(without, "load the prefix with adapter=")
+    config(with_prefix, pre_seq_len=6)
+    refused(with_prefix, r"\[5, 128\], config\.json says \[6, 128\]")
+
+
+def test_an_adapter_says_how_to_load_it(folder):
+    lora = {"base_model.model.x.lora_A.weight": torch.ones(2, 2)}
+    save_file(lora, folder / "model.safetensors")
+    refused(folder, r"LoRA adapter.*with adapter=")
+    (folder / "model.safetensors").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="LoRA adapter.*with adapter="):
+        load_local(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="LoRA adapter.*with adapter="):
+        load_local(folder)
+
+
+# ---------------------------------------------------------------------------------- command line
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "config.json").write_bytes(b"\xff"),
+        lambda folder: config(folder, num_layers=10**12),
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        lambda folder: (folder / "generation_config.json").write_text("["),
+        lambda folder: (folder / "glmkit.json").write_text('{"languages": 5}'),
+        lambda folder: (folder / "glmkit.json").write_text('{"chat_format": ["chatml"]}'),
+        lambda folder: (folder / "glmkit.json").write_text('{"system": 5}'),
+    ],
+    ids=[
+        "noise",
+        "gone",
+        "bytes",
+        "absurd",
+        "vocabulary",
+        "sampling",
+        "languages",
+        "format",
+        "sys",
+    ],
+)
+def test_the_command_line_says_it_in_one_line(folder, spoil, capfd):
+    spoil(folder)
+    assert main(["--no-plugins", "run", "chat", "--model", str(folder), "--ask", "hi"]) == 1
+    said = capfd.readouterr().err.strip()
+    assert said.startswith("error: ") and "\n" not in said
+
+
+def test_absurd_sizes_allocate_nothing(folder):
+    """A config that claims 10^11 numbers is refused within the memory that importing takes."""
+    config(folder, padded_vocab_size=1 << 20, hidden_size=1 << 15, num_layers=400)
+    code = (
+        "import resource, sys, torch, glmkit.runtime.engines.local\nfrom pathlib import Path\n"
+        "from glmkit.errors import CheckpointError\n"
+        "from glmkit.runtime.loading import load_local\n"
+        "from glmkit.runtime.describe import describe\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "torch.nn.Linear(8, 8)(torch.ones(8)); start = peak()\n"
+        "for act in (load_local, describe):\n"
+        "    try: act(Path(sys.argv[1]))\n"
+        "    except CheckpointError as error: print(error)\n"
+        "print((peak() - start) // 1024)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *errors, grown = done.stdout.splitlines()
+    assert len(errors) == 2 and all("different models" in each for each in errors)
+    assert int(grown) < 100, "MB"
+
+
+def test_a_pickle_that_claims_too_much_allocates_nothing(folder):
+    tensor = torch.zeros(1).expand(1 << 20, 1 << 15)
+    (folder / "model.safetensors").unlink()
+    torch.save({HEAD: tensor}, folder / "pytorch_model.bin")
+    config(folder, padded_vocab_size=1 << 20, hidden_size=1 << 15)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(folder, "claim")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
