@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,18 +150,49 @@ def _tensors(file: Path) -> dict[str, Tensor]:
             "is damaged; glmkit runs no code from files: save the adapter's tensors alone, with "
             "peft's save_pretrained"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _FAULTS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
             f"{file} is damaged or cut short ({reason}); fetch it again"
         ) from error
     if not isinstance(found, dict) or not found:
         raise CheckpointError(f"{file} holds a {type(found).__name__}, not a table of tensors")
-    return {_name(file, key, value): value.detach() for key, value in found.items()}
+    tensors = {_name(file, key, value): value.detach() for key, value in found.items()}
+    _check_claims(file, tensors)
+    return tensors
+
+
+_FAULTS = (
+    SafetensorError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What torch raises on damaged files, depending on where the damage is."""
+
+_SHARED = 3
+"""Tensors of a file may share storages; they have no more than so many times its bytes together."""
+
+
+def _check_claims(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    claimed = sum(each.numel() * each.dtype.itemsize for each in tensors.values())
+    if claimed > _SHARED * file.stat().st_size:
+        raise CheckpointError(f"{file} is damaged: its tensors claim {claimed:,} bytes")
 
 
 def _name(file: Path, key: object, value: object) -> str:
-    if not isinstance(key, str) or not isinstance(value, Tensor):
+    plain = isinstance(value, Tensor) and value.layout == torch.strided
+    if not isinstance(key, str) or not plain:
         kind = type(value).__name__
         raise CheckpointError(f"{file} holds a {kind} under {key!r}; an adapter is tensors only")
     return key

@@ -80,10 +80,19 @@ class Session:
     """A conversation about one knowledge base.
 
     :param model: the chat model's name, None for the configured one.
+    :param adapter: what the model wears: a LoRA adapter or a P-Tuning prefix.
+    :param adapter_alpha: LoRA's alpha, for files that record none.
     """
 
     def __init__(
-        self, app: Glmkit, retriever: Retriever, settings: Settings, *, model: str | None = None
+        self,
+        app: Glmkit,
+        retriever: Retriever,
+        settings: Settings,
+        *,
+        model: str | None = None,
+        adapter: str | None = None,
+        adapter_alpha: float | None = None,
     ) -> None:
         self.query = KnowledgeQuery(
             retriever, settings.top_k, settings.threshold, settings.log_unanswered
@@ -91,7 +100,7 @@ class Session:
         fallback = settings.when_missing == "fallback"
         speaks = settings.answer != "extract" or fallback or model is not None
         self.answerer = AnsweringModel(
-            lambda: app.load_model(model),
+            lambda: app.load_model(model, adapter=adapter, adapter_alpha=adapter_alpha),
             info=app.describe_model(model) if speaks else None,
             query=self.query,
             answer=settings.answer,
