@@ -88,6 +88,7 @@ class Glmkit:
         adapter: str | Path | None = None,
         adapter_alpha: float | None = None,
         family: str | None = None,
+        engine: str | None = None,
     ) -> ChatModel:
         """Load a chat model by catalog name, hub id, folder, or the name a plugin gave it.
 
@@ -98,6 +99,8 @@ class Glmkit:
         :param adapter: a LoRA folder or file, or a P-Tuning prefix folder, to put on.
         :param adapter_alpha: LoRA's alpha, for raw files that record none.
         :param family: what the model is (``chatglm2``, ``chatglm3``, ...); None: as its files say.
+        :param engine: what runs it: ``local`` for GLMs, ``transformers`` for all others; None: as
+            configured, else the one that suits the folder.
         :raises UnknownNameError: if nobody knows the name.
         :raises SourceError: if it was never pulled.
         :raises CheckpointError: if the files are not a model that can run.
@@ -106,6 +109,7 @@ class Glmkit:
         spec = self._models.get(name)
         given: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize}
         given |= {"adapter": adapter, "adapter_alpha": adapter_alpha, "family": family}
+        given["engine"] = engine
         if spec is not None:
             _refuse_given(name, given)
             return cast("ChatModel", load_target(spec.loader)(name, self))
@@ -113,10 +117,18 @@ class Glmkit:
         given["device"] = device or self.config.device
         if name == self.config.model:
             given["family"] = family or self.config.family
-        from .runtime.loading import load_local
-
+        load = self._engine(given.pop("engine"), located.path)
         known: dict[str, Any] = {"name": located.name, "languages": located.languages}
-        return load_local(located.path, reader=self._read_adapter, **known, **given)
+        return load(located.path, reader=self._read_adapter, **known, **given)
+
+    def _engine(self, name: str | None, folder: Path) -> Callable[..., ChatModel]:
+        """Return what loads a folder: the engine asked for, or the one that suits it."""
+        from .runtime.engines import ENGINES, suited
+
+        name = name or self.config.engine or suited(folder)
+        if name not in ENGINES:
+            raise UnknownNameError("engine", name, ENGINES)
+        return cast("Callable[..., ChatModel]", load_target(ENGINES[name]))
 
     def _read_adapter(self, path: Path, model: LocalModel, alpha: float | None) -> Adapter:
         """Let the plugins read an adapter, ours last."""
@@ -192,6 +204,7 @@ def load(
     adapter: str | Path | None = None,
     adapter_alpha: float | None = None,
     family: str | None = None,
+    engine: str | None = None,
 ) -> ChatModel:
     """Load a chat model; ``"default"`` is the embedded one, fetched on first use.
 
@@ -205,6 +218,7 @@ def load(
         adapter=adapter,
         adapter_alpha=adapter_alpha,
         family=family,
+        engine=engine,
     )
 
 

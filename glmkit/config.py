@@ -69,6 +69,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "model": Setting(_text, ("GLMKIT_MODEL",)),
         "family": Setting(_text, ("GLMKIT_FAMILY",)),
         "encoder": Setting(_text, ("GLMKIT_ENCODER",)),
+        "engine": Setting(_text, ("GLMKIT_ENGINE",)),
         "device": Setting(_text, ("GLMKIT_DEVICE",)),
         "offline": Setting(_flag, ("GLMKIT_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")),
         "plugins_allowed": Setting(_names, ("GLMKIT_PLUGINS",)),
@@ -95,6 +96,8 @@ class Config:
     family: str | None = None
     """What ``model`` is (``chatglm2``, ``chatglm3``, ...); None: as its files say."""
     encoder: str = "default"
+    engine: str | None = None
+    """What runs the model: ``local``, ``transformers``; None picks by the folder."""
     device: str | None = None
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None picks the best one here."""
     offline: bool = False

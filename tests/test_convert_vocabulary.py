@@ -302,3 +302,19 @@ def test_the_published_vocabularies_hold_on_any_text(published):
         assert inner.encode(text, add_special_tokens=False).ids == original.encode(text)
 
     holds()
+
+
+def test_both_engines_answer_alike_from_the_converted_folder(published):
+    _, source, _, _ = published
+    hub = source.with_name("hub")
+    native = glmkit.load(hub, dtype="float32")
+    foreign = glmkit.load(hub, dtype="float32", engine="transformers")
+    options = glmkit.GenerationOptions(max_tokens=16, temperature=0)
+    talk = [{"role": "user", "content": "你好"}]
+    asked = [
+        talk,
+        [*talk, {"role": "assistant", "content": "你好！"}, {"role": "user", "content": "1 + 1?"}],
+    ]
+    wanted = list(native.batch(asked, options))
+    assert list(foreign.batch(asked, options)) == wanted
+    assert native.reply(talk, options) == glmkit.load(source, dtype="float32").reply(talk, options)

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 @click.option("--repetition-penalty", type=float, help="Above 1 discourages repetition.")
 @click.option("--seed", type=int, help="Same seed, same answer.")
 @click.option("--device", help="cpu, cuda, cuda:1 or mps.")
+@click.option("--adapter", help="LoRA folder or file, or P-Tuning prefix folder, to put on.")
+@click.option("--adapter-alpha", type=float, help="LoRA's alpha, for raw files that record none.")
 @click.option(
     "--family", help="What the model is, where its files do not say: chatglm2, chatglm3..."
+)
+@click.option(
+    "--engine", help="What runs the model: local or transformers; default: what suits it."
 )
 @click.pass_obj
 def chat(
@@ -35,7 +40,10 @@ def chat(
     system: str | None,
     question: str | None,
     device: str | None,
+    adapter: str | None,
+    adapter_alpha: float | None,
     family: str | None,
+    engine: str | None,
     **sampling: float | None,
 ) -> None:
     """Talk to a model."""
@@ -43,7 +51,8 @@ def chat(
         raise click.UsageError("--ask needs a question")
     given = {key: value for key, value in sampling.items() if value is not None}
     options = replace(app.config.generation, **given)  # type: ignore[arg-type]
-    loaded = app.load_model(model, device=device, family=family)
+    worn = {"adapter": adapter, "adapter_alpha": adapter_alpha}
+    loaded = app.load_model(model, device=device, family=family, engine=engine, **worn)  # type: ignore[arg-type]
     conversation = app.chat(loaded, system=system, options=options)
 
     def answer(text: str) -> None:

@@ -1,0 +1,142 @@
+"""A tokenizer of transformers, and its chat template, behind our own interfaces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ...errors import MissingExtraError, UsageError
+from ...models.files import read_json
+from ...models.formats import FORMATS, ChatFormat, Piece
+from ...models.layouts import family_of
+from ...models.tokenizers import Tokenizer
+from ...types import Message, ToolCall
+from . import OURS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Wrapped(Tokenizer):
+    """A tokenizer of transformers behind our own interface.
+
+    :param parsing: read special tokens in every text, as a rendered template needs.
+    """
+
+    def __init__(self, inner: PreTrainedTokenizerBase, *, parsing: bool = False) -> None:
+        self.inner = inner
+        self._parsing = parsing
+        self.size = len(inner)
+        known = {**inner.get_added_vocab(), **_named(inner, inner.all_special_tokens)}
+        self.specials = known
+        self.bos_id, self.eos_id = inner.bos_token_id, inner.eos_token_id
+        pads = (inner.pad_token_id, inner.eos_token_id)
+        self.pad_id = next((each for each in pads if each is not None), 0)
+
+    def encode(self, text: str, *, specials: bool = False) -> list[int]:
+        """Return the ids of ``text``, without prefix and suffix."""
+        split = not (specials or self._parsing)
+        return cast(
+            "list[int]",
+            self.inner.encode(text, add_special_tokens=False, split_special_tokens=split),
+        )
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text."""
+        return [self.encode(each) for each in texts]
+
+    def token(self, number: int) -> str:
+        """Return what the vocabulary calls an id."""
+        name = self.inner.convert_ids_to_tokens(number)
+        if not isinstance(name, str):
+            raise IndexError(f"no token has the id {number}")
+        return name
+
+    def raw(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Return the text of ``ids``."""
+        return cast(
+            str,
+            self.inner.decode(
+                list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+            ),
+        )
+
+
+def _named(inner: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str, int]:
+    return {each: cast(int, inner.convert_tokens_to_ids(each)) for each in names}
+
+
+def template_format(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
+    """Return the chat format that the tokenizer's template is; None where it has none.
+
+    Answers of GLMs are read as their generation writes them; those of others are shown as they are.
+    """
+    template = tokenizer.chat_template
+    if not template:
+        return None
+    pieces = partial(_written, tokenizer, json.dumps(template))
+    raw = read_json(folder / "config.json")
+    family = family_of(folder, raw) if raw.get("model_type") in OURS else None
+    known = FORMATS.get(family or "")
+    if known is None:
+        return ChatFormat("template", pieces, stops=())
+    return ChatFormat(
+        "template",
+        pieces,
+        known.stops,
+        known.reader,
+        known.skip_special,
+        known.temperature,
+        known.top_p,
+    )
+
+
+def _written(
+    tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[Message], system: str
+) -> list[Piece]:
+    """Write a conversation by the template.
+
+    :raises UsageError: if the template refuses it.
+    :raises MissingExtraError: if jinja2 is not installed.
+    """
+    try:
+        from jinja2 import TemplateError
+    except ImportError as error:
+        raise MissingExtraError("a chat template", "jinja2", "hf") from error
+    tools: list[Any] = [dict(tool) for message in messages for tool in message.tools]
+    if system and messages[0].role != "system":
+        messages = [Message("system", system), *messages]
+    turns = [turn for each in messages for turn in _turns(each, template)]
+    try:
+        text = tokenizer.apply_chat_template(
+            turns, tools=tools or None, add_generation_prompt=True, tokenize=False
+        )
+    except (TemplateError, TypeError) as error:
+        raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
+    return [cast(str, text)]
+
+
+def _turns(message: Message, template: str) -> Iterator[dict[str, Any]]:
+    """Yield a message in the form that a template reads."""
+    ours = "observation" in template
+    results = message.role in ("tool", "observation")
+    role = ("observation" if ours else "tool") if results else message.role
+    calls = message.tool_calls
+    turn: dict[str, Any] = {"role": role, "content": message.content}
+    if message.tools and ours:
+        turn["tools"] = [dict(each) for each in message.tools]
+    if calls and "tool_calls" in template:
+        turn["tool_calls"] = [_called(each) for each in calls]
+        calls = ()
+    if message.content or not calls:
+        yield turn
+    for each in calls:
+        asked = json.dumps(dict(each.arguments), ensure_ascii=False)
+        yield {"role": role, "metadata": each.name, "content": asked}
+
+
+def _called(call: ToolCall) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}

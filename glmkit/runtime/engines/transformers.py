@@ -1,0 +1,301 @@
+"""Any other causal language model, run by Hugging Face's transformers.
+
+Models that bring their own code (``auto_map``) are never run: only what transformers itself knows.
+Tokens are picked by our own samplers, so that options mean the same as everywhere; the model
+keeps its own cache.
+
+Shapes: B rows, T new tokens, S tokens so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Generator, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from ...errors import CheckpointError, UsageError
+from ...models.files import read_json_if_there
+from ...models.prompts import Renderer
+from ...models.tokenizers import Detokenizer, Tokenizer
+from ...types import GenerationOptions, Message, MessageLike
+from ..answers import Answer
+from ..rows import Row
+from ..sampling import StopText, make_sampler
+from ..settings import Settings
+from .answering import Answering, Column
+from .foreign import opened
+from .templated import Wrapped, template_format
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class TransformersModel(Answering):
+    """A model that transformers runs; implements :class:`glmkit.types.InspectableModel`.
+
+    :param tokenizer: None: ids only.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        settings: Settings,
+        *,
+        name: str,
+        renderer: Renderer | None = None,
+        languages: frozenset[str] | None = None,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.name = name
+        self.languages = languages
+        self.tokenizer: Tokenizer | None = Wrapped(tokenizer) if tokenizer is not None else None
+        self._renderer = renderer
+        self._vocabulary = cast(Tensor, model.get_input_embeddings().weight).shape[0]
+        self.context_length = _context_length(model.config, tokenizer)
+        self._takes = frozenset(inspect.signature(model.forward).parameters)
+
+    def logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Return next-token scores (B, T, V) of ``input_ids`` (B, T).
+
+        :param attention_mask: (B, T), 1 = real token; None: all are.
+        :param position_ids: (B, T); None: each row's real tokens counted from 0.
+        :raises UsageError: if the shapes differ or an id is not in the vocabulary.
+        """
+        ids = self._checked_ids(input_ids)
+        mask = torch.ones_like(ids) if attention_mask is None else attention_mask.to(ids)
+        if mask.shape != ids.shape:
+            raise UsageError(f"attention_mask is {list(mask.shape)}, input_ids {list(ids.shape)}")
+        with torch.inference_mode():
+            given = {"attention_mask": mask, "position_ids": _positions(mask)}
+            if position_ids is not None:
+                given["position_ids"] = position_ids.to(ids)
+            return cast(Tensor, self.model(input_ids=ids, **self._known(given)).logits.float())
+
+    def generate_ids(
+        self, ids: Sequence[int], max_tokens: int, temperature: float = 0.0
+    ) -> list[int]:
+        """Return the new token ids that follow ``ids``; a stop token is not among them.
+
+        :raises UsageError: if the row does not fit the model.
+        """
+        self._checked_ids(torch.tensor([list(ids)], dtype=torch.long))
+        if len(ids) >= self.context_length:
+            raise UsageError(f"{len(ids)} tokens do not fit a context of {self.context_length}")
+        options = GenerationOptions(max_tokens=max_tokens, temperature=temperature)
+        row = self._row(list(ids), options, GenerationOptions(top_p=1.0, top_k=0))
+        for _ in self._decode([row], slots=1):
+            pass
+        return row.new
+
+    def _checked_ids(self, ids: Tensor) -> Tensor:
+        if ids.dim() != 2 or not ids.numel():
+            raise UsageError(f"input_ids must be (rows, tokens), got {list(ids.shape)}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self._vocabulary:
+            raise UsageError(f"token ids must be 0 to {self._vocabulary - 1}, got {low} to {high}")
+        return ids.to(self.model.device, torch.long)
+
+    def _known(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return what this model's ``forward`` takes of the arguments."""
+        return {name: value for name, value in given.items() if name in self._takes}
+
+    def _answer(self, messages: Sequence[MessageLike], options: GenerationOptions) -> Answer:
+        renderer = self._renderer
+        if renderer is None:
+            raise CheckpointError(
+                f"{self.name} has no chat template (chat_template in its tokenizer's files), so "
+                "it cannot chat; logits() and generate_ids() work"
+            )
+        if options.adapter is not None:
+            raise UsageError(
+                f"adapter {options.adapter!r}: the transformers engine runs no adapters; merge it "
+                "into the model first"
+            )
+        turns = [Message.of(each) for each in messages]
+        prompt = renderer.render(turns, room=self._room(options))
+        return Answer(
+            self._row(prompt.ids, options, options),
+            Detokenizer(renderer.tokenizer, skip_special=renderer.format.skip_special),
+            StopText(options.stop),
+            prompt.passages,
+            renderer.format.reader(turns),
+        )
+
+    def _room(self, options: GenerationOptions) -> int:
+        """Return how long a prompt may be: an answer is left an eighth of the context at least."""
+        return self.context_length - min(options.max_tokens, max(1, self.context_length // 8))
+
+    def _row(self, ids: list[int], options: GenerationOptions, sampling: GenerationOptions) -> Row:
+        own = self.settings
+        return Row(
+            ids,
+            min(options.max_tokens, self.context_length - len(ids)),
+            own.stop_ids,
+            make_sampler(
+                temperature=_or(options.temperature, own.temperature),
+                top_p=_or(sampling.top_p, own.top_p),
+                top_k=int(_or(sampling.top_k, own.top_k)),
+                repetition_penalty=_or(options.repetition_penalty, own.repetition_penalty),
+                seed=options.seed,
+                prompt=ids,
+            ),
+        )
+
+    def _decode(self, rows: Iterable[Row], *, slots: int) -> Generator[Column, None, None]:
+        """Decode rows, ``slots`` at a time; yield once per step."""
+        waiting = iter(rows)
+        # Without a cache to keep, or masks to hide padding, rows cannot run side by side.
+        together = slots if {"past_key_values", "attention_mask"} <= self._takes else 1
+        while group := list(islice(waiting, together)):
+            yield from self._group(group)
+
+    def _group(self, rows: list[Row]) -> Generator[Column, None, None]:
+        side = SideBySide(self, rows)
+        while side.rows:
+            with torch.inference_mode():
+                side.step()
+            yield tuple(side.rows)
+            side.leave()
+
+
+class SideBySide:
+    """Rows that are decoded together, padded on the left, over the model's own cache."""
+
+    def __init__(self, owner: TransformersModel, rows: list[Row]) -> None:
+        self.rows = rows
+        self._owner = owner
+        self._past: Any = None
+        length = max(len(row.prompt) for row in rows)
+        device = owner.model.device
+        self._ids = torch.zeros(len(rows), length, dtype=torch.long, device=device)
+        self._mask = torch.zeros_like(self._ids)
+        for at, row in enumerate(rows):
+            start = length - len(row.prompt)
+            self._ids[at, start:] = torch.tensor(list(row.prompt), device=device)
+            self._mask[at, start:] = 1
+
+    def step(self) -> None:
+        """Let every row pick its next token.
+
+        :raises CheckpointError: if the scores are not numbers.
+        """
+        scores = self._scores()
+        if not bool(torch.isfinite(scores.amax(-1)).all()):
+            raise CheckpointError(
+                "the model's scores are not numbers (NaN or infinite): its weights are damaged, or "
+                "they overflow in half precision; fetch them again or load with dtype='float32'"
+            )
+        for row, own in zip(self.rows, scores, strict=True):
+            row.take(row.pick(own))
+
+    def _scores(self) -> Tensor:
+        """Return the next scores, float32 (B, V)."""
+        given = {
+            "attention_mask": self._mask,
+            "position_ids": _positions(self._mask)[:, -self._ids.shape[1] :],
+            "past_key_values": self._past,
+            "use_cache": True,
+            "logits_to_keep": 1,
+        }
+        out = self._owner.model(input_ids=self._ids, **self._owner._known(given))
+        self._past = getattr(out, "past_key_values", None)
+        return cast(Tensor, out.logits[:, -1].float())
+
+    def leave(self) -> None:
+        """Drop the rows that ended; make the others' new tokens the next input."""
+        going = [at for at, row in enumerate(self.rows) if row.finish is None]
+        if len(going) < len(self.rows):
+            self.rows = [self.rows[at] for at in going]
+            if not going:
+                return
+            index = torch.tensor(going, device=self._ids.device)
+            self._ids, self._mask = self._ids[index], self._mask[index]
+            if self._past is not None:
+                self._past.batch_select_indices(index)
+        new = torch.tensor([[row.new[-1]] for row in self.rows], device=self._ids.device)
+        self._mask = torch.cat((self._mask, torch.ones_like(new)), dim=1)
+        self._ids = new if self._past is not None else torch.cat((self._ids, new), dim=1)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Return the place of each real token in its row, (B, S); 0 for padding."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
+def _context_length(config: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:  # noqa: ANN401
+    """Return how many tokens prompt and answer may have together."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
+        length = getattr(text, name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    said = getattr(tokenizer, "model_max_length", None)
+    return said if isinstance(said, int) and said < _ABSURD else _UNKNOWN
+
+
+_ABSURD = 1 << 30
+_UNKNOWN = 2_048
+
+
+def load_transformers(
+    path: Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    name: str | None = None,
+    languages: frozenset[str] | None = None,
+    **others: object,
+) -> TransformersModel:
+    """Load the model in a folder through transformers.
+
+    :param device: as torch names it; None: the first CUDA device, else the processor.
+    :param dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``; None: as stored, on a processor
+        float32 where memory allows.
+    :param name: what the model calls itself; None: the folder's name.
+    :param languages: ISO 639-1 codes it answers in.
+    :param others: options of the local engine, which are refused if they are set.
+    :raises UsageError: if an option is none of this engine's.
+    :raises MissingExtraError: if transformers is not installed.
+    :raises CheckpointError: if transformers cannot load the folder, or only with code in it.
+    """
+    for option in ("quantize", "adapter", "adapter_alpha", "family"):
+        if others.get(option) is not None:
+            raise UsageError(
+                f"the transformers engine takes no {option} (got {others[option]!r}); leave it out"
+            )
+    folder = Path(path)
+    model, tokenizer = opened(folder, device=device, dtype=dtype)
+    about = read_json_if_there(folder / "glmkit.json")
+    if languages is None and about.get("languages"):
+        languages = frozenset(about["languages"])
+    renderer = None
+    chat_format = template_format(folder, tokenizer) if tokenizer is not None else None
+    if tokenizer is not None and chat_format is not None:
+        parsing = Wrapped(tokenizer, parsing=True)
+        renderer = Renderer(parsing, chat_format, about.get("system", ""), languages)
+    return TransformersModel(
+        model,
+        tokenizer,
+        Settings.open(
+            folder, chat_format=chat_format, tokenizer=Wrapped(tokenizer) if tokenizer else None
+        ),
+        name=name or folder.name,
+        renderer=renderer,
+        languages=languages,
+    )
