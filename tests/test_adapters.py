@@ -1,5 +1,6 @@
 """Adapters against what the original code and peft gave; the project's own tests are elsewhere."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from glmkit import GenerationOptions
 from glmkit.errors import CheckpointError, UsageError
 from glmkit.runtime.adapters import read_adapter
 from glmkit.runtime.loading import load_local
@@ -116,6 +118,21 @@ def test_rows_of_one_batch_wear_different_adapters(worn, cases):
     real = batch["valid"]
     got = run(model, batch, adapter=choices)
     assert apart(got[real], expected["batch_logits"][real]) < tolerance(base)
+
+
+def test_rows_of_one_running_batch_generate_with_different_adapters(worn, cases):
+    model, base = worn
+    known = cases(base)
+    batch, expected = known["inputs.batch"], known["mixed-batch"]
+    settings = GenerationOptions(max_tokens=32, temperature=0)
+    rows = []
+    for at, name in enumerate(expected["row_adapter"]):
+        options = replace(settings, adapter={} if name == "base" else name)
+        rows.append(model._row(real_tokens(batch, at), options, options))
+    steps = list(model._columns(rows, rows[0].adapter, slots=3))
+    assert len(steps) == 32 and all(len(step) == 3 for step in steps)
+    for row, whole in zip(rows, expected["batch_generated"].tolist(), strict=True):
+        assert row.new == whole[batch["input_ids"].shape[1] :]
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -212,6 +212,19 @@ def test_several_adapters_are_their_true_sum(parts, rows, columns, seed):
 # ------------------------------------------------------------------------------- other layouts
 
 
+def test_an_adapter_of_the_other_generation_with_these_shapes_is_doubted(bases, tmp_path, caplog):
+    model = load_local(bases["chatglm2"])
+    assert model.family == "chatglm2"
+    model.load_adapter(
+        written(tmp_path / "two", lora(model), base_model_name_or_path="x/ChatGLM2-6B")
+    )
+    assert not caplog.records
+    model.load_adapter(
+        written(tmp_path / "x", lora(model), base_model_name_or_path="x/chatglm3-6b")
+    )
+    assert "trained on x/chatglm3-6b" in caplog.text and "taken for a chatglm2" in caplog.text
+
+
 def test_halves_trained_on_the_parts_of_a_fused_matrix_are_put_together(bases, tmp_path):
     """As PEFT trains them on transformers' Glm: each part with an A of its own."""
     model = load_local(bases["chatglm2"])

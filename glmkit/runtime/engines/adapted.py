@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -16,8 +18,14 @@ from ..lora import AdapterSet, Choice, Mix
 if TYPE_CHECKING:
     from .local import LocalModel
 
+log = logging.getLogger(__name__)
+
 AdapterReader = Callable[[Path, "LocalModel", float | None], Adapter]
 """Takes the path of an adapter, the model that it is for, and the alpha that was given."""
+
+
+_FAMILY = re.compile(r"chatglm[23]?")
+_ALIKE = ("chatglm2", "chatglm3")
 
 
 def _read(path: Path, model: LocalModel, alpha: float | None) -> Adapter:
@@ -32,6 +40,7 @@ class Adapted:
 
     model: CausalModel
     name: str
+    family: str | None
 
     def __init__(self, model: CausalModel, folder: Path | None) -> None:
         self.folder = folder
@@ -76,9 +85,23 @@ class Adapted:
             check_base(adapter, self.fingerprint())
         name = name or adapter.name
         self._adapters.add(name, adapter)
+        self._doubt(adapter)
         if not self._adapters.active:
             self.set_adapter(name)
         return name
+
+    def _doubt(self, adapter: Adapter) -> None:
+        """Warn where an adapter fits by its shapes alone: generations 2 and 3 have the same."""
+        said = _FAMILY.search((adapter.base_name or "").lower())
+        if said and self.family in _ALIKE and said[0] != self.family:
+            log.warning(
+                "adapter %r says that it was trained on %s, and %s is taken for a %s: its shapes "
+                "fit, its answers may not",
+                adapter.name,
+                adapter.base_name,
+                self.name,
+                self.family,
+            )
 
     def fingerprint(self) -> Fingerprint | None:
         """Return what tells this model's weights from others; None where no folder is known."""
