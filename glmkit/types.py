@@ -95,6 +95,8 @@ class Message:
         if not isinstance(self.content, str):
             kind = type(self.content).__name__
             raise UsageError(f"message content must be text, got {kind}; pass content='...'")
+        if not all(isinstance(each, Mapping) for each in self.tools):
+            raise UsageError(f"tools are JSON schemas, one mapping each, got {self.tools!r}")
 
     @classmethod
     def of(cls, value: Message | Mapping[str, Any]) -> Message:
@@ -274,6 +276,34 @@ class ChatModel(Protocol):
     ) -> Iterator[Reply]:
         """Yield one reply per conversation, in their order."""
         ...
+
+
+class StreamedModel:
+    """Gives a class that can stream its answers the other ways of answering.
+
+    Inherit it and write :meth:`stream`; override :meth:`batch` where rows can run side by side.
+    """
+
+    def stream(
+        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
+    ) -> Iterator[Chunk]:
+        """Yield the answer piece by piece; closing the iterator cancels it."""
+        raise NotImplementedError
+
+    def reply(
+        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
+    ) -> Reply:
+        """Return the whole answer."""
+        return Reply.join(self.stream(messages, options))
+
+    def batch(
+        self,
+        conversations: Iterable[Sequence[MessageLike]],
+        options: GenerationOptions | None = None,
+    ) -> Iterator[Reply]:
+        """Yield one reply per conversation, in their order."""
+        for conversation in conversations:
+            yield self.reply(conversation, options)
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ import pytest
 
 from glmkit import Chat, Passage, Plugins, Policy, Usage, hookimpl, language_of
 from glmkit.testing import EchoModel
+from glmkit.types import Chunk, Message, ToolCall
 
 
 class Context:
@@ -109,3 +110,36 @@ def test_a_failing_model_is_reported_as_an_error_and_leaves_no_turn():
 )
 def test_language_of(text, language):
     assert language_of(text) == language
+
+
+class Caller(EchoModel):
+    """Asks for the weather until it is told."""
+
+    def stream(self, messages, options=None):
+        self.seen.append(tuple(messages))
+        if messages[-1].role == "user":
+            call = ToolCall("weather", {"city": "Paris"})
+            yield Chunk("", "tool_calls", Usage(1, 1), tool_calls=(call,))
+        else:
+            yield Chunk(f"It says {messages[-1].content}.", "stop", Usage(1, 1))
+
+
+def test_calls_stay_in_the_history_and_are_answered():
+    context = Context()
+    schema = {"name": "weather", "parameters": {}}
+    chat = chat_with(context, model=Caller(), tools=[schema], policy=Policy.OPTIONAL)
+    asked = chat.reply("How is the weather?")
+    assert (asked.text, asked.finish_reason) == ("", "tool_calls")
+    assert asked.tool_calls == (ToolCall("weather", {"city": "Paris"}),)
+    told = chat.reply(Message("observation", "20 degrees"))
+    assert told.text == "It says 20 degrees."
+    assert chat.model.seen[-1] == (
+        Message("system", "", tools=(schema,)),
+        Message("user", "How is the weather?"),
+        Message("assistant", "", tool_calls=asked.tool_calls),
+        Message("observation", "20 degrees"),
+    )
+    # What a tool found is no question: nobody is asked for context, and nothing is refused.
+    assert len(context.requests) == 1 and len(context.done) == 2
+    chat.policy = Policy.REFUSE
+    assert chat.reply(Message("observation", "5")).finish_reason == "stop"

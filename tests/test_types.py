@@ -4,15 +4,56 @@ import pytest
 from hypothesis import given, strategies as st
 
 from glmkit import Chunk, GenerationOptions, Message, Passage, Reply, Usage, UsageError
+from glmkit.types import ToolCall
 
 
 def test_a_dict_is_a_message():
     assert Message.of({"role": "user", "content": "hi"}) == Message("user", "hi")
 
 
+SCHEMA = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+CALL = {"id": "call_1", "type": "function"}
+
+
+def test_a_dict_may_bring_tools_and_calls_as_openai_writes_them():
+    system = Message.of({"role": "system", "content": "", "tools": [SCHEMA]})
+    assert system.tools == (SCHEMA,)
+    function = {"name": "weather", "arguments": '{"city": "北京"}'}
+    asked = Message.of(
+        {"role": "assistant", "content": None, "tool_calls": [{**CALL, "function": function}]}
+    )
+    assert asked == Message("assistant", "", tool_calls=(ToolCall("weather", {"city": "北京"}),))
+    answer = {"role": "tool", "content": "20", "tool_call_id": "call_1", "name": "weather"}
+    assert Message.of(answer) == Message("tool", "20")
+    assert ToolCall.of({"name": "weather"}) == ToolCall.of({"name": "weather", "arguments": ""})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "weather",
+        {**CALL, "function": "weather"},
+        {"arguments": "{}"},
+        {"name": "weather", "arguments": "{"},
+        {"name": "weather", "arguments": "[1]"},
+        {"name": "weather", "arguments": "[" * 100_000},
+        {"name": "weather", "arguments": 1},
+    ],
+)
+def test_what_is_no_call_is_refused(call):
+    with pytest.raises(UsageError, match="tool call"):
+        Message.of({"role": "assistant", "content": "", "tool_calls": [call]})
+
+
+def test_tools_are_schemas():
+    with pytest.raises(UsageError, match="JSON schemas"):
+        Message("system", "", tools=("weather",))
+
+
 @pytest.mark.parametrize(
     "value",
     [
+        {"role": "assistant", "content": None, "tool_calls": []},
         {"role": "user"},
         {"role": "user", "content": "x", "extra": 1},
         {"role": "boss", "content": "x"},

@@ -58,6 +58,8 @@ def chat(
     def answer(text: str) -> None:
         for chunk in conversation.stream(text):
             click.echo(chunk.text, nl=False)
+            for call in chunk.tool_calls:
+                click.echo(f"[asks for {call.name}: {dict(call.arguments)}]", nl=False)
         click.echo()
 
     if question is not None:
