@@ -27,6 +27,7 @@ from .. import chatglm, glm
 from ..causal import CausalModel
 from ..chatglm import ChatGlm
 from ..prefix import beside_prefix
+from .chatting import Chatting
 from .config import ChatGLMConfig
 from .placing import Remembered, as_rows, place
 
@@ -135,7 +136,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
         return DynamicCache(config=self.config)
 
 
-class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
+class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, Chatting, GenerationMixin):
     """A language model of any generation, under the class name of the originals."""
 
     def __init__(self, config: ChatGLMConfig) -> None:
