@@ -19,9 +19,9 @@ from ..models.prefix import PrefixConfig
 from ..models.shapes import doubts, shown
 from ..models.tokenizers import Tokenizer
 from .adapters import read_adapter
-from .headers import PREFIX, check_headers, check_prefix, is_prefix, leaves
+from .footprint import Memory, footprint
+from .headers import PREFIX, QUANTISED, check_headers, check_prefix, is_prefix, leaves
 from .official import bits_of
-from .quantize import GROUP
 from .weights import Weights, has_weights
 
 _VOCABULARIES = ("ice_text.model", "tokenizer.model", "tokenizer.json")
@@ -32,7 +32,6 @@ _KINDS = {
     "Ranks": "tokenizer.model, tiktoken ranks",
     "Described": "tokenizer.json",
 }
-_TOKENS = 1_000
 
 
 @dataclass(frozen=True)
@@ -101,16 +100,6 @@ class AdapterFiles:
     modules: tuple[str, ...]
     parameters: int
     base: str | None
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a model takes, without the activations of the moment."""
-
-    weights: Mapping[str, int]
-    """By dtype, or by ``quantize``; what is not quantised then is in half precision."""
-    cache_per_1000_tokens: Mapping[str, int]
-    """Keys and values of one answer, by dtype."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +193,7 @@ def _model(folder: Path, raw: Mapping[str, Any], family: str | None) -> Descript
         vocabulary=_vocabulary(folder, found.family, config.vocab_size),
         prefix=_prefix(model),
         quantised=_quantised(weights, model, layout, raw),
-        memory=_memory(model, config),
+        memory=footprint(model, _table(weights, model, layout)),
         notes=_notes(folder, found.certain, raw, alone),
     )
 
@@ -277,33 +266,13 @@ def _quantised(
     )
 
 
-def _memory(model: CausalModel, config: ModelConfig) -> Memory:
-    linear = rows = head = rest = prefix = 0
-    for stem, module, count in _parameters(model):
-        if stem.startswith(PREFIX):
-            prefix += count
-        elif stem == model.HEAD:
-            head = count
-        elif isinstance(module, nn.Linear):
-            linear, rows = linear + count, rows + module.out_features
-        else:
-            rest += count
-    # A head that is tied shares the table only while both are plain.
-    rounded_head = head or config.vocab_size * config.hidden_size
-    scales = 2 * (rows + config.vocab_size)
-    both = linear + head + rest
-    kept = 2 * rest + 4 * prefix
-    cache = 2 * config.layers * config.kv_heads * config.head_dim * _TOKENS
-    return Memory(
-        {
-            "float32": 4 * (both + prefix),
-            "bfloat16": 2 * both + 4 * prefix,
-            "float16": 2 * both + 4 * prefix,
-            "int8": linear + rounded_head + scales + kept,
-            "int4": linear // 2 + 4 * linear // GROUP + rounded_head + scales + kept,
-        },
-        {"float32": 4 * cache, "float16": 2 * cache},
-    )
+def _table(weights: Weights, model: CausalModel, layout: Layout) -> int:
+    """Return the bytes of the token table on disk; in half precision where it is not there."""
+    stem = layout.sources(model.EMBEDDING)[0]
+    found = [f"{stem}.{leaf}" for leaf in ("weight", *QUANTISED) if f"{stem}.{leaf}" in weights]
+    if not found:
+        return 2 * model.config.vocab_size * model.config.hidden_size
+    return sum(weights.info(key).size for key in found)
 
 
 def _notes(folder: Path, certain: bool, raw: Mapping[str, Any], alone: bool) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from .weights import Weights
 PREFIX = "transformer.prefix_encoder."
 _TIED_HEADS = ("transformer.output_layer.", "lm_head.")
 _FLOATS = {"float64", "float32", "float16", "bfloat16"}
-_QUANTISED = ("weight_scale", "weight_min")
+QUANTISED = ("weight_scale", "weight_min")
 
 
 def check_headers(weights: Weights, layout: Layout, model: CausalModel) -> None:
@@ -36,7 +36,7 @@ def check_headers(weights: Weights, layout: Layout, model: CausalModel) -> None:
             keys = [f"{each}.{leaf}" for each in stems]
             taken.update(keys)
             _check(weights, keys, tuple(meta.shape))
-        taken.update(f"{each}.{leaf}" for each in stems for leaf in _QUANTISED)
+        taken.update(f"{each}.{leaf}" for each in stems for leaf in QUANTISED)
     if model.config.tied_head:
         taken.update(key for key in weights if key.startswith(_TIED_HEADS))
     _refuse_left_over(weights, [k for k in weights if k not in taken and not layout.ignores(k)])

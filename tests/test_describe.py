@@ -1,0 +1,185 @@
+"""What `describe` says of folders, by headers alone."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from glmkit.commands.showing import amount, count, lines
+from glmkit.errors import CheckpointError
+from glmkit.models.tiny import ORIGINAL, tiny_checkpoint
+from glmkit.runtime.describe import describe
+from glmkit.runtime.loading import load_local
+from glmkit.runtime.quantize import quantize_int4, quantize_int8
+
+LAYOUTS = {
+    "hub": "glm",
+    "chatglm": "chatglm",
+    "chatglm2": "chatglm2",
+    "chatglm3": "chatglm3",
+    "glm4-9b": "glm4",
+}
+
+
+def held(model):
+    """Count the bytes that a loaded model holds."""
+    found = {each.data_ptr(): each for each in model.parameters()}
+    return sum(each.numel() * each.element_size() for each in found.values())
+
+
+@pytest.mark.parametrize("files", ["safetensors", "bin"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_model(tmp_path, layout, files):
+    folder = tiny_checkpoint(tmp_path, layout=layout, files=files, dtype=torch.float16)
+    about = describe(folder)
+    assert (about.kind, about.family) == ("model", LAYOUTS[layout])
+    for dtype in ("float32", "float16"):
+        model = load_local(folder, dtype=dtype).model
+        assert about.memory.weights[dtype] == held(model)
+    assert about.weights.numbers == {"float16": about.parameters}
+    assert (about.weights.format, len(about.weights.files)) == (files, 1)
+    assert about.context_length == 512 and about.sizes.layers == 2
+    config = model.config
+    numbers = 2 * config.layers * config.kv_heads * config.head_dim
+    assert about.memory.cache_per_1000_tokens == {
+        "float32": 4_000 * numbers,
+        "float16": 2_000 * numbers,
+    }
+    assert about.vocabulary.size > 256 and about.vocabulary.kind == "tokenizer.json"
+    assert about.prefix is about.quantised is about.adapter is None
+    assert json.loads(json.dumps(asdict(about)))["sizes"]["head_dim"] == 16
+
+
+@pytest.mark.parametrize("projection", [False, True])
+@pytest.mark.parametrize("layout", ORIGINAL[:3])
+def test_prefixes(tmp_path, layout, projection):
+    whole = tiny_checkpoint(
+        tmp_path / "whole", layout=layout, prefix=7, projection=projection, dtype=torch.float16
+    )
+    about = describe(whole)
+    held_by = load_local(whole, dtype="float16").model
+    prefix = sum(each.numel() for each in held_by.prefix.parameters())
+    assert (about.prefix.length, about.prefix.projection) == (7, projection)
+    assert about.prefix.parameters == prefix and about.weights.numbers["float32"] == prefix
+    assert about.memory.weights["float16"] == held(held_by)
+    alone = tiny_checkpoint(
+        tmp_path / "alone", layout=layout, prefix=7, projection=projection, only_prefix=True
+    )
+    said = describe(alone)
+    assert said.kind == "prefix" and said.prefix == about.prefix
+    assert any("as the adapter" in note for note in said.notes)
+
+
+def test_a_prefix_that_does_not_fit_its_settings(tmp_path):
+    alone = tiny_checkpoint(tmp_path, layout="chatglm2", prefix=7, only_prefix=True)
+    raw = json.loads((alone / "config.json").read_text())
+    (alone / "config.json").write_text(json.dumps(raw | {"num_layers": 3}))
+    with pytest.raises(CheckpointError, match=r"\[7, 128\], config\.json says \[7, 192\]"):
+        describe(alone)
+
+
+def test_vocabularies_and_other_models(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+        describe(folder)
+    (folder / "model.safetensors").unlink()
+    about = describe(folder)
+    assert about.kind == "vocabulary" and about.vocabulary.size > 256
+    assert list(lines(about))[1] == "holds           a vocabulary without a model"
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    other = describe(folder)
+    assert other.kind == "other" and "llama" in other.notes[0]
+    (folder / "config.json").write_text('{"model_type": "glm"}')
+    with pytest.raises(CheckpointError, match="lacks head_dim"):
+        describe(folder)
+
+
+def test_an_adapter(tmp_path):
+    table = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["query_key_value"],
+        "base_model_name_or_path": "THUDM/chatglm3-6b",
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(table))
+    stem = "base_model.model.transformer.encoder.layers.0.self_attention.query_key_value"
+    halves = {
+        f"{stem}.lora_A.weight": torch.ones(4, 64),
+        f"{stem}.lora_B.weight": torch.ones(128, 4),
+    }
+    save_file(halves, tmp_path / "adapter_model.safetensors")
+    about = describe(tmp_path)
+    assert about.kind == "adapter" and about.family is None
+    assert (about.adapter.ranks, about.adapter.modules) == ((4,), ("query_key_value",))
+    assert (about.adapter.parameters, about.adapter.base) == (768, "THUDM/chatglm3-6b")
+    said = "\n".join(lines(about))
+    assert "\nrank            4 on query_key_value\n" in said
+    model = tiny_checkpoint(tmp_path, layout="chatglm3")
+    assert "an adapter beside the weights" in " ".join(describe(model).notes)
+
+
+def test_memory_after_quantising_is_foretold(tmp_path):
+    folder = tiny_checkpoint(tmp_path, layout="chatglm3", dtype=torch.float16)
+    model = load_local(folder, dtype="float16").model
+    table = model.get_submodule(model.EMBEDDING).weight
+    taken = {"int8": 2 * table.numel(), "int4": 2 * table.numel()}
+    for stem, module in model.named_modules():
+        for leaf, each in module.named_parameters(recurse=False):
+            linear = isinstance(module, torch.nn.Linear) and leaf == "weight"
+            for how in taken if each is not table else ():
+                rounds = quantize_int4 if how == "int4" and stem != model.HEAD else quantize_int8
+                taken[how] += _bytes(rounds(each)) if linear else 2 * each.numel()
+    foretold = describe(folder).memory.weights
+    assert {how: foretold[how] for how in taken} == taken
+
+
+def _bytes(weight):
+    return sum(each.numel() * each.element_size() for each in vars(weight).values())
+
+
+def test_official_quantised_folders(shared_reference):
+    for name, bits, embeddings in (
+        ("chatglm-6b-tiny-int4", 4, False),
+        ("chatglm-6b-tiny-int8", 8, False),
+        ("chatglm-6b-tiny-int4-qe", 4, True),
+        ("chatglm2-6b-tiny-int4", 4, False),
+        ("chatglm2-6b-tiny-int8", 8, False),
+    ):
+        found = describe(shared_reference / "checkpoints" / name).quantised
+        assert (found.bits, found.format, found.embeddings) == (bits, "official", embeddings)
+        linears = {"dense", "dense_4h_to_h", "dense_h_to_4h", "query_key_value"}
+        assert set(found.linears) == linears | ({"lm_head"} if embeddings else set())
+
+
+def test_every_reference_folder_is_described(shared_reference):
+    for folder in sorted((shared_reference / "checkpoints").iterdir()):
+        about = describe(folder)
+        generation = folder.name.replace("glm-4-9b", "glm4").replace("-6b", "").split("-")[0]
+        assert about.family == generation and about.family_certain
+        assert about.kind == ("prefix" if "ptuning" in folder.name else "model")
+    for folder in sorted((shared_reference / "tokenizers").iterdir()):
+        assert describe(folder).kind == "vocabulary"
+
+
+def test_the_embedded_default(default_model_path):
+    about = describe(default_model_path)
+    assert (about.family, about.parameters) == ("llama", 134_515_008)
+    assert (about.quantised.bits, about.quantised.format) == (4, "glmkit")
+
+
+def test_numbers_for_people():
+    assert [amount(each) for each in (7, 7_000, 12_340_000, 12_340_000_000)] == [
+        "7 bytes",
+        "7.0 kB",
+        "12.3 MB",
+        "12.3 GB",
+    ]
+    assert [count(each) for each in (7_000, 1_500_000, 6_243_584_000)] == [
+        "7,000",
+        "1.50 million",
+        "6.24 billion",
+    ]
