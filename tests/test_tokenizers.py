@@ -280,6 +280,36 @@ def test_damaged_vocabularies_give_one_clear_error(tmp_path, kind, fault):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Return a folder for each kind, and the contents of its files."""
+    folders = {
+        kind: write(tmp_path_factory.mktemp(f"{kind}-files")) for kind, write in KINDS.items()
+    }
+    return {
+        kind: (folder, {each.name: each.read_bytes() for each in folder.iterdir()})
+        for kind, folder in folders.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["chatglm", "chatglm3", "glm4"])
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_no_damage_gives_more_than_one_clear_error(files, kind, data):
+    folder, contents = files[kind]
+    for name, content in contents.items():
+        start = data.draw(st.integers(0, len(content)))
+        end = data.draw(st.integers(start, min(len(content), start + 40)))
+        changed = content[:start] + data.draw(st.binary(max_size=6)) + content[end:]
+        (folder / name).write_bytes(changed if data.draw(st.booleans()) else content)
+    try:
+        tokenizer = Tokenizer.open(folder, family=kind)
+    except CheckpointError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        tokenizer.decode(tokenizer.encode("Hello 你好<|user|>\n", specials=True))
+
+
 def test_ranks_that_end_at_a_line_are_still_found_short(tmp_path):
     folder = tiny.write_ranks(tmp_path / "model")
     change(folder, "tokenizer.model", lambda data: b"".join(data.splitlines(True)[:-2]))
