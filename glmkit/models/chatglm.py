@@ -128,11 +128,14 @@ def turns_of(config: ChatGlmConfig, positions: Tensor, dtype: torch.dtype) -> Tu
 
 
 def rotate(heads: Tensor, turns: Turns) -> Tensor:
-    """Turn (B, T, H, D): component i of an axis' share pairs with i + n."""
+    """Turn (B, T, H, D): component i of an axis' share pairs with i + n.
+
+    It is done in the dtype of ``turns`` and rounded once.
+    """
     cos, sin = turns
-    low, high = heads.unflatten(-1, (cos.shape[-2], 2, cos.shape[-1])).unbind(-2)  # type: ignore[no-untyped-call]
+    low, high = heads.to(cos.dtype).unflatten(-1, (cos.shape[-2], 2, cos.shape[-1])).unbind(-2)  # type: ignore[no-untyped-call]
     turned = torch.stack((low * cos - high * sin, high * cos + low * sin), dim=-2)
-    return turned.flatten(-3)
+    return turned.flatten(-3).to(heads.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -278,7 +281,7 @@ class ChatGlm(CausalModel):
         past: Past | None = None,
     ) -> Tensor:
         """Return the hidden states (B, T, hidden) of new tokens, not normed yet."""
-        turns = turns_of(self.config, positions, self.like.dtype)
+        turns = turns_of(self.config, positions, torch.float32)
         return cast(Tensor, self.transformer(ids, Seen(turns, mask, causal, past)))
 
     def scores(self, hidden: Tensor) -> Tensor:
