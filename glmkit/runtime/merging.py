@@ -26,8 +26,6 @@ from .weights import Weights, read_json
 
 Weighted = tuple[Adapter, float]
 SHARD_BYTES = 4 << 30
-_REMAP_AFTER = 512 << 20
-"""Bytes read before the files are mapped anew, which gives their pages back."""
 
 _CLOSE = 0.25
 """Rounding to the stored precision moves the scores by less than this share of what the adapters
@@ -193,20 +191,20 @@ class _Change:
 
 
 class _Reader:
-    """Reads tensors with their changes; now and then maps the files anew."""
+    """Reads tensors with their changes; gives the memory of each back when the next is read."""
 
     def __init__(self, plan: _Plan) -> None:
         self.plan = plan
         self.changed = 0
         self._weights = Weights(plan.folder)
-        self._read = 0
+        self._last: str | None = None
 
     def __call__(self, key: str) -> Tensor:
         """Return the tensor ``key``, merged, in its stored dtype."""
-        if self._read > _REMAP_AFTER:
-            self._weights, self._read = Weights(self.plan.folder), 0
+        if self._last is not None:
+            self._weights.release(self._last)
+        self._last = key
         tensor = self._weights[key]
-        self._read += tensor.nbytes
         change = self.plan.changes.get(key)
         if change is None:
             return tensor
