@@ -19,6 +19,9 @@ CONTROL = frozenset(
 )
 """Tokens that steer a model, also where a file does not call them special."""
 
+_ALIASES = {"sop": "<sop>", "eop": "<eop>", "<eos>": "</s>", "<bos>": "<s>", "<pad>": "<unk>"}
+"""What ChatGLM2 and ChatGLM3 call their tokens -> what converted files do."""
+
 
 class Described(Tokenizer):
     """The vocabulary of a `tokenizer.json`.
@@ -41,7 +44,8 @@ class Described(Tokenizer):
         self._inner = inner
         self.specials = {each.content: number for number, each in added.items()}
         self.size = inner.get_vocab_size(with_added_tokens=True)
-        self.prefix = self._present(*_prefix_names(self.specials))
+        steered = self._present("[gMASK]", "<sop>")
+        self.prefix = steered if len(steered) == 2 else ()
         said = settings or {}
         self.eos_id = self._named(said.get("eos_token"))
         self.bos_id = self._named(said.get("bos_token"))
@@ -60,8 +64,9 @@ class Described(Tokenizer):
         ]
 
     def special(self, name: str) -> int | None:
-        """Return the id of the special token ``name``."""
-        return self._inner.token_to_id(name)
+        """Return the id of the special token ``name``; see :data:`_ALIASES`."""
+        found = self._inner.token_to_id(name)
+        return found if found is not None else self._inner.token_to_id(_ALIASES.get(name, name))
 
     def token(self, number: int) -> str:
         """Return what the vocabulary calls an id."""
@@ -88,7 +93,3 @@ class Described(Tokenizer):
     def _named(self, said: object) -> int | None:
         name = said.get("content") if isinstance(said, Mapping) else said
         return self.special(name) if isinstance(name, str) else None
-
-
-def _prefix_names(specials: Mapping[str, int]) -> tuple[str, ...]:
-    return ("[gMASK]", "<sop>") if "<|user|>" in specials and "<sop>" in specials else ()
