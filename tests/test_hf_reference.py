@@ -150,3 +150,37 @@ def test_a_trained_prefix_is_loaded_as_the_original_recipe_does(shared_reference
         ends = fields["generated"].shape[1]
         stopped = (out == 511).any(-1)
         assert torch.equal(out[~stopped], fields["generated"][~stopped][:, :ends]), case
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chatglm-6b-tiny-int4",
+        "chatglm-6b-tiny-int8",
+        "chatglm-6b-tiny-int4-qe",
+        "chatglm2-6b-tiny-int4",
+        "chatglm2-6b-tiny-int8",
+    ],
+)
+def test_official_rounded_folders_run_and_are_what_quantize_makes(
+    shared_reference: Path, name: str
+):
+    folder = shared_reference / "checkpoints" / name
+    arrays = np.load(shared_reference / "expected" / "quant.npz")
+    fields = {
+        field: torch.from_numpy(arrays[f"{name}.{field}"])
+        for field in ("input_ids", "logits", "generated")
+    }
+    official = transformers.AutoModel.from_pretrained(folder)
+    base = transformers.AutoModel.from_pretrained(folder.parent / name.split("-int")[0])
+    made = base.quantize(8 if "int8" in name else 4, quantize_embeddings=name.endswith("qe"))
+    ours, theirs = made.state_dict(), official.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    ids = fields["input_ids"]
+    with torch.no_grad():
+        logits = official.float()(ids).logits
+    torch.testing.assert_close(logits, fields["logits"], atol=1e-4, rtol=0)
+    new = fields["generated"].shape[1] - ids.shape[1]
+    out = official.generate(ids, max_new_tokens=new, do_sample=False, eos_token_id=511)
+    assert torch.equal(out, fields["generated"])

@@ -35,6 +35,7 @@ class ChatGLMConfig(PreTrainedConfig):
     prefix_projection = False
     classifier_dropout = None
     quantization_bit = 0
+    quantization_embeddings = False
     tokenizer_class = "ChatGLMTokenizer"
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401

@@ -30,6 +30,7 @@ from ..prefix import beside_prefix
 from .chatting import Chatting
 from .config import ChatGLMConfig
 from .placing import Remembered, as_rows, place
+from .rounding import RoundedEmbedding, RoundedLinear, round_blocks, unshare
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
@@ -68,6 +69,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
         if model.plain.prefix is not None:
             model.requires_grad_(False)
             model.plain.prefix.requires_grad_(True)
+        unshare(model)
         return loaded
 
     @property
@@ -87,7 +89,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, glm.RmsNorm):
             initialization.ones_(module.weight)
-        else:
+        elif not isinstance(module, (RoundedLinear, RoundedEmbedding)):
             super()._init_weights(module)
 
     @capture_outputs
@@ -146,7 +148,38 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, Chatting, Generati
         if isinstance(plain, ChatGlm):
             self.lm_head = plain.lm_head
         self._tied_weights_keys = {f"{plain.HEAD}.weight": f"{plain.EMBEDDING}.weight"}
+        if config.quantization_bit:
+            self._round(config.quantization_bit)
         self.post_init()
+
+    def _round(self, bits: int) -> None:
+        tables: tuple[str, ...] = ()
+        if self.config.quantization_embeddings:
+            # Only parameters can be tied: table and head hold the same integers twice.
+            tables, self._tied_weights_keys = (self.plain.HEAD, self.plain.EMBEDDING), {}
+        round_blocks(self, bits, tables)
+
+    def quantize(
+        self,
+        bits: int,
+        quantize_embeddings: bool = False,
+        **ignored: Any,  # noqa: ANN401
+    ) -> ChatGLMForConditionalGeneration:
+        """Round the weights of all blocks in place, as the original code does; return the model.
+
+        What ``save_pretrained`` writes afterwards is in the layout of the official int4 and int8
+        folders. A model that is rounded already stays as it is.
+
+        :param bits: 4 or 8; 0 changes nothing.
+        :param quantize_embeddings: also round the token table and the head.
+        :raises UsageError: if ``bits`` is something else.
+        """
+        if bits and not self.config.quantization_bit:
+            self.config.quantization_embeddings = quantize_embeddings
+            self._round(bits)
+            self.config.quantization_bit = bits
+            self.all_tied_weights_keys = self.get_expanded_tied_weights_keys()
+        return self
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the head."""
