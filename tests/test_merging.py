@@ -258,6 +258,22 @@ def test_merge_and_convert_from_the_command_line(capsys, tmp_path, base, adapter
     assert torch.equal(model.logits(ids, adapter="today"), model.logits(ids, adapter="mine"))
 
 
+def test_chat_wears_an_adapter(capsys, tmp_path):
+    base = tiny_checkpoint(tmp_path / "base")
+    raw = tmp_path / "x-lora.pt"
+    torch.save(tensors_of(lora(load_local(base), kinds=EVERY), ".default"), raw)
+    asked = ["run", "chat", "--model", str(base), "--ask", "hi", "--temperature", "0"]
+    asked += ["--max-tokens", "8"]
+    worn = [*asked, "--adapter", str(raw)]
+    said = []
+    for each in (asked, [*worn, "--adapter-alpha", "8"], [*worn, "--adapter-alpha", "1e-6"]):
+        assert main(each) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] != said[1] and said[0] == said[2]
+    assert main(worn) == 2
+    assert "records no alpha" in capsys.readouterr().err
+
+
 def test_the_grouped_layout_is_converted_exactly(tmp_path, base):
     model = load_local(base)
     tensors, deltas = {}, {}

@@ -75,6 +75,13 @@ CHINESE = "贝加尔湖最深处有多少米?"
 UNKNOWN = "Who composed the opera Carmen?"
 
 
+def test_an_adapter_is_put_on_the_model(run):
+    with pytest.raises(UsageError, match=r"takes no adapter \(got 'mine'\)"):
+        run("--ask", ENGLISH, "--answer", "generate", "--adapter", "mine")
+    with pytest.raises(UsageError, match=r"takes no adapter_alpha \(got 8.0\)"):
+        run("--ask", ENGLISH, "--answer", "generate", "--adapter-alpha", "8")
+
+
 def test_an_answer_carries_its_citation_and_its_sources(run):
     out, err = run("--ask", ENGLISH)
     lines = out.splitlines()
