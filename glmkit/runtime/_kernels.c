@@ -88,35 +88,52 @@ AVX2 static inline __m256i times_bytes(const uint8_t *w, const int32_t *x) {
 AVX2 static inline __m256 times_block(const Product *p, long block, long m) {
     const uint8_t *w = p->packed + block * p->groups * p->group;
     const int32_t *x = (const int32_t *)(p->x + m * p->groups * GROUP);
-    const int32_t *rest = (const int32_t *)(p->rest ? p->rest + m * p->groups * GROUP : NULL);
-    const __m256 fine = _mm256_set1_ps(REST);
     const float *step = p->step + m * p->groups, *sum = p->sum + m * p->groups;
     __m256 out = _mm256_setzero_ps(), least = out;
     if (p->group == NIBBLES)
         for (long g = 0; g < p->groups; g++, w += NIBBLES, x += GROUP / 2) {
-            __m256 whole = _mm256_cvtepi32_ps(times_nibbles(w, x));
+            const __m256 whole = _mm256_cvtepi32_ps(times_nibbles(w, x));
             const __m256 scale = _mm256_mul_ps(half8(w + 128), _mm256_set1_ps(step[g]));
-            const __m256 base = half8(w + 144), over = _mm256_set1_ps(sum[g]);
-            if (rest) { /* the two parts nearly cancel out, so add them up first */
-                whole = _mm256_fmadd_ps(_mm256_cvtepi32_ps(times_nibbles(w, rest)), fine, whole);
-                out = _mm256_add_ps(out, _mm256_fmadd_ps(whole, scale, _mm256_mul_ps(base, over)));
-                rest += GROUP / 2;
-                continue;
-            }
             out = _mm256_fmadd_ps(whole, scale, out);
-            least = _mm256_fmadd_ps(base, over, least);
+            least = _mm256_fmadd_ps(half8(w + 144), _mm256_set1_ps(sum[g]), least);
         }
     else
         for (long g = 0; g < p->groups; g++, w += BYTES, x += GROUP / 2) {
-            __m256 whole = _mm256_cvtepi32_ps(times_bytes(w, x));
-            if (rest) {
-                whole = _mm256_fmadd_ps(_mm256_cvtepi32_ps(times_bytes(w, rest)), fine, whole);
-                rest += GROUP / 2;
-            }
+            const __m256 whole = _mm256_cvtepi32_ps(times_bytes(w, x));
             const __m256 scale = _mm256_mul_ps(half8(w + 256), _mm256_set1_ps(step[g]));
             out = _mm256_fmadd_ps(whole, scale, out);
         }
     return _mm256_add_ps(out, least);
+}
+
+/* The same in single precision, of int4 (`four` is 1) or int8. */
+AVX2 static inline __m256 times_fine(const Product *p, long block, long m, const int four) {
+    const uint8_t *w = p->packed + block * p->groups * p->group;
+    const int32_t *x = (const int32_t *)(p->x + m * p->groups * GROUP);
+    const int32_t *rest = (const int32_t *)(p->rest + m * p->groups * GROUP);
+    const float *step = p->step + m * p->groups, *sum = p->sum + m * p->groups;
+    const __m256 unit = _mm256_set1_ps(REST);
+    __m256 out = _mm256_setzero_ps();
+    for (long g = 0; g < p->groups; g++, w += p->group, x += GROUP / 2, rest += GROUP / 2) {
+        const __m256i most = four ? times_nibbles(w, x) : times_bytes(w, x);
+        const __m256i over = four ? times_nibbles(w, rest) : times_bytes(w, rest);
+        const __m256 whole = _mm256_fmadd_ps(_mm256_cvtepi32_ps(over), unit, _mm256_cvtepi32_ps(most));
+        const __m256 scale = _mm256_mul_ps(half8(w + (four ? 128 : 256)), _mm256_set1_ps(step[g]));
+        /* The two parts of int4 nearly cancel out, so they are added up before anything else. */
+        const __m256 least = four ? _mm256_mul_ps(half8(w + 144), _mm256_set1_ps(sum[g]))
+                                  : _mm256_setzero_ps();
+        out = _mm256_add_ps(out, _mm256_fmadd_ps(whole, scale, least));
+    }
+    return out;
+}
+
+/* It stands apart because a branch in the loops of times_block costs a fifth of their speed. */
+AVX2 __attribute__((noinline)) static __m256 times_block_fine(const Product *p, long block, long m) {
+    return p->group == NIBBLES ? times_fine(p, block, m, 1) : times_fine(p, block, m, 0);
+}
+
+AVX2 static inline __m256 block_times(const Product *p, long block, long m) {
+    return p->rest ? times_block_fine(p, block, m) : times_block(p, block, m);
 }
 
 /* Eight outputs for all vectors. */
@@ -124,11 +141,11 @@ AVX2 static void output_block(const Product *p, long block) {
     const long width = p->blocks * BLOCK;
     for (long m = 0; m < p->m; m++) {
         float *y = p->y + m * width + block * BLOCK;
-        __m256 out = times_block(p, p->then == GATE ? block + p->blocks : block, m);
+        __m256 out = block_times(p, p->then == GATE ? block + p->blocks : block, m);
         if (p->then == ADD) out = _mm256_add_ps(out, _mm256_loadu_ps(y));
         if (p->then == GATE) {
             float gate[BLOCK];
-            _mm256_storeu_ps(gate, times_block(p, block, m));
+            _mm256_storeu_ps(gate, block_times(p, block, m));
             for (int at = 0; at < BLOCK; at++) gate[at] /= 1.0f + expf(-gate[at]);
             out = _mm256_mul_ps(out, _mm256_loadu_ps(gate));
         }
