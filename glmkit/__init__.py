@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         Progress as Progress,
         Reply as Reply,
         Request as Request,
+        StreamedModel as StreamedModel,
         ToolCall as ToolCall,
         Usage as Usage,
     )
@@ -109,6 +110,7 @@ _HOMES = {
         "Progress",
         "Reply",
         "Request",
+        "StreamedModel",
         "ToolCall",
         "Usage",
     ),

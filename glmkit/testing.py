@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .app import Glmkit
 from .config import Config
 from .plugins import Plugins
-from .types import Chunk, GenerationOptions, Message, MessageLike, Reply, Usage
+from .types import Chunk, GenerationOptions, Message, MessageLike, StreamedModel, Usage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["EchoModel", "HashEncoder", "make_app", "tiny_glm"]
 
 
-class EchoModel:
+class EchoModel(StreamedModel):
     """A chat model that repeats the question, or says what it was told to.
 
     :param answer: what to answer instead of the question.
@@ -57,21 +57,6 @@ class EchoModel:
         prompt = sum(len(message.content.split()) for message in conversation)
         reason: Literal["length", "stop"] = "length" if len(words) > limit else "stop"
         yield Chunk("", reason, Usage(prompt, min(len(words), limit)))
-
-    def reply(
-        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
-    ) -> Reply:
-        """Return the whole answer."""
-        return Reply.join(self.stream(messages, options))
-
-    def batch(
-        self,
-        conversations: Iterable[Sequence[MessageLike]],
-        options: GenerationOptions | None = None,
-    ) -> Iterator[Reply]:
-        """Yield one reply per conversation."""
-        for conversation in conversations:
-            yield self.reply(conversation, options)
 
 
 class HashEncoder:

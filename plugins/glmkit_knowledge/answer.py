@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from glmkit import Message, Reply, language_of
+from glmkit import Message, Reply, StreamedModel, language_of
 
 from .cite import CitingModel
 from .extract import ExtractiveModel
@@ -25,7 +25,7 @@ def _name(language: str) -> str:
     return _LANGUAGE_NAMES.get(language, language)
 
 
-class _Reader:
+class _Reader(StreamedModel):
     """A chat model that is given only the passages in languages that it speaks, if there are any.
 
     Whoever marks its answer still sees all of them, so that the numbers are those of the sources.
@@ -41,12 +41,6 @@ class _Reader:
     ) -> Iterator[Chunk]:
         """Yield the model's answer."""
         return self._model.stream(self._readable(messages), options)
-
-    def reply(
-        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
-    ) -> Reply:
-        """Return the whole answer."""
-        return Reply.join(self.stream(messages, options))
 
     def batch(
         self,
@@ -66,7 +60,7 @@ class _Reader:
         return [*before, replace(question, passages=readable or question.passages)]
 
 
-class AnsweringModel:
+class AnsweringModel(StreamedModel):
     """A chat model that generates, quotes or falls back, whichever the turn calls for.
 
     The chat model behind it is loaded when it has to speak for the first time, never before: a
@@ -137,18 +131,3 @@ class AnsweringModel:
             return self._extractive.quote(reading, question.passages)
         self.mode = "generate"
         return CitingModel(_Reader(self._model)).stream(messages, options)
-
-    def reply(
-        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
-    ) -> Reply:
-        """Return the whole answer."""
-        return Reply.join(self.stream(messages, options))
-
-    def batch(
-        self,
-        conversations: Iterable[Sequence[MessageLike]],
-        options: GenerationOptions | None = None,
-    ) -> Iterator[Reply]:
-        """Yield one reply per conversation, in their order."""
-        for conversation in conversations:
-            yield self.reply(conversation, options)

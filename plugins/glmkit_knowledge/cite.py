@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from glmkit import Chunk, Message, Passage, Reply
+from glmkit import Chunk, Message, Passage, Reply, StreamedModel
 
 from . import terms
 
@@ -101,7 +101,7 @@ def support(sentence: str, passage: Passage) -> float:
     return terms.coverage(wanted, text)
 
 
-class CitingModel:
+class CitingModel(StreamedModel):
     """A chat model whose answers cite the passages that they were given."""
 
     def __init__(self, model: ChatModel) -> None:
@@ -120,12 +120,6 @@ class CitingModel:
                 text += citer.close()
             if text or chunk.finish_reason is not None:
                 yield replace(chunk, text=text)
-
-    def reply(
-        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
-    ) -> Reply:
-        """Return the whole answer."""
-        return Reply.join(self.stream(messages, options))
 
     def batch(
         self,

@@ -6,11 +6,11 @@ source. Works across languages, because the encoder does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from glmkit import Chunk, Message, Passage, Reply, Usage, language_of
+from glmkit import Chunk, Message, Passage, StreamedModel, Usage, language_of
 
 from . import terms
 from .cite import mark
@@ -46,7 +46,7 @@ class Quote:
     score: float
 
 
-class ExtractiveModel:
+class ExtractiveModel(StreamedModel):
     """A chat model that quotes the passages of the last message.
 
     :param sentences: shared with retrieval, so that nothing is encoded twice.
@@ -78,21 +78,6 @@ class ExtractiveModel:
             yield Chunk(f"{gap}{quote.text.rstrip(_OPEN)} {mark(quote.source)}")
             gap = "\n"
         yield Chunk("", "stop", Usage())
-
-    def reply(
-        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
-    ) -> Reply:
-        """Return the whole answer."""
-        return Reply.join(self.stream(messages, options))
-
-    def batch(
-        self,
-        conversations: Iterable[Sequence[MessageLike]],
-        options: GenerationOptions | None = None,
-    ) -> Iterator[Reply]:
-        """Yield one reply per conversation, in their order."""
-        for conversation in conversations:
-            yield self.reply(conversation, options)
 
 
 def choose(question: str, passages: Sequence[Passage], vectors: SentenceVectors) -> list[Quote]:

@@ -9,7 +9,7 @@ from contextlib import closing
 from itertools import repeat
 
 from ...errors import UsageError
-from ...types import Chunk, GenerationOptions, MessageLike, Reply
+from ...types import Chunk, GenerationOptions, MessageLike, Reply, StreamedModel
 from ..answers import Answer
 from ..rows import Row
 
@@ -20,7 +20,7 @@ Column = tuple[Row, ...]
 """The rows that got a token, or ended, in one step."""
 
 
-class Answering(ABC):
+class Answering(StreamedModel, ABC):
     """Answers conversations out of rows that are decoded side by side."""
 
     @abstractmethod
@@ -48,12 +48,6 @@ class Answering(ABC):
                     yield Chunk(piece)
         yield answer.last()
 
-    def reply(
-        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
-    ) -> Reply:
-        """Return the whole answer."""
-        return Reply.join(self.stream(messages, options))
-
     def batch(
         self,
         conversations: Iterable[Sequence[MessageLike]],
@@ -68,7 +62,7 @@ class Answering(ABC):
         """
         order: deque[Answer] = deque()
         by_row: dict[Row, Answer] = {}
-        waiting = self._queued(conversations, _for_each(options), order)
+        waiting = self._queued(_each_with(conversations, options), order)
         with closing(self._decode(waiting, slots=SLOTS)) as steps:
             for column in steps:
                 by_row.update((answer.row, answer) for answer in order)
@@ -81,23 +75,24 @@ class Answering(ABC):
 
     def _queued(
         self,
-        conversations: Iterable[Sequence[MessageLike]],
-        options: Iterator[GenerationOptions],
+        asked: Iterable[tuple[Sequence[MessageLike], GenerationOptions]],
         order: deque[Answer],
     ) -> Iterator[Row]:
-        for messages in conversations:
-            own = next(options, None)
-            if own is None:
-                raise UsageError("there are fewer options than conversations; give one for each")
-            answer = self._answer(messages, own)
+        for messages, options in asked:
+            answer = self._answer(messages, options)
             order.append(answer)
             yield answer.row
 
 
-def _for_each(
+def _each_with(
+    conversations: Iterable[Sequence[MessageLike]],
     options: GenerationOptions | Iterable[GenerationOptions] | None,
-) -> Iterator[GenerationOptions]:
-    """Return options without end, or as many as were given."""
-    if options is None or isinstance(options, GenerationOptions):
-        return repeat(options or GenerationOptions())
-    return iter(options)
+) -> Iterator[tuple[Sequence[MessageLike], GenerationOptions]]:
+    """Yield conversations with their options: the same for all, or one for each."""
+    same = options or GenerationOptions()
+    given = repeat(same) if isinstance(same, GenerationOptions) else iter(same)
+    for each in conversations:
+        own = next(given, None)
+        if own is None:
+            raise UsageError("there are fewer options than conversations; give one for each")
+        yield each, own

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from itertools import chain, repeat
+from collections.abc import Generator, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,22 +15,17 @@ from ...models.about import read_about
 from ...models.causal import CausalModel, ModelConfig, Start
 from ...models.prompts import FORMATS, Renderer, guess_format
 from ...models.tokenizers import Detokenizer, Tokenizer
-from ...types import Chunk, GenerationOptions, Message, MessageLike, Reply
+from ...types import GenerationOptions, Message, MessageLike
 from ..answers import Answer
 from ..decode import Column, Row, columns
 from ..lora import Choice
 from ..sampling import StopText, make_sampler
 from ..settings import Settings
 from .adapted import Adapted
-
-SLOTS = 8
-"""Answers of a batch that run side by side."""
-
-_AHEAD = 4 * SLOTS
-"""Conversations of a batch that may be begun before the oldest one is done."""
+from .answering import Answering
 
 
-class LocalModel(Adapted):
+class LocalModel(Adapted, Answering):
     """A GLM in this process; implements :class:`glmkit.types.InspectableModel`."""
 
     def __init__(
@@ -100,68 +93,10 @@ class LocalModel(Adapted):
         """The vocabulary, where the folder has one."""
         return self._renderer.tokenizer if self._renderer else None
 
-    def stream(
-        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
-    ) -> Iterator[Chunk]:
-        """Yield the answer piece by piece; closing the iterator cancels it.
-
-        :raises UsageError: at once, if the conversation cannot be answered or does not fit.
-        """
-        return self._streamed(self._answer(messages, options or GenerationOptions()))
-
-    def _streamed(self, answer: Answer) -> Iterator[Chunk]:
-        with closing(self._columns([answer.row], answer.row.adapter)) as steps:
-            for _ in steps:
-                piece = answer.advance()
-                if piece:
-                    yield Chunk(piece)
-        yield answer.last()
-
-    def reply(
-        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
-    ) -> Reply:
-        """Return the whole answer."""
-        return Reply.join(self.stream(messages, options))
-
-    def batch(
-        self,
-        conversations: Iterable[Sequence[MessageLike]],
-        options: GenerationOptions | Iterable[GenerationOptions] | None = None,
-    ) -> Iterator[Reply]:
-        """Yield one reply per conversation, in their order.
-
-        Several run side by side; conversations are drawn as room comes free, never all at once.
-
-        :param options: for all of them, or one for each.
-        :raises UsageError: if there are fewer options than conversations.
-        """
-        order: deque[Answer] = deque()
-        each, first = _for_each(options)
-        waiting = self._queued(conversations, each, order)
-        by_row: dict[Row, Answer] = {}
-        with closing(self._columns(waiting, first.adapter, slots=SLOTS)) as steps:
-            for column in steps:
-                by_row.update((answer.row, answer) for answer in order)
-                for row in column:
-                    by_row[row].pieces.append(by_row[row].advance())
-                while order and order[0].row.finish is not None:
-                    done = order.popleft()
-                    del by_row[done.row]
-                    yield Reply.join([*map(Chunk, done.pieces), done.last()])
-
-    def _queued(
-        self,
-        conversations: Iterable[Sequence[MessageLike]],
-        options: Iterator[GenerationOptions],
-        order: deque[Answer],
-    ) -> Iterator[Row]:
-        for messages in conversations:
-            own = next(options, None)
-            if own is None:
-                raise UsageError("there are fewer options than conversations; give one for each")
-            answer = self._answer(messages, own)
-            order.append(answer)
-            yield answer.row
+    def _decode(self, rows: Iterable[Row], *, slots: int) -> Generator[Column, None, None]:
+        waiting = iter(rows)
+        for first in waiting:
+            yield from self._columns(chain((first,), waiting), first.adapter, slots=slots)
 
     def _columns(
         self, rows: Iterable[Row], first: Choice, *, slots: int = 1
@@ -285,20 +220,6 @@ class LocalModel(Adapted):
             ),
             adapter=options.adapter,
         )
-
-
-def _for_each(
-    options: GenerationOptions | Iterable[GenerationOptions] | None,
-) -> tuple[Iterator[GenerationOptions], GenerationOptions]:
-    """Return options without end, or as many as were given, and the first of them."""
-    if options is None or isinstance(options, GenerationOptions):
-        same = options or GenerationOptions()
-        return repeat(same), same
-    given = iter(options)
-    first = next(given, None)
-    if first is None:
-        return iter(()), GenerationOptions()
-    return chain((first,), given), first
 
 
 def _or(given: float | None, default: float) -> float:
