@@ -353,7 +353,7 @@ def _part(
     if b.dim() == 3:
         a, b, rank = _ungrouped(file, stem, a, b, config)
     else:
-        rank = a.shape[0]
+        rank = len(a) if a.dim() else 0
     if a.dim() != 2 or b.dim() != 2 or b.shape[1] != a.shape[0] or not a.numel() or not b.numel():
         raise CheckpointError(
             f"{file}: the halves of {stem} do not fit: A {list(a.shape)}, B {list(b.shape)}; "

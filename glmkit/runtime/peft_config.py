@@ -123,7 +123,8 @@ def _chooses(raw: Mapping[str, Any], targets: object) -> bool:
     """Tell whether only some layers were trained, on purpose."""
     if raw.get("layers_to_transform") is not None or isinstance(targets, str):
         return True
-    return any(re.search(r"\.\d+\.", str(each)) for each in targets or ())  # type: ignore[attr-defined]
+    listed = targets if isinstance(targets, list) else []
+    return any(re.search(r"\.\d+\.", str(each)) for each in listed)
 
 
 def _matching(table: Mapping[str, Any], stem: str, default: Any) -> Any:  # noqa: ANN401
