@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, V vocabulary.
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import peft
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import glmkit
 import glmkit.hf
-from glmkit.errors import UsageError
+from glmkit.errors import MissingExtraError, UsageError
 from glmkit.models.tiny import IDS, ORIGINAL, tiny_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls deprecated names
@@ -74,6 +75,27 @@ def test_registering_twice_changes_nothing(folder: Path):
     assert type(AutoModel.from_pretrained(folder)) is type(
         AutoModelForCausalLM.from_pretrained(folder)
     )
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'glmkit\[hf\]'"):
+        glmkit.hf.register()
+
+
+def test_the_family_settles_what_rope_ratio_means(tmp_path: Path):
+    tiny_checkpoint(tmp_path, layout="chatglm2")
+    raw = json.loads((tmp_path / "config.json").read_text())
+    del raw["_name_or_path"]
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"rope_ratio": 16}))
+    ids = rows()["input_ids"]
+    for family in ("chatglm2", "chatglm3"):
+        model = AutoModel.from_pretrained(tmp_path, family=family)
+        local = glmkit.load(str(tmp_path), dtype="float32", family=family).logits(ids)
+        torch.testing.assert_close(scores(model, input_ids=ids), local, atol=1e-4, rtol=0)
+        model.save_pretrained(tmp_path / family)
+        again = AutoModel.from_pretrained(tmp_path / family)
+        assert torch.equal(scores(model, input_ids=ids), scores(again, input_ids=ids))
 
 
 def test_code_that_is_not_there_is_not_asked_for(folder: Path, tmp_path: Path):

@@ -6,6 +6,7 @@ Every field that a config.json brings is kept, and written back by ``save_pretra
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -13,7 +14,7 @@ from transformers import PreTrainedConfig
 from ...errors import CheckpointError
 from ..causal import ModelConfig
 from ..chatglm import ChatGlm
-from ..layouts import Layout, recognise
+from ..layouts import Layout, family_of, recognise
 
 
 class ChatGLMConfig(PreTrainedConfig):
@@ -37,6 +38,7 @@ class ChatGLMConfig(PreTrainedConfig):
     quantization_bit = 0
     quantization_embeddings = False
     tokenizer_class = "ChatGLMTokenizer"
+    family = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401
         if kwargs.get("num_layers") is None and kwargs.get("num_hidden_layers") is not None:
@@ -71,8 +73,15 @@ class ChatGLMConfig(PreTrainedConfig):
 
     @property
     def shape(self) -> ModelConfig:
-        """The model's shape, as its plain modules take it."""
-        return self.layout.shape(self.original)
+        """The model's shape, as its plain modules take it.
+
+        It depends on the family where ``rope_ratio`` does: what ``family`` says, else the hints of
+        the folder that this was read from.
+        """
+        folder = Path(self.name_or_path or "")
+        known = folder if self.name_or_path and folder.is_dir() else None
+        family = family_of(known, self.original, self.family)
+        return self.layout.shape(self.original, family)
 
     @property
     def first_generation(self) -> bool:
