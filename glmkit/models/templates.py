@@ -32,18 +32,19 @@ _ROLES = """\
 {%- for tool in tools -%}
 {%- set plain.tools = plain.tools + [tool.function if tool.function is defined else tool] -%}
 {%- endfor -%}
-{{- content ~ '\\n' ~ (plain.tools | tojson(indent=4)) -}}
+{{- (content or 'Answer the following questions as best as you can. '
+~ 'You have access to the following tools:') ~ '\\n' ~ (plain.tools | tojson(indent=4)) -}}
 {%- endmacro -%}
 {{- '[gMASK]<sop>' -}}
 {%- if tools and messages[0].role != 'system' -%}
-{{- turn('system', '', listed('Answer the following questions as best as you can. '
-~ 'You have access to the following tools:', tools)) -}}
+{{- turn('system', '', listed('', tools)) -}}
 {%- endif -%}
 {%- for message in messages -%}
 {%- set own = message.tools or (tools if loop.first and message.role == 'system' else none) -%}
 {%- if own -%}
 {{- turn(message.role, '', listed(message.content, own)) -}}
 {%- elif message.tool_calls -%}
+{%- if message.content -%}{{- turn('assistant', '', message.content) -}}{%- endif -%}
 {%- for call in message.tool_calls -%}
 {%- set asked = call.function if call.function is defined else call -%}
 {%- set given = namespace(text='') -%}
@@ -51,7 +52,9 @@ _ROLES = """\
 {%- set quoted = "'" ~ value ~ "'" if value is string else value -%}
 {%- set given.text = given.text ~ (', ' if given.text else '') ~ name ~ '=' ~ quoted -%}
 {%- endfor -%}
-{{- turn('assistant', asked.name, '```python\\ntool_call(' ~ given.text ~ ')\\n```') -}}
+{%- set run = asked.arguments.code if asked.arguments | length == 1 else none -%}
+{%- set run = run or 'tool_call(' ~ given.text ~ ')' -%}
+{{- turn('assistant', asked.name, '```python\\n' ~ run ~ '\\n```') -}}
 {%- endfor -%}
 {%- else -%}
 {%- set role = 'observation' if message.role == 'tool' else message.role -%}
@@ -75,14 +78,14 @@ _MARKS = """\
 {%- if tools -%}{{- '<|system|>\\n' ~ about(tools) -}}{%- endif -%}
 {%- for message in messages -%}
 {%- if message.tools and not tools -%}{{- '<|system|>\\n' ~ about(message.tools) -}}{%- endif -%}
+{%- set role = 'observation' if message.role == 'tool' else message.role -%}
+{%- if message.content -%}
+{{- '<|' ~ role ~ '|>' ~ (message.metadata or '') ~ '\\n' ~ message.content -}}
+{%- endif -%}
 {%- for call in message.tool_calls or [] -%}
 {%- set it = call.function if call.function is defined else call -%}
 {{- '<|assistant|>' ~ it.name ~ '\\n' ~ (it.arguments | tojson) -}}
 {%- endfor -%}
-{%- if message.content -%}
-{%- set role = 'observation' if message.role == 'tool' else message.role -%}
-{{- '<|' ~ role ~ '|>' ~ (message.metadata or '') ~ '\\n' ~ message.content -}}
-{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
