@@ -83,6 +83,19 @@ def test_prompts_are_the_original_ones(generation):
         assert (name, ids) == (name, wanted)
 
 
+def test_a_later_tokenizer_config_does_not_change_prompts(expected, shared_reference, tmp_path):
+    # Its chat template writes role tokens that its tokenizer does not know, and lets users forge
+    # those that it knows; the original message builder does neither.
+    source = shared_reference / "tokenizers" / "chatglm3-6b"
+    (tmp_path / "tokenizer.model").symlink_to(source / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").symlink_to(source / "tokenizer_config.late.json")
+    tokenizer = Tokenizer.open(tmp_path)
+    for name, case in expected["chatglm3-6b-late"]["chat"].items():
+        ids = encode(FORMATS["chatglm3"].pieces(conversation(case), ""), tokenizer)
+        assert (name, ids) == (name, case["build_chat_input"])
+        assert (ids == case["template_ids"]) == case["equal"]
+
+
 def read(chat_format, history, text, parts=1):
     reader = chat_format.reader(history)
     size = max(1, -(-len(text) // max(1, parts)))
