@@ -7,15 +7,15 @@ import struct
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from glmkit.errors import GlmkitError
+from glmkit.errors import CheckpointError, GlmkitError
 from glmkit.models.layouts import identify, recognise
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.describe import describe
 from glmkit.runtime.loading import load_local
 
 LAYOUTS = ("hub", "chatglm", "chatglm2", "chatglm3", "glm4-9b")
-quick = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
-many = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 leaf = st.one_of(
     st.none(),
@@ -104,6 +104,16 @@ def changed(data, raw):
 def test_any_settings_have_a_shape_or_are_refused(sound, data):
     raw = changed(data, json.loads((sound / "config.json").read_text()))
     survives(lambda: recognise(raw).shape(raw, identify(sound, raw).family))
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf"), -1, True, "1", [1]])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "repetition_penalty"])
+def test_sampling_settings_are_numbers(small, name, value):
+    file = small["bin"] / "generation_config.json"
+    file.write_text(json.dumps({"do_sample": True, name: value}))
+    with pytest.raises(CheckpointError, match=name):
+        load_local(file.parent)
+    file.unlink()
 
 
 @quick

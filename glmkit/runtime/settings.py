@@ -9,7 +9,10 @@ from typing import Any
 from ..errors import CheckpointError
 from ..models.files import read_json, read_json_if_there
 from ..models.formats import ChatFormat
+from ..models.shapes import shown
 from ..models.tokenizers import Tokenizer
+
+_MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,10 @@ def _given(raw: dict[str, Any], name: str, default: float) -> float:
     value = raw.get(name)
     if value is None:
         return default
-    if not isinstance(value, (int, float)) or value < 0:
-        raise CheckpointError(f"generation_config.json: {name} is {value!r}; expected a number")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Compared before it is converted: NaN and numbers too long for a float fail here.
+    if not number or not 0 <= value <= _MOST:
+        raise CheckpointError(
+            f"generation_config.json: {name} is {shown(value)}; expected a number from 0 to {_MOST}"
+        )
     return float(value)
