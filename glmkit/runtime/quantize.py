@@ -10,12 +10,13 @@ Shapes: N output rows, K input columns, M tokens.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
+
+from .parts import CHUNK, by_parts
 
 try:
     from . import _kernels
@@ -33,12 +34,6 @@ EXPAND_FROM = 48
 
 EXPANDED_FROM = 12
 """The same where the matrix was expanded before and kept."""
-
-_CHUNK = 512
-"""Rows converted at a time: few enough to stay in the processor's cache."""
-
-_CHUNK_ELSEWHERE = 8192
-"""The same on other devices, where each operation costs a launch."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ class Int4Weight:
 
     def expand(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the matrix (N, K) as ordinary numbers."""
-        return _by_parts(self.shape, dtype, self.nibbles.device, self._expand_into)
+        return by_parts(self.shape, dtype, self.nibbles.device, self._expand_into)
 
     def _expand_into(self, out: Tensor, part: slice) -> None:
         packed = self.nibbles[part].view(out.shape[0], -1, GROUP // 2)
@@ -130,7 +125,7 @@ class Int8Weight:
 
     def expand(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the matrix (N, K) as ordinary numbers."""
-        return _by_parts(self.shape, dtype, self.integers.device, self._expand_into)
+        return by_parts(self.shape, dtype, self.integers.device, self._expand_into)
 
     def _expand_into(self, out: Tensor, part: slice) -> None:
         out.copy_(self.integers[part])
@@ -145,9 +140,7 @@ class Int8Weight:
         """Return the nearest matrix with one float32 scale per row."""
         if self.scale.shape[1] == 1:
             return self
-        pairs = zip(
-            torch.split(self.integers, _CHUNK), torch.split(self.scale, _CHUNK), strict=True
-        )
+        pairs = zip(torch.split(self.integers, CHUNK), torch.split(self.scale, CHUNK), strict=True)
         return Int8Weight.stack([_one_scale(*each) for each in pairs])
 
     def check(self) -> None:
@@ -180,30 +173,6 @@ def _check_types(integers: Tensor, dtype: torch.dtype, *scales: Tensor) -> None:
         raise ValueError(f"they hold {kinds}; expected {dtype} and floating-point scales")
 
 
-def _by_parts(
-    shape: tuple[int, int],
-    dtype: torch.dtype,
-    device: torch.device,
-    fill: Callable[[Tensor, slice], None],
-) -> Tensor:
-    """Return a matrix (N, K) that ``fill`` gives in float32, some rows at a time."""
-    rows, columns = shape
-    out = torch.empty(shape, dtype=dtype, device=device)
-    step = _CHUNK if device.type == "cpu" else _CHUNK_ELSEWHERE
-    wide = None
-    if dtype != torch.float32:
-        wide = torch.empty((min(step, rows), columns), dtype=torch.float32, device=device)
-    for start in range(0, rows, step):
-        part = slice(start, min(start + step, rows))
-        if wide is None:
-            fill(out[part], part)
-            continue
-        some = wide[: part.stop - start]
-        fill(some, part)
-        out[part] = some
-    return out
-
-
 def _one_scale(integers: Tensor, scale: Tensor) -> Int8Weight:
     """Give each row of a grouped matrix a single scale, without expanding the matrix."""
     rows, columns = integers.shape
@@ -221,7 +190,7 @@ def quantize_int4(weight: Tensor) -> Int4Weight:
 
     K must be a multiple of 32.
     """
-    return Int4Weight.stack([_rounded_rows(each) for each in torch.split(weight, _CHUNK)])
+    return Int4Weight.stack([_rounded_rows(each) for each in torch.split(weight, CHUNK)])
 
 
 def _rounded_rows(weight: Tensor) -> Int4Weight:
@@ -248,8 +217,8 @@ def quantize_int8(weight: Tensor) -> Int8Weight:
     if bool(((half >= _SMALLEST) | (scale == 0)).all() & half.isfinite().all()):
         scale = half
     step = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
-    for start in range(0, weight.shape[0], _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for start in range(0, weight.shape[0], CHUNK):
+        part = slice(start, start + CHUNK)
         nearest = (weight[part] / step[part]).round_().clamp_(-127, 127)
         integers[part] = nearest.to(torch.int8)
     return Int8Weight(integers, scale)
@@ -310,7 +279,7 @@ class OwnKernel:
 
     def expand(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the matrix (N, K) as ordinary numbers."""
-        return _by_parts(self.shape, dtype, torch.device("cpu"), self._expand_into)
+        return by_parts(self.shape, dtype, torch.device("cpu"), self._expand_into)
 
     def _expand_into(self, out: Tensor, part: slice) -> None:
         first = self._packed[part.start // BLOCK * self._block :]
