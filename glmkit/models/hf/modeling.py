@@ -24,7 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ...errors import UsageError
 from .. import chatglm, glm
-from ..causal import CausalModel
+from ..causal import CausalModel, Stack
 from ..chatglm import ChatGlm
 from ..prefix import beside_prefix
 from .chatting import Chatting
@@ -125,6 +125,13 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
         normed = self.plain.norm(hidden)
         return BaseModelOutputWithPast(last_hidden_state=normed, past_key_values=cache)
 
+    @property
+    def _recomputes(self) -> bool:
+        """Whether blocks run again when gradients need them."""
+        return any(
+            each.gradient_checkpointing for each in self.modules() if isinstance(each, Stack)
+        )
+
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         """Return the cache to fill, or None."""
         if given is not None and given.is_compileable:
@@ -132,6 +139,8 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
                 "ChatGLM models take caches that grow; leave cache_implementation out, "
                 "or pass a DynamicCache"
             )
+        if self.training and torch.is_grad_enabled() and self._recomputes:
+            return None  # a block that runs twice would store its keys twice
         wanted = self.config.use_cache if use_cache is None else use_cache
         if given is not None or not wanted or (use_cache is None and self.training):
             return given
