@@ -8,31 +8,20 @@ Shapes: r rank, in and out the sizes of a linear layer, P prefix entries.
 
 from __future__ import annotations
 
-import pickle
 import re
-import struct
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError, UsageError
 from ..models.files import refuse_pointer
+from .adapter_files import CONFIG, FILES, PREFIX, check_numbers, find_adapter, read_tensors
 from .fingerprint import Fingerprint
 from .peft_config import PeftConfig
 from .weights import read_json
-
-FILES = ("adapter_model.safetensors", "adapter_model.bin")
-CONFIG = "adapter_config.json"
-PREFIX = "transformer.prefix_encoder."
-_PREFIX_FILES = ("pytorch_model.bin", "model.safetensors")
 
 
 class AlphaMissingError(UsageError):
@@ -52,7 +41,7 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """R."""
+        """The rank, r."""
         return self.a.shape[0]
 
     def delta(self) -> Tensor:
@@ -94,9 +83,9 @@ def read_adapter(path: Path | str, *, alpha: float | None = None) -> Adapter:
     :raises UsageError: if alpha is needed and not given, or given and recorded otherwise.
     """
     path = Path(path)
-    file = _find(path)
+    file = find_adapter(path)
     refuse_pointer(file)
-    tensors = _tensors(file)
+    tensors = read_tensors(file)
     name = path.stem if path.is_file() else path.name
     if any(key.startswith(PREFIX) for key in tensors):
         return _prefix(file, tensors, name=name, alpha=alpha)
@@ -109,101 +98,11 @@ def recorded_alpha(path: Path) -> bool:
 
     :raises CheckpointError: if it is no adapter.
     """
-    return _is_recorded(_find(path))
+    return _is_recorded(find_adapter(path))
 
 
 def _is_recorded(file: Path) -> bool:
     return file.name in FILES and (file.parent / CONFIG).is_file()
-
-
-def _find(path: Path) -> Path:
-    """Return the file that holds the tensors."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise CheckpointError(f"adapter {path}: no such file or folder")
-    names: tuple[str, ...] = FILES
-    if (path / "config.json").is_file() and read_json(path / "config.json").get("pre_seq_len"):
-        names += _PREFIX_FILES
-    for name in names:
-        if (path / name).is_file():
-            return path / name
-    raw = sorted(path.glob("*.pt"))
-    if len(raw) == 1:
-        return raw[0]
-    hint = f"; name one of {', '.join(each.name for each in raw)}" if raw else ""
-    expected = ", ".join([*FILES, "one *.pt, or a P-Tuning prefix (pre_seq_len in config.json)"])
-    raise CheckpointError(f"{path} holds no adapter; expected {expected}{hint}")
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """Read a table of tensors; nothing in the file is run."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of strange protocols, which then fail or do not
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} is a pickle of whole Python objects (torch.save(model) writes such files) or "
-            "is damaged; glmkit runs no code from files: save the adapter's tensors alone, with "
-            "peft's save_pretrained"
-        ) from error
-    except _FAULTS as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(
-            f"{file} is damaged or cut short ({reason}); fetch it again"
-        ) from error
-    if not isinstance(found, dict) or not found:
-        raise CheckpointError(f"{file} holds a {type(found).__name__}, not a table of tensors")
-    tensors = {_name(file, key, value): value.detach() for key, value in found.items()}
-    _check_claims(file, tensors)
-    return tensors
-
-
-_FAULTS = (
-    SafetensorError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    ImportError,
-    MemoryError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-"""What torch raises on damaged files, depending on where the damage is."""
-
-_SHARED = 3
-"""Tensors of a file may share storages; they have no more than so many times its bytes together."""
-
-
-def _check_claims(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    claimed = sum(each.numel() * each.dtype.itemsize for each in tensors.values())
-    if claimed > _SHARED * file.stat().st_size:
-        raise CheckpointError(f"{file} is damaged: its tensors claim {claimed:,} bytes")
-
-
-def _name(file: Path, key: object, value: object) -> str:
-    plain = isinstance(value, Tensor) and value.layout == torch.strided
-    if not isinstance(key, str) or not plain:
-        kind = type(value).__name__
-        raise CheckpointError(f"{file} holds a {kind} under {key!r}; an adapter is tensors only")
-    return key
-
-
-def _check_numbers(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    for key, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{file}: {key} holds {tensor.dtype}; expected floating point")
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{file}: {key} holds values that are no numbers (NaN, infinite)")
 
 
 # ---------------------------------------------------------------------------------------- prefixes
@@ -217,7 +116,7 @@ def _prefix(file: Path, tensors: dict[str, Tensor], *, name: str, alpha: float |
         )
     if alpha is not None:
         raise UsageError(f"{file} holds a P-Tuning prefix, which has no alpha; leave alpha out")
-    _check_numbers(file, tensors)
+    check_numbers(file, tensors)
     raw = read_json(file.parent / "config.json") if (file.parent / "config.json").is_file() else {}
     found = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
     table = found.get("embedding.weight")
@@ -260,7 +159,7 @@ def _lora(
     alpha: float | None,
 ) -> Adapter:
     pairs, owners = _pairs(file, tensors)
-    _check_numbers(file, tensors)
+    check_numbers(file, tensors)
     given = _alpha(file, config, alpha)
     parts = {
         stem: _part(file, stem, pair["A"], pair["B"], config, given) for stem, pair in pairs.items()

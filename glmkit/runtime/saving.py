@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import UsageError
-from .adapters import CONFIG, FILES, Adapter
+from .adapter_files import CONFIG, FILES
+from .adapters import Adapter
 from .fingerprint import Fingerprint
 from .fitting import check_base, fit_lora, fit_prefix
 from .merging import skeleton
