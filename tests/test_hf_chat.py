@@ -370,3 +370,17 @@ def test_what_cannot_work_is_said(talker: Talker, tmp_path: Path):
         talker.tokenizer.get_command("<new>")
     with pytest.raises((CheckpointError, OSError)):
         type(talker.tokenizer).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("family", SHARED)
+def test_a_vocabulary_in_tokenizer_json_serves_too(tmp_path: Path, family: str):
+    tiny_checkpoint(tmp_path, layout="glm4-9b" if family == "glm4" else family)
+    talker = Talker(tmp_path, family)
+    assert talker.tokenizer.family == family
+    answer, history = talker.chat("hello")
+    assert len(history) == (1 if family in PAIRS else 2)
+    *_, (shown, _) = talker.stream("hello")
+    assert str(answer).startswith(str(shown))
+    unknown = AutoTokenizer.from_pretrained(tmp_path, family="llama")
+    with pytest.raises(UsageError, match="family='llama'|family 'llama'"):
+        talker.model.chat(unknown, "hello")

@@ -36,7 +36,13 @@ def asked(family: str, query: str, earlier: Sequence[Any], role: str = "user") -
     """Write a question behind what was said; ends where the answer begins.
 
     :param earlier: the history, as :func:`answered` returns it.
+    :raises UsageError: if the family is none whose chats are known.
     """
+    if family not in LONGEST:
+        raise UsageError(
+            f"no chat() is known for the family {family!r}; known: {', '.join(LONGEST)}. Say which "
+            "it is with AutoTokenizer.from_pretrained(path, family=...)"
+        )
     if family in PAIRS:
         return FORMATS[family].pieces([*_messages(earlier), Message("user", query)], "")
     return _from_entries(family, [*_entries(family, earlier), Entry(role, "", query)])

@@ -21,7 +21,9 @@ from typing import Any, ClassVar
 from transformers import BatchEncoding, PreTrainedTokenizer
 
 from ...errors import CheckpointError, UsageError
+from ..files import read_json_if_there
 from ..formats import encode
+from ..layouts import family_of
 from ..tokenizers import Tokenizer
 from ..vocabularies import IceText, Pieces, Ranks
 from . import history as conversations
@@ -64,7 +66,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
                 f"the folder holds no vocabulary that glmkit reads; expected one of {wanted}"
             )
         self.inner = inner
-        self.family = family or _family(inner)
+        self.family = family or _family(inner, self._file.parent)
         listed = {str(each) for each in kwargs.get("added_tokens_decoder", {}).values()}
         if encode_special_tokens is None:
             encode_special_tokens = self.family != "chatglm3" or "<|user|>" in listed
@@ -254,10 +256,13 @@ class ChatGLM4Tokenizer(ChatGLMTokenizer):
     """The same under the name that GLM-4-9B's folders give it."""
 
 
-def _family(inner: Tokenizer) -> str:
+def _family(inner: Tokenizer, folder: Path) -> str:
     """Return whose vocabulary it is."""
     if isinstance(inner, IceText):
         return "chatglm"
     if isinstance(inner, Pieces):
         return "chatglm3" if "<|user|>" in inner.specials else "chatglm2"
-    return "glm4" if isinstance(inner, Ranks) or inner.special("<|user|>") is not None else "glm"
+    raw = read_json_if_there(folder / "config.json")
+    if raw and not isinstance(inner, Ranks):
+        return family_of(folder, raw)
+    return "glm4"
