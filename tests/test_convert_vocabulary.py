@@ -230,6 +230,23 @@ def test_glmkit_encodes_alike_from_both_folders(tmp_path, layout):
     assert glmkit.load(hub).tokenizer.encode(text) == wanted
 
 
+@pytest.mark.parametrize("layout", ["chatglm2", "chatglm3", "glm4-9b"])
+def test_what_transformers_saves_again_still_chats_alike(tmp_path, layout):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    hub = converted(original_folder(tmp_path / "source", layout), tmp_path / "hub", "hf").path
+    saved = tmp_path / f"{layout}-again"
+    AutoModelForCausalLM.from_pretrained(hub).save_pretrained(saved)
+    AutoTokenizer.from_pretrained(hub).save_pretrained(saved)
+    assert not (saved / "tokenizer.model").exists()
+    family = {"glm4-9b": "glm4"}.get(layout, layout)
+    native, again = glmkit.load(hub), glmkit.load(saved, family=family)
+    talk = [glmkit.Message(each["role"], each["content"]) for each in TALK]
+    wanted = native._renderer.render(talk, room=10_000).ids
+    assert again._renderer.render(talk, room=10_000).ids == wanted
+    assert again.settings.stop_ids == native.settings.stop_ids
+
+
 def test_a_folder_without_vocabulary_is_converted_and_says_so(tmp_path):
     source = tiny_checkpoint(tmp_path / "source", layout="chatglm3", vocabulary=False)
     hub = converted(source, tmp_path / "hub", "hf")
