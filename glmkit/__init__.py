@@ -61,6 +61,8 @@ if TYPE_CHECKING:
         read_adapter as read_adapter,
     )
     from .types import (
+        Answers as Answers,
+        Ask as Ask,
         ChatModel as ChatModel,
         Chunk as Chunk,
         Encoder as Encoder,
@@ -99,6 +101,8 @@ _HOMES = {
     "repl": ("Repl",),
     "runtime.adapters": ("Adapter", "LowRank", "read_adapter"),
     "types": (
+        "Answers",
+        "Ask",
         "ChatModel",
         "Chunk",
         "Encoder",

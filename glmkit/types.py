@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
-from .errors import UsageError
+from .errors import GlmkitError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -304,6 +304,25 @@ class StreamedModel:
         """Yield one reply per conversation, in their order."""
         for conversation in conversations:
             yield self.reply(conversation, options)
+
+
+class Ask(NamedTuple):
+    """One conversation to answer, under a key of the caller's."""
+
+    key: int
+    messages: Sequence[MessageLike]
+    options: GenerationOptions
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """A model that answers many conversations side by side and gives each when it is done."""
+
+    def answers(
+        self, asked: Iterable[Ask], *, concurrency: int | None = None
+    ) -> Iterator[tuple[int, Reply | GlmkitError]]:
+        """Yield (key, reply) as answers finish; one that cannot be had is an error, not raised."""
+        ...
 
 
 @runtime_checkable

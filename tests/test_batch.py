@@ -15,7 +15,7 @@ from glmkit.batch.journal import KEY, Done, Journal
 from glmkit.batch.rows import Reading, count_rows, read_rows
 from glmkit.console import drain
 from glmkit.errors import DataError, GlmkitError, UsageError
-from glmkit.testing import EchoModel
+from glmkit.testing import EchoModel, tiny_glm
 from glmkit.types import GenerationOptions, Message
 
 
@@ -327,3 +327,32 @@ def test_errors_of_the_job_itself_are_raised(tmp_path):
     source = jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}] * 3)
     summary = ran(source, tmp_path / "out.jsonl", model=Broken())
     assert summary.errors == {"this row fails": 3}
+
+
+def test_a_local_model_answers_side_by_side(tmp_path):
+    model = tiny_glm(tmp_path / "tiny")
+    rows = [{"prompt": "x" * size} for size in (3, 9, 5)] + [{"prompt": "y" * 600}]
+    source = jsonl(tmp_path / "in.jsonl", rows)
+    options = GenerationOptions(max_tokens=6, temperature=0)
+    summary = ran(source, tmp_path / "out.jsonl", model, options=options, concurrency=2)
+    assert (summary.answered, summary.failed) == (3, 1)
+    found = sorted(written(tmp_path / "out.jsonl"), key=lambda each: each[KEY]["index"])
+    alone = [
+        model.reply([{"role": "user", "content": each["prompt"]}], options).text
+        for each in rows[:3]
+    ]
+    assert [each["response"] for each in found[:3]] == alone
+    assert "room for" in found[3]["error"]
+
+
+def test_a_row_names_its_adapter(tmp_path):
+    source = jsonl(
+        tmp_path / "in.jsonl",
+        [{"prompt": "a", "who": "absent"}, {"prompt": "a", "who": ""}],
+    )
+    reading = Reading(adapter_column="who")
+    model = tiny_glm(tmp_path / "tiny")
+    options = GenerationOptions(max_tokens=2)
+    summary = ran(source, tmp_path / "out.jsonl", model, reading=reading, options=options)
+    assert (summary.answered, summary.failed) == (1, 1)
+    assert any("unknown adapter 'absent'" in error for error in summary.errors)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import GlmkitError, UsageError
-from ..types import GenerationOptions, Message, Progress, Reply, ToolCall
+from ..types import Answers, Ask, GenerationOptions, Progress, Reply, ToolCall
 from .journal import KEY, Journal
 from .rows import BatchRow, Reading, count_rows, read_rows
 
@@ -18,25 +18,6 @@ if TYPE_CHECKING:
     from ..types import ChatModel
 
 Order = Literal["finished", "input"]
-
-
-class Ask(NamedTuple):
-    """One conversation to answer, under a key of the caller's."""
-
-    key: int
-    messages: tuple[Message, ...]
-    options: GenerationOptions
-
-
-@runtime_checkable
-class Answers(Protocol):
-    """A model that answers many conversations side by side and gives each when it is done."""
-
-    def answers(
-        self, asked: Iterable[Ask], *, concurrency: int | None = None
-    ) -> Iterator[tuple[int, Reply | GlmkitError]]:
-        """Yield (key, reply) as answers finish; one that cannot be had is an error, not raised."""
-        ...
 
 
 @dataclass(frozen=True)

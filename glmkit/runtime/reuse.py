@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .pages import available_memory
+
 LEAST = 16
 """Tokens: fewer in common are not worth the copying."""
 
@@ -91,9 +93,11 @@ class Kept:
         self._entries.clear()
 
 
-def default_limit(memory: int) -> int:
-    """Return how many bytes of a machine's or card's memory are spent on what rows leave."""
-    return min(memory // 32, 1 << 30)
+def memory_of(device: torch.device) -> int:
+    """Return how many bytes of memory a device has free, or the machine, for processors."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_memory()
 
 
 def copied(layers: Sequence[Tensor], slot: int, start: int, end: int) -> list[Tensor]:

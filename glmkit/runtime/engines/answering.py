@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import repeat
+from typing import NamedTuple
 
-from ...errors import UsageError
-from ...types import Chunk, GenerationOptions, MessageLike, Reply, StreamedModel
+from ...errors import GlmkitError, UsageError
+from ...types import Ask, Chunk, GenerationOptions, MessageLike, Reply, StreamedModel
 from ..answers import Answer
 from ..rows import Row
 
@@ -60,28 +60,72 @@ class Answering(StreamedModel, ABC):
         :param options: for all of them, or one for each.
         :raises UsageError: if there are fewer options than conversations.
         """
-        order: deque[Answer] = deque()
-        by_row: dict[Row, Answer] = {}
-        waiting = self._queued(_each_with(conversations, options), order)
-        with closing(self._decode(waiting, slots=SLOTS)) as steps:
-            for column in steps:
-                by_row.update((answer.row, answer) for answer in order)
-                for row in column:
-                    by_row[row].pieces.append(by_row[row].advance())
-                while order and order[0].row.finish is not None:
-                    done = order.popleft()
-                    del by_row[done.row]
-                    yield Reply.join([*map(Chunk, done.pieces), done.last()])
+        asked = (
+            Ask(key, messages, own)
+            for key, (messages, own) in enumerate(_each_with(conversations, options))
+        )
+        waiting: dict[int, Reply | GlmkitError] = {}
+        due = 0
+        for key, reply in self.answers(asked):
+            waiting[key] = reply
+            while due in waiting:
+                done = waiting.pop(due)
+                if isinstance(done, GlmkitError):
+                    raise done
+                due += 1
+                yield done
 
-    def _queued(
+    def answers(
+        self, asked: Iterable[Ask], *, concurrency: int | None = None
+    ) -> Iterator[tuple[int, Reply | GlmkitError]]:
+        """Yield (key, reply) as answers finish; one that cannot be had is an error, not raised.
+
+        :param concurrency: answers side by side; None: what suits the model.
+        """
+        queue = _Queue(self._answer, asked)
+        with closing(self._decode(queue, slots=concurrency or SLOTS)) as steps:
+            for column in steps:
+                yield from queue.failed()
+                for row in column:
+                    answer = queue.running[row].answer
+                    answer.pieces.append(answer.advance())
+                    if row.finish is not None:
+                        key = queue.running.pop(row).key
+                        yield key, Reply.join([*map(Chunk, answer.pieces), answer.last()])
+        yield from queue.failed()
+
+
+class _Begun(NamedTuple):
+    key: int
+    answer: Answer
+
+
+class _Queue:
+    """Begins answers as the decoder draws their rows; what cannot be begun is put aside."""
+
+    def __init__(
         self,
-        asked: Iterable[tuple[Sequence[MessageLike], GenerationOptions]],
-        order: deque[Answer],
-    ) -> Iterator[Row]:
-        for messages, options in asked:
-            answer = self._answer(messages, options)
-            order.append(answer)
+        begin: Callable[[Sequence[MessageLike], GenerationOptions], Answer],
+        asked: Iterable[Ask],
+    ) -> None:
+        self.running: dict[Row, _Begun] = {}
+        self._begin, self._asked = begin, asked
+        self._failed: list[tuple[int, GlmkitError]] = []
+
+    def __iter__(self) -> Iterator[Row]:
+        for key, messages, options in self._asked:
+            try:
+                answer = self._begin(messages, options)
+            except GlmkitError as error:
+                self._failed.append((key, error))
+                continue
+            self.running[answer.row] = _Begun(key, answer)
             yield answer.row
+
+    def failed(self) -> list[tuple[int, GlmkitError]]:
+        """Return what was put aside since the last call."""
+        found, self._failed = self._failed, []
+        return found
 
 
 def _each_with(

@@ -19,10 +19,14 @@ from ...types import GenerationOptions, Message, MessageLike
 from ..answers import Answer
 from ..decode import Column, Row, columns
 from ..lora import Choice
+from ..reuse import Kept, memory_of
 from ..sampling import StopText, make_sampler
 from ..settings import Settings
 from .adapted import Adapted
 from .answering import Answering
+
+_KEPT_SHARE = 32
+"""The share of memory, one of so many parts, that is spent on what answered rows leave behind."""
 
 
 class LocalModel(Adapted, Answering):
@@ -47,6 +51,7 @@ class LocalModel(Adapted, Answering):
         self.family = family
         """What the model is, of :data:`glmkit.models.families.FAMILIES`; None where unknown."""
         self._renderer = renderer
+        self._kept = Kept(memory_of(model.like.device) // _KEPT_SHARE)
 
     @classmethod
     def open(
@@ -108,8 +113,9 @@ class LocalModel(Adapted, Answering):
         own = self._adapters
         if not own.loaded:
             own.mix(first)  # refuses names that are not loaded
-            return columns(self.model, rows, slots=slots)
-        return columns(self.model, rows, slots=slots, dress=own.within(own.mix(first)))
+            return columns(self.model, rows, slots=slots, kept=self._kept)
+        dress = own.within(own.mix(first))
+        return columns(self.model, rows, slots=slots, dress=dress, kept=self._kept)
 
     def logits(
         self,
@@ -206,6 +212,7 @@ class LocalModel(Adapted, Answering):
 
     def _row(self, ids: list[int], options: GenerationOptions, sampling: GenerationOptions) -> Row:
         own = self.settings
+        self._adapters.mix(options.adapter)  # refuses names that are not loaded, row by row
         return Row(
             ids,
             min(options.max_tokens, self.context_length - len(ids)),
