@@ -147,6 +147,34 @@ def test_a_suspended_stream_keeps_its_adapter_to_itself(bases):
     assert text + "".join(chunk.text for chunk in stream) == whole
 
 
+def test_nothing_that_one_adapter_computed_serves_another(bases):
+    """The same question again and again, under other adapters, one of them of the same name."""
+    question = [{"role": "user", "content": "a question of more than a few tokens"}]
+
+    def ask(model, choice):
+        return model.reply(question, GenerationOptions(max_tokens=6, temperature=0, adapter=choice))
+
+    def fresh(seed):
+        model = load_local(bases["hub"])
+        if seed is not None:
+            model._adapters.add("a", lora(model, seed=seed, kinds=EVERY))
+        return ask(model, None if seed is None else "a").text
+
+    model = load_local(bases["hub"])
+    for seed in (1, 2):
+        assert ask(model, None).text == fresh(None)
+        model._adapters.add("a", lora(model, seed=seed, kinds=EVERY))
+        assert ask(model, {}).text == fresh(None)
+        assert ask(model, "a").text == fresh(seed)
+        model.set_adapter("a")
+        model.merge_adapter()
+        assert ask(model, None).text == fresh(seed)
+        model.unmerge_adapter()
+        assert ask(model, {}).text == fresh(None)
+        model.unload_adapter("a")
+    assert len({fresh(None), fresh(1), fresh(2)}) == 3
+
+
 @pytest.mark.parametrize("quantize", ["int4", "int8"])
 def test_adapters_work_over_quantised_weights(bases, quantize):
     model = load_local(bases["chatglm2"], quantize=quantize)
