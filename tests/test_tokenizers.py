@@ -283,13 +283,26 @@ def test_damaged_vocabularies_give_one_clear_error(tmp_path, kind, fault):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Return a folder for each kind, and the contents of its files."""
-    folders = {
-        kind: write(tmp_path_factory.mktemp(f"{kind}-files")) for kind, write in KINDS.items()
-    }
-    return {
-        kind: (folder, {each.name: each.read_bytes() for each in folder.iterdir()})
+    folders = {kind: KINDS[kind](tmp_path_factory.mktemp(f"{kind}-files")) for kind in KINDS}
+    contents = {
+        kind: {each.name: each.read_bytes() for each in folder.iterdir()}
         for kind, folder in folders.items()
     }
+    # A function: hypothesis writes out what it is given, and the contents are long.
+    return lambda kind: (folders[kind], contents[kind])
+
+
+@pytest.mark.parametrize("kind", ["chatglm", "chatglm3"])
+def test_damaged_pieces_are_found_at_once(files, kind):
+    folder, contents = files(kind)
+    name = "ice_text.model" if kind == "chatglm" else "tokenizer.model"
+    # A field of an unknown number and nothing else: a model without a piece.
+    (folder / name).write_bytes(b"\xa2\x06\x01a")
+    with pytest.raises(CheckpointError, match=name):
+        Tokenizer.open(folder, family=kind)
+    (folder / name).write_bytes(contents[name].replace("你".encode(), b"\xff\xff\xff", 1))
+    with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+        Tokenizer.open(folder, family=kind)
 
 
 DAMAGE = st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=6), st.booleans())
@@ -299,7 +312,7 @@ DAMAGE = st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=6), s
 @settings(deadline=None, max_examples=60)
 @given(damages=st.tuples(DAMAGE, DAMAGE))
 def test_no_damage_gives_more_than_one_clear_error(files, kind, damages):
-    folder, contents = files[kind]
+    folder, contents = files(kind)
     for (name, content), damage in zip(sorted(contents.items()), damages, strict=True):
         share, removed, added, harmless = damage
         start = int(share * len(content))

@@ -38,7 +38,8 @@ class IceText(Tokenizer):
     def __init__(self, inner: sentencepiece.SentencePieceProcessor, *, shift: int = 0) -> None:
         self._inner = inner
         self._shift = shift
-        self.size = inner.get_piece_size() + shift
+        self._text: list[str] = [inner.id_to_piece(each) for each in range(inner.get_piece_size())]
+        self.size = len(self._text) + shift
         names = (*_TYPED, *_OTHERS, *SPACES)
         self.specials = {each: inner.piece_to_id(each) + shift for each in names}
         self.pad_id = self.specials["<pad>"]
@@ -68,13 +69,12 @@ class IceText(Tokenizer):
         """Return what the vocabulary calls an id."""
         if number < self._shift:
             return f"<image_{number}>"
-        piece: str = self._inner.id_to_piece(number - self._shift)
-        return piece
+        return self._text[number - self._shift]
 
     def raw(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``, its white space still named."""
         dropped = self._dropped if skip_special else {self.pad_id}
-        pieces = [self.token(each) for each in ids if each not in dropped and each < self.size]
+        pieces = [self.token(each) for each in ids if each not in dropped and 0 <= each < self.size]
         text: str = self._inner.decode_pieces(pieces)
         return text
 

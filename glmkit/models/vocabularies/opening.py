@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,13 @@ def _found(
 
 def _ice_text(file: Path, raw: Raw, vocab_size: int | None) -> IceText:
     inner = _sentencepiece(file)
-    if inner.is_unknown(inner.piece_to_id("[gMASK]")):
+    if not _knows(file, inner, "[gMASK]"):
         raise CheckpointError(
             f"{file} has no token [gMASK]: it is not ChatGLM-6B's vocabulary; fetch it again"
         )
     shift = _images(file.parent, inner.get_piece_size(), vocab_size)
-    tokenizer = IceText(inner, shift=shift)
+    with _clear(file):
+        tokenizer = IceText(inner, shift=shift)
     _refuse_spare(file, tokenizer, vocab_size)
     said = raw.get("bos_token_id", tokenizer.bos_id)
     if said != tokenizer.bos_id:
@@ -121,13 +123,14 @@ def _family(folder: Path, raw: Raw, ranks: bool) -> str:
 
 def _pieces(file: Path, raw: Raw, family: str, vocab_size: int | None) -> Pieces:
     inner = _sentencepiece(file)
-    if not inner.is_unknown(inner.piece_to_id("[gMASK]")):
+    if _knows(file, inner, "[gMASK]"):
         raise CheckpointError(
             f"{file} is ChatGLM-6B's ice_text.model under another name; "
             f"fetch the tokenizer.model of {family}"
         )
     settings = read_json_if_there(file.parent / "tokenizer_config.json")
-    _refuse_namesake(file, inner, (raw.get("_name_or_path"), settings.get("name_or_path")))
+    with _clear(file):
+        _refuse_namesake(file, inner, (raw.get("_name_or_path"), settings.get("name_or_path")))
     roles = family == "chatglm3"
     after = {name: inner.get_piece_size() + at for at, name in enumerate((*NAMES, *ROLES))}
     added = {
@@ -135,7 +138,8 @@ def _pieces(file: Path, raw: Raw, family: str, vocab_size: int | None) -> Pieces
         for name, number in _added(file.parent, settings).items()
         if roles and after.get(name) == number
     }
-    tokenizer = Pieces(inner, roles=roles, added=added)
+    with _clear(file):
+        tokenizer = Pieces(inner, roles=roles, added=added)
     _refuse_spare(file, tokenizer, vocab_size)
     return tokenizer
 
@@ -222,14 +226,26 @@ def _described(file: Path) -> Described:
         raise CheckpointError(f"{file} is damaged ({error}); fetch it again") from error
 
 
-def _sentencepiece(file: Path) -> sentencepiece.SentencePieceProcessor:
-    data = _content(file)
+@contextmanager
+def _clear(file: Path) -> Iterator[None]:
+    """Turn what SentencePiece raises on damaged pieces into one clear error."""
     try:
-        inner = sentencepiece.SentencePieceProcessor(model_proto=data)
-    except (RuntimeError, ValueError, TypeError) as error:
+        yield
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
         raise CheckpointError(
             f"{file} is damaged or no SentencePiece model; fetch it again"
         ) from error
+
+
+def _knows(file: Path, inner: sentencepiece.SentencePieceProcessor, piece: str) -> bool:
+    with _clear(file):
+        return not inner.is_unknown(inner.piece_to_id(piece))
+
+
+def _sentencepiece(file: Path) -> sentencepiece.SentencePieceProcessor:
+    data = _content(file)
+    with _clear(file):
+        inner = sentencepiece.SentencePieceProcessor(model_proto=data)
     if not inner.get_piece_size():
         raise CheckpointError(f"{file} holds no tokens; fetch it again")
     return inner

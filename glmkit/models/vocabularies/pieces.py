@@ -30,6 +30,7 @@ class Pieces(Tokenizer):
     ) -> None:
         self._inner = inner
         self._pieces: int = inner.get_piece_size()
+        self._text: list[str] = [inner.id_to_piece(each) for each in range(self._pieces)]
         names = (*NAMES, *(ROLES if roles else ()))
         self._after: tuple[str, ...] = names
         after = {name: self._pieces + at for at, name in enumerate(names)}
@@ -71,8 +72,7 @@ class Pieces(Tokenizer):
         """Return what the vocabulary calls an id."""
         if number >= self._pieces:
             return self._after[number - self._pieces]
-        piece: str = self._inner.id_to_piece(number)
-        return piece
+        return self._text[number]
 
     def raw(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``: of special tokens what the original tokenizer prints."""
@@ -84,8 +84,8 @@ class Pieces(Tokenizer):
                 pieces = []
             elif number in self._named:
                 pieces.append(self._named[number])
-            elif number < self._pieces:
-                pieces.append(self._inner.id_to_piece(number))
+            elif 0 <= number < self._pieces:
+                pieces.append(self._text[number])
         parts.append(self._joined(pieces))
         return " ".join(each for each in parts if each)
 
