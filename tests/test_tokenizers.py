@@ -366,23 +366,9 @@ def test_damaged_settings_are_refused(tmp_path, added):
         Tokenizer.open(folder)
 
 
-def write_described(folder, **added):
-    from tokenizers import AddedToken, Tokenizer as Library, decoders, models, pre_tokenizers
-
-    names = ["<unk>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    inner = Library(models.BPE({name: at for at, name in enumerate(names)}, []))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    inner.add_tokens([AddedToken(name, special=special) for name, special in added.items()])
-    inner.save(str(folder / "tokenizer.json"))
-    said = {"eos_token": {"content": "</s>"}, "pad_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(said))
-    return folder
-
-
 def test_described_vocabularies_tell_what_the_original_ones_do(tmp_path):
     names = {"[gMASK]": True, "<sop>": True, "<|user|>": False, "<think>": False}
-    tokenizer = Tokenizer.open(write_described(tmp_path, **names))
+    tokenizer = Tokenizer.open(tiny.write_described(tmp_path, **names))
     assert (tokenizer.size, tokenizer.eos_id, tokenizer.pad_id) == (262, 1, 0)
     assert tokenizer.prefix == (258, 259) == tuple(map(tokenizer.special, ("[gMASK]", "sop")))
     assert (tokenizer.special("<eos>"), tokenizer.special("<pad>")) == (1, 0)
@@ -398,7 +384,7 @@ def test_described_vocabularies_tell_what_the_original_ones_do(tmp_path):
 
 
 def test_the_vocabulary_a_model_was_published_with_wins(tmp_path):
-    both = write_described(tiny.write_ranks(tmp_path / "both"))
+    both = tiny.write_described(tiny.write_ranks(tmp_path / "both"))
     tiny.write_ranks(both)
     assert type(Tokenizer.open(both)).__name__ == "Ranks"
     # Of other families nothing is known about a tokenizer.model.

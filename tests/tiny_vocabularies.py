@@ -80,6 +80,21 @@ def write_ranks(folder: Path) -> Path:
     return _write(folder, "tokenizer.model", data, settings)
 
 
+def write_described(folder: Path, **added: bool) -> Path:
+    """Write a byte-level `tokenizer.json` with added tokens, special or not."""
+    from tokenizers import AddedToken, Tokenizer as Library, decoders, models, pre_tokenizers
+
+    names = ["<unk>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    inner = Library(models.BPE({name: at for at, name in enumerate(names)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_tokens([AddedToken(name, special=special) for name, special in added.items()])
+    inner.save(str(folder / "tokenizer.json"))
+    said = {"eos_token": {"content": "</s>"}, "pad_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    return folder
+
+
 def _write(folder: Path, name: str, data: bytes, settings: dict[str, object]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(data)
