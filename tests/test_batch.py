@@ -15,6 +15,7 @@ from glmkit.batch.journal import KEY, Done, Journal
 from glmkit.batch.rows import Reading, count_rows, read_rows
 from glmkit.console import drain
 from glmkit.errors import DataError, GlmkitError, UsageError
+from glmkit.models.tiny import tiny_checkpoint
 from glmkit.testing import EchoModel, tiny_glm
 from glmkit.types import GenerationOptions, Message
 
@@ -356,3 +357,21 @@ def test_a_row_names_its_adapter(tmp_path):
     summary = ran(source, tmp_path / "out.jsonl", model, reading=reading, options=options)
     assert (summary.answered, summary.failed) == (1, 1)
     assert any("unknown adapter 'absent'" in error for error in summary.errors)
+
+
+def test_the_command_answers_and_resumes(tmp_path, capsys):
+    from glmkit.cli import main
+
+    folder = tiny_checkpoint(tmp_path / "tiny", layout="chatglm3")
+    source = jsonl(tmp_path / "in.jsonl", [{"q": "a"}, {"q": "bc"}, {"other": 1}])
+    command = ["--home", str(tmp_path), "--no-plugins", "batch", str(source)]
+    command += ["-o", str(tmp_path / "out.jsonl"), "--model", str(folder), "--max-tokens", "3"]
+    command += ["--prompt-template", "Say {q}", "--temperature", "0", "--json"]
+    assert main(command) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert (first["answered"], first["failed"], first["completion_tokens"]) == (2, 1, 6)
+    assert main([*command, "--retry-errors"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["answered"], again["failed"], again["before"]) == (0, 1, 2)
+    assert main([*command[:-1], "--max-tokens", "4"]) == 2
+    assert "another generation options" in capsys.readouterr().err

@@ -37,6 +37,8 @@ class Job:
     concurrency: int | None = None
     """Answers side by side; None: what suits the model and the machine."""
     response_column: str = "response"
+    adapters: tuple[str, ...] = ()
+    """What was put on the model, as given; a resumed job has the same."""
     retry_errors: bool = False
     limit: int | None = None
     """Only so many rows of the input."""
@@ -54,6 +56,7 @@ class Job:
             "model": self.model,
             "system message": self.reading.system,
             "prompt template": self.reading.template,
+            "adapters": list(self.adapters),
             "adapter column": self.reading.adapter_column,
             "generation options": vars(self.options),
             "response column": self.response_column,

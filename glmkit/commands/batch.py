@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import UsageError
+from .options import LOADING, SAMPLING, given_of, model_options, sampling_options
+
 if TYPE_CHECKING:
     from ..app import Glmkit
     from ..batch.job import Summary
+    from ..types import ChatModel
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -19,21 +23,20 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.command()
 @click.argument("source", metavar="INPUT", type=_FILE)
 @click.option("-o", "--output", type=_FILE, required=True, help="JSONL file of the answers.")
-@click.option("--model", help="Catalog name, hub id or folder; default: the configured model.")
 @click.option(
     "--prompt-template",
     "template",
     help="User message with columns in braces: 'Translate: {text}'.",
 )
 @click.option("--system", help="System message of rows that have none.")
-@click.option("--adapter", type=click.Path(path_type=Path), help="LoRA adapter for all rows.")
-@click.option("--adapter-column", help="Column that names each row's adapter.")
-@click.option("--max-tokens", type=int, help="Most new tokens of an answer.")
-@click.option("--temperature", type=float, help="0 is greedy; higher is more random.")
-@click.option("--top-p", type=float, help="Keep the likeliest tokens up to this probability mass.")
-@click.option("--top-k", type=int, help="Keep this many of the likeliest tokens; 0 keeps all.")
-@click.option("--repetition-penalty", type=float, help="Above 1 discourages repetition.")
-@click.option("--seed", type=int, help="Same seed, same answers.")
+@click.option(
+    "--adapter",
+    "adapters",
+    metavar="[NAME=]PATH",
+    multiple=True,
+    help="Adapter to load; several for --adapter-column.",
+)
+@click.option("--adapter-column", help="Column that names each row's adapter; empty: none.")
 @click.option("--concurrency", type=click.IntRange(1), help="Answers side by side.")
 @click.option(
     "--order",
@@ -45,7 +48,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--limit", type=click.IntRange(1), help="Only the first rows.")
 @click.option("--response-column", default="response", show_default=True, help="For the answer.")
 @click.option("--retry-errors", is_flag=True, help="Ask rows again that failed before.")
-@click.option("--device", help="cpu, cuda, cuda:1 or mps.")
+@model_options
+@sampling_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @click.pass_obj
 def batch(
@@ -54,8 +58,7 @@ def batch(
     source: Path,
     output: Path,
     model: str | None,
-    adapter: Path | None,
-    device: str | None,
+    adapters: tuple[str, ...],
     as_json: bool,
     **given: Any,  # noqa: ANN401
 ) -> None:
@@ -69,21 +72,33 @@ def batch(
     from ..batch.rows import Reading, kind_of
 
     kind_of(source)
-    options = replace(app.config.generation, **_taken(given, _SAMPLING))
-    reading = Reading(**_taken(given, ("system", "template", "adapter_column")))
-    name = model or app.config.model
-    job = Job(source, output, name, reading, options, **_taken(given, given))
-    loaded = app.load_model(model, device=device, adapter=None if adapter is None else str(adapter))
+    job = Job(
+        source,
+        output,
+        model or app.config.model,
+        Reading(**given_of(given, ("system", "template", "adapter_column"))),
+        replace(app.config.generation, **given_of(given, SAMPLING)),
+        adapters=adapters,
+        **given_of(given, _JOB),
+    )
+    loaded = app.load_model(model, **given_of(given, LOADING))
+    _put_on(loaded, adapters, given.get("adapter_alpha"))
     _report(app.watch(run_job(loaded, job)), output, as_json)
 
 
-_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
+_JOB = ("order", "concurrency", "limit", "response_column", "retry_errors")
 
 
-def _taken(given: dict[str, Any], names: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Take what was given of these options out of all of them."""
-    taken = {name: given.pop(name) for name in list(names)}
-    return {name: value for name, value in taken.items() if value is not None}
+def _put_on(model: ChatModel, adapters: tuple[str, ...], alpha: float | None) -> None:
+    """Load the adapters; the first is put on, as rows of a job without a column wear it."""
+    if not adapters:
+        return
+    load = getattr(model, "load_adapter", None)
+    if load is None:
+        raise UsageError(f"{model.name} takes no adapters; they need the engine 'local'")
+    for each in adapters:
+        name, found, path = each.partition("=")
+        load(path if found else each, name if found else None, alpha=alpha)
 
 
 def _report(summary: Summary, output: Path, as_json: bool) -> None:

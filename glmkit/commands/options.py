@@ -1,0 +1,63 @@
+"""Options that several commands share: which model, and how it picks tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_MODEL = (
+    click.option("--model", help="Catalog name, hub id or folder; default: the configured model."),
+    click.option("--device", help="cpu, cuda, cuda:1 or mps."),
+    click.option("--dtype", help="float32, bfloat16 or float16; default: what suits the machine."),
+    click.option(
+        "--quantize", type=click.Choice(["int4", "int8"]), help="Round the weights while loading."
+    ),
+    click.option(
+        "--adapter-alpha", type=float, help="LoRA's alpha, for raw files that record none."
+    ),
+    click.option(
+        "--family", help="What the model is, where its files do not say: chatglm2, chatglm3..."
+    ),
+    click.option(
+        "--engine", help="What runs the model: local or transformers; default: what suits it."
+    ),
+)
+_SAMPLING = (
+    click.option("--max-tokens", type=int, help="Most new tokens of an answer."),
+    click.option("--temperature", type=float, help="0 is greedy; higher is more random."),
+    click.option(
+        "--top-p", type=float, help="Keep the likeliest tokens up to this probability mass."
+    ),
+    click.option("--top-k", type=int, help="Keep this many of the likeliest tokens; 0 keeps all."),
+    click.option("--repetition-penalty", type=float, help="Above 1 discourages repetition."),
+    click.option("--seed", type=int, help="Same seed, same answer."),
+)
+LOADING = ("device", "dtype", "quantize", "adapter_alpha", "family", "engine")
+"""The parameters of ``load_model`` that :func:`model_options` gives, beside the name."""
+SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
+"""The fields of ``GenerationOptions`` that :func:`sampling_options` gives."""
+
+
+def model_options(command: Command) -> Command:
+    """Add the options that name and load a model."""
+    return _with(command, _MODEL)
+
+
+def sampling_options(command: Command) -> Command:
+    """Add the options that say how tokens are picked."""
+    return _with(command, _SAMPLING)
+
+
+def given_of(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return those of the named options that were given."""
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
+def _with(command: Command, options: Iterable[Callable[[Command], Command]]) -> Command:
+    for option in reversed(tuple(options)):
+        command = option(command)
+    return command
