@@ -23,6 +23,13 @@ if TYPE_CHECKING:
         Policy as Policy,
         language_of as language_of,
     )
+    from .commands.options import (
+        LOADING as LOADING,
+        SAMPLING as SAMPLING,
+        given_of as given_of,
+        model_options as model_options,
+        sampling_options as sampling_options,
+    )
     from .config import (
         Config as Config,
         refuse_unknown as refuse_unknown,
@@ -82,6 +89,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "app": ("Glmkit", "ModelInfo", "load", "load_encoder"),
     "chat": ("REFUSALS", "Chat", "Policy", "language_of"),
+    "commands.options": (
+        "LOADING",
+        "SAMPLING",
+        "given_of",
+        "model_options",
+        "sampling_options",
+    ),
     "config": ("Config", "refuse_unknown"),
     "console": ("show_progress",),
     "errors": (

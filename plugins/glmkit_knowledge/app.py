@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmkit import Repl
+from glmkit import LOADING, Repl, model_options
 
 from .session import Session, Turn, open_base
 from .settings import ANSWERS, POLICIES, Settings
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 )
 @click.option("--ask", "question", help="Ask one question, print the answer and leave.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per answer.")
-@click.option("--model", help="Catalog name, hub id or folder; default: the configured model.")
+@model_options
 @click.option("--adapter", help="LoRA folder or file, or P-Tuning prefix folder, to put on.")
-@click.option("--adapter-alpha", type=float, help="LoRA's alpha, for raw files that record none.")
 @click.option("--encoder", help="Catalog name, hub id or folder; default: the configured encoder.")
 @click.option("--top-k", type=int, help="Most passages to answer from.")
 @click.option("--threshold", type=float, help="Least probability of a passage to count, 0..1.")
@@ -48,8 +47,6 @@ def knowledge_chat(
     question: str | None,
     as_json: bool,
     model: str | None,
-    adapter: str | None,
-    adapter_alpha: float | None,
     encoder: str | None,
     show_context: bool,
     **flags: object,
@@ -58,6 +55,7 @@ def knowledge_chat(
 
     Without --ask it talks until /quit; questions can be piped in, one a line.
     """
+    loading = {name: flags.pop(name) for name in (*LOADING, "adapter")}
     settings = Settings.of(app.plugin_config("knowledge"), **flags)
     if question is not None and not question.strip():
         raise click.UsageError("--ask needs a question")
@@ -66,14 +64,7 @@ def knowledge_chat(
     with open_base(app, folder, encoder) as (base, report):
         _tell(report)
         retriever = Retriever(base, base.encoder, home=app.config.home)
-        session = Session(
-            app,
-            retriever,
-            settings,
-            model=model,
-            adapter=adapter,
-            adapter_alpha=adapter_alpha,
-        )
+        session = Session(app, retriever, settings, model=model, loading=loading)
         talk = _Talk(session, as_json=as_json, show_context=show_context)
         if question is not None:
             talk.answer(question)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,8 +80,7 @@ class Session:
     """A conversation about one knowledge base.
 
     :param model: the chat model's name, None for the configured one.
-    :param adapter: what the model wears: a LoRA adapter or a P-Tuning prefix.
-    :param adapter_alpha: LoRA's alpha, for files that record none.
+    :param loading: how to load it: the other parameters of ``Glmkit.load_model``.
     """
 
     def __init__(
@@ -91,8 +90,7 @@ class Session:
         settings: Settings,
         *,
         model: str | None = None,
-        adapter: str | None = None,
-        adapter_alpha: float | None = None,
+        loading: Mapping[str, Any] | None = None,
     ) -> None:
         self.query = KnowledgeQuery(
             retriever, settings.top_k, settings.threshold, settings.log_unanswered
@@ -100,7 +98,7 @@ class Session:
         fallback = settings.when_missing == "fallback"
         speaks = settings.answer != "extract" or fallback or model is not None
         self.answerer = AnsweringModel(
-            lambda: app.load_model(model, adapter=adapter, adapter_alpha=adapter_alpha),
+            lambda: app.load_model(model, **(loading or {})),
             info=app.describe_model(model) if speaks else None,
             query=self.query,
             answer=settings.answer,
