@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -56,14 +56,22 @@ def _refuse_target(out: Path, source: Path, *, force: bool) -> None:
 
 @contextmanager
 def _alone(partial: Path, out: Path) -> Iterator[None]:
-    lock = FileLock(partial.with_suffix(".lock"))
+    """Hold the lock of an output folder.
+
+    Only who holds it removes its file, and before letting go of it: who waits then finds that
+    the file it opened is gone, rather than sharing the lock with whoever made the next one.
+    """
+    lock = FileLock(partial.with_suffix(".lock"), thread_local=False)
     try:
-        with lock.acquire(timeout=0):
-            yield
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise UsageError(f"another process is writing {out}; wait for it to end") from error
+    try:
+        yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(OSError):  # Windows removes no open file; then it stays, empty
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 def _put(partial: Path, out: Path) -> None:
