@@ -1,5 +1,7 @@
 """The exchanged data: validation and folding."""
 
+import math
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -78,11 +80,53 @@ def test_what_is_no_message_is_refused(value):
         {"top_k": -1},
         {"repetition_penalty": 0},
         {"stop": ("",)},
+        {"stop": 5},
+        {"stop": {"END": 1}},
+        {"max_tokens": 1.5},
+        {"max_tokens": None},
+        {"max_tokens": 2**40},
+        {"top_k": 2.0},
+        {"top_k": math.inf},
+        {"seed": 1.5},
+        {"seed": 2**63},
+        {"seed": -(2**63) - 1},
+        {"temperature": 1e-320},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"temperature": False},
+        {"top_p": math.nan},
+        {"repetition_penalty": 1e-320},
+        {"repetition_penalty": math.inf},
+        {"repetition_penalty": 10**400},
     ],
 )
 def test_options_out_of_range_are_refused_by_name(bad):
     with pytest.raises(UsageError, match=next(iter(bad))):
         GenerationOptions(**bad)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        {"seed": -(2**63)},
+        {"seed": 2**63 - 1},
+        {"temperature": 0},
+        {"temperature": 1e-6},
+        {"temperature": 100},
+        {"repetition_penalty": 0.01},
+        {"repetition_penalty": 100},
+        {"top_p": 1},
+        {"top_k": 2**31 - 1},
+    ],
+)
+def test_options_at_their_bounds_pick_tokens(good):
+    import torch
+
+    from glmkit.runtime.sampling import make_sampler
+
+    GenerationOptions(**good)
+    pick = make_sampler(**{"temperature": 1.0, **good}, prompt=(0, 1))
+    assert pick(torch.tensor([-60_000.0, 60_000.0, 0.0])) in (0, 1, 2)
 
 
 def test_one_stop_text_may_be_given_bare():
