@@ -164,7 +164,7 @@ class GenerationOptions:
         if self.temperature:
             _check("temperature", self.temperature, self.temperature >= _COLDEST, _WARM)
         if self.top_p is not None:
-            _check("top_p", self.top_p, self.top_p > 0, "a number above 0, up to 1")
+            _check("top_p", self.top_p, self.top_p > 0, "above 0, up to 1")
 
 
 _COLDEST = 1e-6
@@ -174,7 +174,7 @@ _MOST = 2**31 - 1
 _RANGES: dict[str, tuple[type, float, float, str]] = {
     "max_tokens": (int, 1, _MOST, f"a whole number from 1 to {_MOST}"),
     "temperature": (float, 0, 100, _WARM),
-    "top_p": (float, 0, 1, "a number above 0, up to 1"),
+    "top_p": (float, 0, 1, "above 0, up to 1"),
     "top_k": (int, 0, _MOST, f"a whole number from 0 (off) to {_MOST}"),
     "repetition_penalty": (float, 0.01, 100, "a number from 0.01 to 100"),
     "seed": (int, -(2**63), 2**63 - 1, "a whole number from -2**63 to 2**63 - 1"),
