@@ -55,7 +55,14 @@ CONFIGS = [
     ({"lora_alpha": "32"}, "lora_alpha is '32'"),
     ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
     ({"rank_pattern": 5}, "rank_pattern is 5"),
-    ({"alpha_pattern": {"(": 5}}, "bad pattern"),
+    ({"alpha_pattern": {"(": 5}}, "alpha_pattern has the pattern '\\('"),
+    ({"rank_pattern": {"(?i)q": 8}}, "rank_pattern has the pattern '\\(\\?i\\)q'"),
+    ({"rank_pattern": {"a{99999999999999999999}": 8}}, "one entry for each module"),
+    ({"rank_pattern": {"(" * 3000 + ")" * 3000: 8}}, "one entry for each module"),
+    ({"alpha_pattern": {"(([a-z._0-9]+)+)+X": 8}}, "one entry for each module"),
+    ({"exclude_modules": r".*\.0\..*"}, "exclude_modules is .* a list of module names"),
+    ({"exclude_modules": [3]}, "exclude_modules is '\\[3\\]'"),
+    ({"exclude_modules": [FUSED]}, "which exclude_modules in adapter_config.json leaves out"),
     ({"enable_lora": "yes"}, "enable_lora is 'yes'"),
     ({"target_modules": [FUSED, "dense_4h_to_h"]}, "lacks the tensors of dense_4h_to_h"),
 ]
@@ -121,6 +128,33 @@ def test_a_pickled_model_runs_nothing(tmp_path, adapter, refused, monkeypatch):
     (folder / "adapter_model.bin").write_bytes(pickle.dumps({"a": Trap()}))
     refused(folder, "a pickle of whole Python objects")
     assert not (tmp_path / "trapped").exists()
+
+
+def test_names_as_peft_matches_them(tmp_path, adapter):
+    """By their ends, at dots; dots may be escaped, ``^`` begins a whole name; the first counts."""
+    first, second = adapter.parts
+    tables = [
+        ({FUSED: 24}, (6, 6)),
+        ({first: 24}, (6, 2)),
+        ({first.replace(".", "\\.") + "$": 24, FUSED: 12}, (6, 3)),
+        ({"^" + first: 24, "^" + FUSED: 4}, (6, 2)),
+        ({f"layers.1.self_attention.{FUSED}": 24}, (2, 6)),
+        ({"key_value": 24, "ers.0." + first.partition(".0.")[2]: 24}, (2, 2)),
+    ]
+    for table, scales in tables:
+        again = read_adapter(written(tmp_path / "x", adapter, alpha_pattern=table))
+        assert (again.parts[first].scale, again.parts[second].scale) == scales, table
+
+
+def test_modules_that_were_excluded_may_be_absent(tmp_path, model, adapter, refused):
+    first = next(iter(adapter.parts))
+    tensors = {key: each for key, each in tensors_of(adapter).items() if first not in key}
+    config = config_of(adapter, target_modules=[FUSED, "dense"])
+    for excluded, says in (([first], "lacks the tensors of dense"), (["dense"], "1 of 2 layers")):
+        refused(write(tmp_path / "x", tensors, config | {"exclude_modules": excluded}), says)
+    config["exclude_modules"] = [first.partition(".")[2], "dense", "lm_head"]
+    model.load_adapter(write(tmp_path / "x", tensors, config))
+    model.unload_adapter("x")
 
 
 def test_files(tmp_path, adapter, refused):

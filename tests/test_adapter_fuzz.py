@@ -17,8 +17,12 @@ from glmkit.runtime.loading import load_local
 KEYS = (
     *("peft_type", "r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "bias"),
     *("use_rslora", "use_dora", "enable_lora", "layers_to_transform", "modules_to_save"),
-    *("base_model_name_or_path", "init_lora_weights", "layer_replication"),
+    *("base_model_name_or_path", "init_lora_weights", "layer_replication", "exclude_modules"),
 )
+pieces = st.sampled_from(
+    ["(", ")", "+", "*", "[a-z._0-9]", "{9}", "{99999999999999999999}", "(?i)", "\\", ".", "q", "$"]
+)
+patterns = st.lists(pieces, max_size=9).map("".join) | st.integers(1, 4000).map(lambda n: "(" * n)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda each: (
@@ -69,6 +73,21 @@ def test_configurations(tmp_path, model, files, changes):
     name = "adapter_model.safetensors"
     (tmp_path / name).write_bytes(files[0][name])
     config = json.dumps(files[1] | changes)
+    (tmp_path / "adapter_config.json").write_text(config, encoding="utf-8")
+    attempt(tmp_path, model)
+
+
+@pytest.mark.timeout(60)
+@many
+@given(
+    name=st.sampled_from(["rank_pattern", "alpha_pattern", "exclude_modules", "target_modules"]),
+    pattern=patterns,
+    listed=st.booleans(),
+)
+def test_regular_expressions(tmp_path, model, files, name, pattern, listed):
+    table = {pattern: 4} if name.endswith("pattern") else [pattern] if listed else pattern
+    (tmp_path / "adapter_model.bin").write_bytes(files[0]["adapter_model.bin"])
+    config = json.dumps(files[1] | {name: table})
     (tmp_path / "adapter_config.json").write_text(config, encoding="utf-8")
     attempt(tmp_path, model)
 

@@ -34,6 +34,9 @@ change the base, whose weights the adapter alone does not tell."""
 
 _MOST = 1 << 16
 
+_NAME = re.compile(r"\^?[\w.-]+\$?")
+"""Keys of ``rank_pattern`` that need no regular expression: a module's name, or the end of one."""
+
 
 @dataclass(frozen=True)
 class PeftConfig:
@@ -51,6 +54,8 @@ class PeftConfig:
     """rsLoRA: alpha is divided by the root of the rank."""
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
+    excluded: tuple[str, ...] = ()
+    """Endings of module names that were left out on purpose."""
 
     @classmethod
     def read(cls, file: Path) -> PeftConfig:
@@ -72,13 +77,14 @@ class PeftConfig:
         groups = raw.get("enable_lora") or ()
         if not isinstance(groups, (list, tuple)) or not all(type(on) is bool for on in groups):
             raise CheckpointError(f"{file}: enable_lora is {groups!r}; expected true and false")
+        excluded = _excluded(file, raw.get("exclude_modules"))
         base = raw.get("base_model_name_or_path")
         return cls(
             _rank(file, raw.get("r")),
             _number(file, "lora_alpha", raw.get("lora_alpha")),
             tuple(map(str, targets)) if isinstance(targets, list) else None,
             base if isinstance(base, str) and base else None,
-            some_layers=_chooses(raw, targets),
+            some_layers=_chooses(raw, targets, excluded),
             groups=tuple(groups) if any(groups) else (),
             rooted=bool(raw.get("use_rslora", False)),
             ranks={k: _rank(file, v) for k, v in _table(file, raw, "rank_pattern").items()},
@@ -86,6 +92,7 @@ class PeftConfig:
                 k: _number(file, "alpha_pattern", v)
                 for k, v in _table(file, raw, "alpha_pattern").items()
             },
+            excluded=excluded,
         )
 
     def has_alpha(self, alpha: float) -> bool:
@@ -107,44 +114,78 @@ class PeftConfig:
         return float(alpha / (rank**0.5 if self.rooted else rank))
 
     def check_targets(self, file: Path, stems: list[str]) -> None:
-        """Check that every kind of module that was trained is in the file.
+        """Check that every kind of module that was trained is in the file, and no other one.
 
-        :raises CheckpointError: if one has no tensors.
+        :raises CheckpointError: if one has no tensors, or one has that was excluded.
         """
+        for stem in stems:
+            if any(_ends(stem, each) for each in self.excluded):
+                raise CheckpointError(
+                    f"{file} holds tensors of {stem}, which exclude_modules in "
+                    "adapter_config.json leaves out; the files belong to different adapters"
+                )
         for target in self.targets or ():
-            if not any(stem.endswith(target) for stem in stems):
+            present = any(_ends(stem, target) for stem in stems)
+            if not present and not any(_ends(target, each) for each in self.excluded):
                 raise CheckpointError(
                     f"{file} lacks the tensors of {target}, which adapter_config.json names; "
                     "the file is incomplete"
                 )
 
 
-def _chooses(raw: Mapping[str, Any], targets: object) -> bool:
+def _ends(stem: str, name: str) -> bool:
+    """Tell whether a name is that of a module, or the end of it after a dot."""
+    return stem == name or stem.endswith(f".{name}")
+
+
+def _chooses(raw: Mapping[str, Any], targets: object, excluded: tuple[str, ...]) -> bool:
     """Tell whether only some layers were trained, on purpose."""
     if raw.get("layers_to_transform") is not None or isinstance(targets, str):
         return True
     listed = targets if isinstance(targets, list) else []
-    return any(re.search(r"\.\d+\.", str(each)) for each in listed)
+    return any(re.search(r"(^|\.)\d+\.", str(each)) for each in (*listed, *excluded))
+
+
+def _excluded(file: Path, given: object) -> tuple[str, ...]:
+    names = [] if given is None else given
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise CheckpointError(
+            f"{file}: exclude_modules is {str(given)[:60]!r}; glmkit takes a list of module names: "
+            "list them there by name, as the tensors do"
+        )
+    return tuple(names)
 
 
 def _matching(table: Mapping[str, Any], stem: str, default: Any) -> Any:  # noqa: ANN401
-    """Look a module up the way peft does: the first key that is a pattern for its ending."""
+    """Look a module up the way peft does: the first key that its name ends in.
+
+    A key that begins with ``^`` is the whole name.
+    """
     for key, value in table.items():
-        if re.match(rf"(.*\.)?({key})$", stem):
+        name = key.removeprefix("^")
+        if stem == name or (name == key and stem.endswith(f".{name}")):
             return value
     return default
 
 
 def _table(file: Path, raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a table by plain names; peft reads its keys as regular expressions.
+
+    Those can be made to run for ever, so that only names are taken: nobody writes other ones.
+    """
     table = raw.get(name) or {}
     if not isinstance(table, dict):
         raise CheckpointError(f"{file}: {name} is {table!r}; expected a table")
-    for key in table:
-        try:
-            re.compile(key)
-        except re.error as error:
-            raise CheckpointError(f"{file}: {name} has a bad pattern {key!r} ({error})") from error
-    return table
+    plain = {}
+    for key, value in table.items():
+        literal = key.replace("\\.", ".")
+        if not _NAME.fullmatch(literal):
+            raise CheckpointError(
+                f"{file}: {name} has the pattern {key[:60]!r}; glmkit takes names of modules and "
+                "their endings only: write one entry for each module"
+            )
+        plain[literal.removesuffix("$")] = value
+    return plain
 
 
 def _rank(file: Path, value: object) -> int:
