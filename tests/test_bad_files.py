@@ -375,6 +375,8 @@ def test_an_adapter_says_how_to_load_it(folder):
         lambda folder: (folder / "glmkit.json").write_text('{"languages": 5}'),
         lambda folder: (folder / "glmkit.json").write_text('{"chat_format": ["chatml"]}'),
         lambda folder: (folder / "glmkit.json").write_text('{"system": 5}'),
+        lambda folder: (folder / "glmkit.json").write_text('{"system": "a\\ud800"}'),
+        lambda folder: (folder / "glmkit.json").write_text('{"languages": ["\\ud800"]}'),
     ],
     ids=[
         "noise",
@@ -386,6 +388,8 @@ def test_an_adapter_says_how_to_load_it(folder):
         "languages",
         "format",
         "sys",
+        "half",
+        "halves",
     ],
 )
 def test_the_command_line_says_it_in_one_line(folder, spoil, capfd):

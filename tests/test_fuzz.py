@@ -7,6 +7,7 @@ import struct
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from glmkit import GenerationOptions, Message
 from glmkit.errors import CheckpointError, GlmkitError
 from glmkit.models.layouts import identify, recognise
 from glmkit.models.tiny import tiny_checkpoint
@@ -113,6 +114,41 @@ def test_sampling_settings_are_numbers(small, name, value):
     file.write_text(json.dumps({"do_sample": True, name: value}))
     with pytest.raises(CheckpointError, match=name):
         load_local(file.parent)
+    file.unlink()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *({"repetition_penalty": 0}, {"repetition_penalty": 1e-300}, {"repetition_penalty": 1e6}),
+        *({"temperature": 101}, {"temperature": -0.1}, {"top_p": 1.01}, {"top_p": -0.1}),
+        *({"top_k": -1}, {"top_k": 0.5}, {"top_k": 10**9}),
+    ],
+    ids=lambda said: "=".join(map(str, *said.items())),
+)
+def test_sampling_settings_have_their_ranges(small, said):
+    file = small["bin"] / "generation_config.json"
+    file.write_text(json.dumps({"do_sample": True, **said}))
+    with pytest.raises(CheckpointError, match=f"{next(iter(said))} is .*expected .* from"):
+        load_local(file.parent)
+    file.unlink()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *({"temperature": 0}, {"temperature": 1e-2}, {"temperature": 1e-300}, {"temperature": 100}),
+        *({"top_p": 1.0}, {"top_p": 0}, {"top_k": 0}, {"top_k": 50.0}, {"top_k": None}),
+        *({"repetition_penalty": 0.01}, {"repetition_penalty": 100}),
+    ],
+    ids=lambda said: "=".join(map(str, *said.items())),
+)
+def test_sampling_settings_of_real_files_can_be_sampled_with(small, said):
+    file = small["bin"] / "generation_config.json"
+    file.write_text(json.dumps({"do_sample": True, **said}))
+    model = load_local(file.parent)
+    options = GenerationOptions(max_tokens=4, seed=1)
+    assert model.reply([Message("user", "hello")], options).usage.completion_tokens <= 4
     file.unlink()
 
 

@@ -124,22 +124,32 @@ def test_any_config_gives_a_shape_or_one_clear_error(raw_config):
     assert isinstance(shape, GlmConfig)
 
 
+GOOD = {
+    "model_type": "glm",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@pytest.mark.parametrize("size", [10**400, -(10**400), 10**15, 2**1024])
+@pytest.mark.parametrize("field", [name for name, value in GOOD.items() if type(value) is int])
+def test_sizes_too_long_for_a_float_are_named(field, size):
+    raw = {**GOOD, field: size}
+    with pytest.raises(CheckpointError, match="config.json"):
+        recognise(raw).shape(raw)
+
+
 @given(data=st.data())
 def test_a_wrong_field_never_gives_a_traceback(data):
-    good = {
-        "model_type": "glm",
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5,
-    }
     field = data.draw(st.sampled_from(HUB_FIELDS))
-    changed = {**good, field: data.draw(anything)}
+    changed = {**GOOD, field: data.draw(anything)}
     try:
         assert isinstance(recognise(changed).shape(changed), GlmConfig)
     except CheckpointError:

@@ -19,6 +19,12 @@ def test_temperature_zero_is_greedy():
     assert greedy(SCORES) == 1
 
 
+def test_the_coldest_temperatures_are_greedy_too():
+    large = SCORES * 1e4
+    for temperature in (1e-2, 1e-4, 1e-6, 1e-300):
+        assert make_sampler(temperature=temperature, seed=1)(large) == 1
+
+
 def test_draws_follow_the_softmax():
     expected = SCORES.softmax(-1)
     got = share(make_sampler(temperature=1, seed=3))

@@ -198,8 +198,10 @@ def _hub_rotary(raw: Raw, head_dim: object) -> dict[str, Any]:
             f"config.json: rope_type {shown(kind)}; glmkit runs 'default' and 'linear'"
         )
     share = _number(rope, "partial_rotary_factor", _number(raw, "partial_rotary_factor", 0.5))
+    # What is no size at all goes on as it is: the shape's own checks name it.
+    size = type(head_dim) is int and abs(head_dim) < _HUGE
     return {
-        "rotary_dim": int(head_dim * share) if type(head_dim) is int else head_dim,
+        "rotary_dim": int(head_dim * share) if size else head_dim,
         "rope_theta": _number(rope, "rope_theta", 10_000.0),
         "position_scale": _number(rope, "factor", 1.0) if kind == "linear" else 1.0,
     }

@@ -13,6 +13,9 @@ Sampler = Callable[[Tensor], int]
 _SHORTLIST = 256
 """Top-p rarely needs more candidates; sorting the whole vocabulary costs milliseconds."""
 
+_COLDEST = 1e-5
+"""Divided by less, scores may leave float32; nothing but the best would be drawn anyway."""
+
 
 def greedy(scores: Tensor) -> int:
     """Pick the most likely token."""
@@ -30,11 +33,11 @@ def make_sampler(
 ) -> Sampler:
     """Return a sampler for one row.
 
-    :param temperature: 0 is greedy.
+    :param temperature: 0 is greedy, and so is what is too cold to divide scores by.
     :param prompt: the row's prompt; its tokens count as present for the repetition penalty.
     :param seed: None draws a fresh one.
     """
-    pick = greedy if temperature == 0 else _drawn(temperature, top_p, top_k, seed)
+    pick = greedy if temperature < _COLDEST else _drawn(temperature, top_p, top_k, seed)
     return pick if repetition_penalty == 1 else _penalised(pick, repetition_penalty, prompt)
 
 

@@ -12,7 +12,13 @@ from ..models.formats import ChatFormat
 from ..models.shapes import shown
 from ..models.tokenizers import Tokenizer
 
-_MOST = 1_000_000
+_RANGES = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, 1_000_000),
+    "repetition_penalty": (0.01, 100.0),
+}
+"""By field: what can be sampled with. Temperature 0 and top-p 0 are greedy, top-k 0 is off."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,12 @@ def _given(raw: dict[str, Any], name: str, default: float) -> float:
     if value is None:
         return default
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    least, most = _RANGES[name]
     # Compared before it is converted: NaN and numbers too long for a float fail here.
-    if not number or not 0 <= value <= _MOST:
+    if not number or not least <= value <= most or (name == "top_k" and value != int(value)):
+        kind = "a whole number" if name == "top_k" else "a number"
         raise CheckpointError(
-            f"generation_config.json: {name} is {shown(value)}; expected a number from 0 to {_MOST}"
+            f"generation_config.json: {name} is {shown(value)}; expected {kind} from {least:g} to "
+            f"{most:g}"
         )
     return float(value)
