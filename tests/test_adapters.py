@@ -129,7 +129,7 @@ def test_rows_of_one_running_batch_generate_with_different_adapters(worn, cases)
     for at, name in enumerate(expected["row_adapter"]):
         options = replace(settings, adapter={} if name == "base" else name)
         rows.append(model._row(real_tokens(batch, at), options, options))
-    steps = list(model._columns(rows, rows[0].adapter, slots=3))
+    steps = list(model._decode(rows, slots=3))
     assert len(steps) == 32 and all(len(step) == 3 for step in steps)
     for row, whole in zip(rows, expected["batch_generated"].tolist(), strict=True):
         assert row.new == whole[batch["input_ids"].shape[1] :]

@@ -332,7 +332,7 @@ def test_a_prefix_worn_equals_one_built_in(bases, tmp_path, layout, projection):
     assert model.model.prefix is None
 
 
-def test_a_batch_of_chats_with_and_without_a_prefix_is_refused(bases, tmp_path):
+def test_a_batch_of_chats_with_and_without_a_prefix_answers_each(bases, tmp_path):
     alone = tiny_checkpoint(
         tmp_path / "p", layout="chatglm2", prefix=3, only_prefix=True, files="bin"
     )
@@ -341,7 +341,8 @@ def test_a_batch_of_chats_with_and_without_a_prefix_is_refused(bases, tmp_path):
     model._adapters._prefixes[name].embedding.weight.mul_(9)  # else too weak to turn a token
     question = [{"role": "user", "content": "hello"}]
     options = [GenerationOptions(max_tokens=8, temperature=0, adapter=each) for each in (name, {})]
-    assert model.reply(question, options[0]).text != model.reply(question, options[1]).text
-    with pytest.raises(UsageError, match="one P-Tuning prefix"):
-        list(model.batch([question] * 2, options))
+    alone = [model.reply(question, each).text for each in options]
+    assert alone[0] != alone[1]
+    mixed = model.batch([question] * 5, [options[at] for at in (0, 1, 1, 0, 1)])
+    assert [each.text for each in mixed] == [alone[at] for at in (0, 1, 1, 0, 1)]
     assert model.active_adapters == {name: 1}

@@ -93,7 +93,7 @@ def test_running_rows_wait_for_a_bounded_prefill(model, fed):
 
 def test_what_others_wear_is_not_taken_over(model, fed):
     class Own(Plain):
-        def worn(self, row):
+        def begin(self, row):
             return row.adapter
 
     template = text(64)

@@ -10,7 +10,7 @@ Shapes: B running rows, T tokens of one prompt, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ def columns(
     slots: int = 1,
     dress: Dress | None = None,
     kept: Kept | None = None,
+    lock: AbstractContextManager[object] | None = None,
 ) -> Generator[Column, None, None]:
     """Decode rows, at most ``slots`` at a time; yield once per step.
 
@@ -41,18 +42,19 @@ def columns(
 
     :param dress: puts on what each row wears, such as adapters.
     :param kept: what earlier rows left in the cache, for those that begin alike.
+    :param lock: held while the model runs; for models that several threads ask.
     :raises CheckpointError: if the model's scores are not numbers.
     """
     like = model.like
-    dress = dress or Plain()
-    with torch.inference_mode(), dress(()):
+    dress, lock = dress or Plain(), lock or nullcontext()
+    with lock, torch.inference_mode(), dress(()):
         prefix = model.prefix() if model.prefix is not None else None
     cache = KVCache(model.config, slots, like=like, prefix=prefix)
     entrance = Entrance(model, cache, iter(rows), dress, kept)
     running: list[Row] = []
     try:
         while True:
-            with torch.inference_mode():
+            with lock, torch.inference_mode():
                 _release(cache, running, entrance)
                 with _one_thread(running, like), dress(running):
                     scores = [_step(model, cache, running)] if running else []
@@ -62,9 +64,17 @@ def columns(
                 with _one_thread(running, like):
                     _pick(running, torch.cat(scores))
             yield tuple(running)
+    except GeneratorExit:
+        # Only a closed answer leaves what it had: after an error it may be wrong.
+        with lock:
+            while running:
+                entrance.leave(running[-1], len(running) - 1)
+                running.pop()
+        raise
     finally:
-        for slot, row in enumerate(running):
-            entrance.keep(row, slot)
+        for row in running:
+            dress.end(row)
+        entrance.close()
 
 
 def _step(model: CausalModel, cache: KVCache, running: list[Row]) -> Tensor:
@@ -114,7 +124,7 @@ def _release(cache: KVCache, running: list[Row], entrance: Entrance) -> None:
     """Free the slots of rows that ended; slot numbers stay the order of ``running``."""
     for slot in range(len(running) - 1, -1, -1):
         if running[slot].finish is not None:
-            entrance.keep(running[slot], slot)
+            entrance.leave(running[slot], slot)
             last = running.pop()
             cache.free(slot, last.length)
             if slot < len(running):

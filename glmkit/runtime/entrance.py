@@ -17,7 +17,7 @@ from torch import Tensor
 from ..models.causal import CausalModel
 from ..models.prefix import beside_prefix
 from .cache import KVCache, Span
-from .reuse import LEAST, Entry, Kept, copied, shared
+from .reuse import LEAST, Entry, Kept, copied, shared, size_of
 from .rows import Row
 
 PER_STEP = 2048
@@ -37,8 +37,12 @@ class Dress(Protocol):
         """Dress the model for the rows that run next; for no rows, while the cache is begun."""
         ...
 
-    def worn(self, row: Row) -> Hashable:
-        """Return what tells apart rows whose keys and values differ."""
+    def begin(self, row: Row) -> Hashable:
+        """Settle what a row wears to its end; return what tells it from rows that wear others."""
+        ...
+
+    def end(self, row: Row) -> None:
+        """Take note that a row is over."""
         ...
 
 
@@ -49,9 +53,12 @@ class Plain:
         """Change nothing."""
         return nullcontext()
 
-    def worn(self, row: Row) -> Hashable:
+    def begin(self, row: Row) -> Hashable:
         """Tell no rows apart."""
         return None
+
+    def end(self, row: Row) -> None:
+        """Need nothing."""
 
 
 @dataclass(eq=False)
@@ -92,7 +99,7 @@ class Entrance:
 
     def join(self, running: list[Row]) -> list[Tensor]:
         """Bring rows in, as many as this step has room for; return their scores, each (B, V)."""
-        self._inside = {row: self._inside[row] for row in running}
+        self._inside = {row: self._inside[row] for row in running}  # in the order of the slots
         self._draw(self.cache.slots - len(running))
         room = PER_STEP
         scores: list[Tensor] = []
@@ -101,18 +108,30 @@ class Entrance:
             if not group:
                 break
             room -= len(group) * max(each.left for each in group)
-            scores.append(self._prefill(group))
+            try:
+                scores.append(self._prefill(group))
+            except BaseException:
+                for each in group:
+                    self.dress.end(each.row)
+                raise
             running += [each.row for each in group]
         return scores
 
-    def keep(self, row: Row, slot: int) -> None:
-        """Keep what a row that leaves has in its slot."""
+    def leave(self, row: Row, slot: int) -> None:
+        """Let a row go, and keep what it has in its slot for rows that begin alike."""
+        waiting = self._inside[row]
         length = len(row.prompt) + max(0, len(row.new) - 1)
-        if self.kept is not None and length >= LEAST:
+        layers = self.cache.layers
+        if self.kept is not None and self.kept.takes(length, size_of(layers, length)):
             ahead = self.cache.ahead
-            kv = copied(self.cache.layers, slot, ahead, ahead + length)
-            ids = [*row.prompt, *row.new][:length]
-            self.kept.add(ids, self.dress.worn(row), kv)
+            kv = copied(layers, slot, ahead, ahead + length)
+            self.kept.add([*row.prompt, *row.new][:length], waiting.worn, kv)
+        self.dress.end(row)
+
+    def close(self) -> None:
+        """Let the rows go that were drawn and never ran."""
+        while self._ready:
+            self.dress.end(self._ready.pop().row)
 
     def _draw(self, free: int) -> None:
         while len(self._ready) < free:
@@ -120,7 +139,7 @@ class Entrance:
             if row is None:
                 return
             ids = np.asarray(row.prompt, dtype=np.int64)
-            self._ready.append(_Waiting(row, ids, self.dress.worn(row)))
+            self._ready.append(_Waiting(row, ids, self.dress.begin(row)))
 
     def _group(self, room: int) -> list[_Waiting]:
         """Take rows out that run together; none if the first alone has no room."""

@@ -9,6 +9,8 @@ Shapes: B rows of a batch, T tokens, R the sum of the ranks of the adapters in p
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,6 +154,11 @@ class AdapterSet:
         self._own_prefix = model.prefix
         self.changes = 0
         """How often what the names mean has changed."""
+        self.lock = threading.RLock()
+        """Held while the model runs or changes, so that several threads may ask it."""
+        self._held: Counter[str] = Counter()
+        """Adapters that running rows wear."""
+        self._running = 0
 
     def add(self, name: str, adapter: Adapter) -> None:
         """Load an adapter under a name; all is checked before anything changes.
@@ -189,6 +196,8 @@ class AdapterSet:
         """
         self._refuse_merged("unload an adapter")
         self._check_name(name)
+        if self._held[name]:
+            self._refuse_running(f"unload adapter {name!r}")
         self.wear(tuple(each for each in self.active if each[0] != name))
         del self.loaded[name]
         self.changes += 1
@@ -216,6 +225,14 @@ class AdapterSet:
         self._check_prefixes(chosen)
         return chosen
 
+    def get(self, name: str) -> Adapter:
+        """Return a loaded adapter.
+
+        :raises UnknownNameError: if none has the name.
+        """
+        self._check_name(name)
+        return self.loaded[name]
+
     def _check_name(self, name: str) -> None:
         if name not in self.loaded:
             raise UnknownNameError("adapter", name, self.loaded, hint="load_adapter() loads one")
@@ -242,11 +259,12 @@ class AdapterSet:
         self._dress(mix)
 
     def _dress(self, mix: Mix) -> None:
-        encoder = self._prefix_of(mix)
+        encoder = self.prefix_of(mix)
         if encoder is not self.model.prefix:
             setattr(self.model.transformer, "prefix_encoder", encoder)  # noqa: B010
 
-    def _prefix_of(self, mix: Mix) -> PrefixEncoder | None:
+    def prefix_of(self, mix: Mix) -> PrefixEncoder | None:
+        """Return the prefix that a mix comes with: an adapter's, or the model's own."""
         for name, _ in mix:
             if name in self._prefixes:
                 return self._prefixes[name]
@@ -265,10 +283,8 @@ class AdapterSet:
         now = tuple(mixes)
         if len(set(now)) == 1:
             now = now[:1]
-        if len({id(self._prefix_of(mix)) for mix in now}) > 1:
-            raise UsageError(
-                "the rows of a batch wear one P-Tuning prefix, or all none; ask in two batches"
-            )
+        if len({id(self.prefix_of(mix)) for mix in now}) > 1:
+            raise UsageError(_ONE_PREFIX)
         before = self._worn.now
         self._worn.now = now
         self._dress(now[0])
@@ -277,6 +293,23 @@ class AdapterSet:
         finally:
             self._worn.now = before
             self._dress(self.active)
+
+    def hold(self, mix: Mix) -> None:
+        """Take note that a row runs which wears a mix."""
+        self._running += 1
+        self._held.update(name for name, _ in mix)
+
+    def let_go(self, mix: Mix) -> None:
+        """Take note that it is over."""
+        self._running -= 1
+        self._held.subtract(name for name, _ in mix)
+
+    def _refuse_running(self, what: str) -> None:
+        if self._running:
+            raise UsageError(
+                f"cannot {what} while {self._running} answers are running; "
+                "close their streams or let them end"
+            )
 
     def within(self, first: Mix) -> Within:
         """Return what the decode generator wears each row's adapters by.
@@ -291,6 +324,7 @@ class AdapterSet:
         :raises UsageError: if none is active, or a matrix is quantised.
         """
         self._refuse_merged("merge")
+        self._refuse_running("merge adapters")
         loras = tuple(each for each in self.active if each[0] not in self._prefixes)
         if not loras:
             raise UsageError("no LoRA adapter is active, so there is nothing to merge")
@@ -308,6 +342,7 @@ class AdapterSet:
         """Put the matrices back as they were, bit for bit."""
         if self.merged is None:
             raise UsageError("no adapter is merged")
+        self._refuse_running("unmerge adapters")
         self._unmerge_layers()
         self.merged = None
         self.changes += 1
@@ -324,26 +359,44 @@ class AdapterSet:
 
 
 class Within:
-    """Dresses the model for the rows that it is about to run; see ``decode.columns``."""
+    """Dresses the model for the rows that it is about to run; see ``entrance.Dress``.
+
+    What a row wears is settled when it is drawn: later changes of what is active do not reach it.
+
+    :param first: of the first row; its prefix is that of all of them.
+    """
 
     def __init__(self, adapters: AdapterSet, first: Mix) -> None:
         self.adapters, self.first = adapters, first
+        self._mixes: dict[Row, Mix] = {}
 
     @contextmanager
     def __call__(self, rows: Sequence[Row]) -> Iterator[None]:
-        """Wear what the rows ask for; without rows, what the first one does."""
-        adapters = self.adapters
-        asked = [adapters.mix(row.adapter) for row in rows] or [self.first]
-        if adapters._prefix_of(asked[0]) is not adapters._prefix_of(self.first):
-            raise UsageError(
-                "the rows of a batch wear one P-Tuning prefix, or all none; ask in two batches"
-            )
-        with adapters.wearing(asked):
+        """Wear what the rows were begun with; without rows, what the first one is."""
+        with self.adapters.wearing([self._mixes[row] for row in rows] or [self.first]):
             yield
 
-    def worn(self, row: Row) -> tuple[int, Mix]:
-        """Return what tells apart rows that wear different things."""
-        return self.adapters.changes, self.adapters.mix(row.adapter)
+    def begin(self, row: Row) -> tuple[int, Mix]:
+        """Settle what a row wears, and hold it until the row ends.
+
+        :raises UsageError: if it wears another prefix than the first row.
+        """
+        adapters = self.adapters
+        mix = adapters.mix(row.adapter)
+        if adapters.prefix_of(mix) is not adapters.prefix_of(self.first):
+            raise UsageError(_ONE_PREFIX)
+        self._mixes[row] = mix
+        adapters.hold(mix)
+        return adapters.changes, mix
+
+    def end(self, row: Row) -> None:
+        """Let go of what a row wore."""
+        mix = self._mixes.pop(row, None)
+        if mix is not None:
+            self.adapters.let_go(mix)
+
+
+_ONE_PREFIX = "the rows of a batch wear one P-Tuning prefix, or all none; ask in two batches"
 
 
 def _check_weight(name: str, weight: object) -> None:

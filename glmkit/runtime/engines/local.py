@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ from ...models.tokenizers import Detokenizer, Tokenizer
 from ...types import GenerationOptions, Message, MessageLike
 from ..answers import Answer
 from ..decode import Column, Row, columns
-from ..lora import Choice
+from ..lora import AdapterSet, Choice
 from ..reuse import Kept, memory_of
 from ..sampling import StopText, make_sampler
 from ..settings import Settings
@@ -99,23 +99,19 @@ class LocalModel(Adapted, Answering):
         return self._renderer.tokenizer if self._renderer else None
 
     def _decode(self, rows: Iterable[Row], *, slots: int) -> Generator[Column, None, None]:
-        waiting = iter(rows)
-        for first in waiting:
-            yield from self._columns(chain((first,), waiting), first.adapter, slots=slots)
+        drawn = _Drawn(iter(rows), self._adapters)
+        while drawn.more():
+            yield from self._columns(drawn, slots=slots)
 
-    def _columns(
-        self, rows: Iterable[Row], first: Choice, *, slots: int = 1
-    ) -> Generator[Column, None, None]:
-        """Decode rows, each with its own adapters.
-
-        :param first: the adapters of the first row.
-        """
+    def _columns(self, rows: Iterator[Row], *, slots: int = 1) -> Generator[Column, None, None]:
+        """Decode rows, each with its own adapters, all with the prefix of the first."""
         own = self._adapters
-        if not own.loaded:
-            own.mix(first)  # refuses names that are not loaded
-            return columns(self.model, rows, slots=slots, kept=self._kept)
-        dress = own.within(own.mix(first))
-        return columns(self.model, rows, slots=slots, dress=dress, kept=self._kept)
+        first = next(rows)
+        dress = own.within(own.mix(first.adapter))
+        together = chain((first,), rows)
+        return columns(
+            self.model, together, slots=slots, dress=dress, kept=self._kept, lock=own.lock
+        )
 
     def logits(
         self,
@@ -137,7 +133,8 @@ class LocalModel(Adapted, Answering):
         """
         ids = self._checked_ids(input_ids)
         mixes = self._mixes(adapter, ids.shape[0])
-        with torch.inference_mode(), self._adapters.wearing(mixes):
+        own = self._adapters
+        with own.lock, torch.inference_mode(), own.wearing(mixes):
             positions, mask = self._placed(ids, attention_mask, position_ids)
             return cast(Tensor, self.model(ids, positions, mask))
 
@@ -184,7 +181,7 @@ class LocalModel(Adapted, Answering):
         if len(ids) >= self.context_length:
             raise UsageError(f"{len(ids)} tokens do not fit a context of {self.context_length}")
         row = self._row(list(ids), options, GenerationOptions(top_p=1.0, top_k=0))
-        for _ in self._columns([row], row.adapter):
+        for _ in self._columns(iter([row])):
             pass
         return row.new
 
@@ -227,6 +224,33 @@ class LocalModel(Adapted, Answering):
             ),
             adapter=options.adapter,
         )
+
+
+class _Drawn(Iterator[Row]):
+    """Rows up to the first that wears another prefix, and after it, up to the next such."""
+
+    def __init__(self, rows: Iterator[Row], adapters: AdapterSet) -> None:
+        self._rows, self._adapters = rows, adapters
+        self._ahead: Row | None = None
+        self._first: Row | None = None
+
+    def more(self) -> bool:
+        """Begin the next run of rows; tell whether there is one."""
+        self._first = None
+        self._ahead = self._ahead or next(self._rows, None)
+        return self._ahead is not None
+
+    def __next__(self) -> Row:
+        row, self._ahead = self._ahead or next(self._rows), None
+        if self._first is None:
+            self._first = row
+        elif self._prefix(row) is not self._prefix(self._first):
+            self._ahead = row
+            raise StopIteration
+        return row
+
+    def _prefix(self, row: Row) -> object:
+        return self._adapters.prefix_of(self._adapters.mix(row.adapter))
 
 
 def _or(given: float | None, default: float) -> float:
