@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_adapters import FUSED, lora, tensors_of, write, written
 
-from glmkit import CheckpointError, UsageError
+from glmkit import CheckpointError, UnknownNameError, UsageError
 from glmkit.cli import main
 from glmkit.console import drain
 from glmkit.models.tiny import tiny_checkpoint
@@ -162,6 +162,41 @@ def test_a_saved_adapter_knows_its_base(tmp_path, base, adapter):
         save_adapter(adapter, folder)
 
 
+def test_what_is_saved_over_another_adapter_keeps_nothing_of_it(tmp_path, base, adapter):
+    folder = written(tmp_path / "saved", adapter)
+    save_adapter(adapter, folder, base=Fingerprint.of(base, "mine"), force=True)
+    assert {each.name for each in folder.iterdir()} == {
+        *("adapter_model.safetensors", "adapter_config.json", "glmkit-adapter.json")
+    }
+    save_adapter(scaled(adapter, 0.5), folder, force=True)
+    again = read_adapter(folder)
+    assert again.fingerprint is None
+    assert {part.scale for part in again.parts.values()} == {1.0}
+    save_adapter(again, folder, force=True)  # over the file that its tensors are mapped from
+    for stem, part in read_adapter(folder).parts.items():
+        assert torch.equal(part.a, adapter.parts[stem].a)
+
+
+def test_a_model_saves_adapters_with_its_fingerprint(tmp_path, base, adapter):
+    model = load_local(base)
+    model.load_adapter(written(tmp_path / "mine", adapter), name="n")
+    folder = model.save_adapter("n", tmp_path / "saved")
+    known = read_adapter(folder).fingerprint
+    assert known is not None and known == model.fingerprint()
+    other = load_local(tiny_checkpoint(tmp_path / "other", layout="chatglm2", seed=1))
+    other.load_adapter(folder, any_base=True)
+    again = other.save_adapter("saved", tmp_path / "again")
+    assert read_adapter(again).fingerprint == known  # still what it was trained on
+    with pytest.raises(UsageError, match="not empty"):
+        model.save_adapter("n", folder)
+    with pytest.raises(UnknownNameError, match="'m'"):
+        model.save_adapter("m", tmp_path / "m")
+    model.folder = None
+    with pytest.raises(UsageError, match="was not loaded from a folder"):
+        model.save_adapter("n", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 def test_an_adapter_of_another_base_is_refused_by_name(tmp_path, base, adapter):
     folder = save_adapter(adapter, tmp_path / "saved", base=Fingerprint.of(base, "mine"))
     drain(merge(base, [(adapter, 1.0)], tmp_path / "merged"))
@@ -253,7 +288,9 @@ def test_merge_and_convert_from_the_command_line(capsys, tmp_path, base, adapter
     code, said, _ = run(
         capsys, "convert", raw, "-o", tmp_path / "today", "--alpha", 8, "--model", base
     )
-    assert code == 0 and "wrote" in said
+    assert code == 0 and "wrote" in said and "no base" not in said
+    code, said, _ = run(capsys, "convert", raw, "-o", tmp_path / "bare", "--alpha", 8)
+    assert code == 0 and "records no base: give --model to record one" in said
     model.load_adapter(tmp_path / "today")
     assert torch.equal(model.logits(ids, adapter="today"), model.logits(ids, adapter="mine"))
 

@@ -166,4 +166,6 @@ def convert(
         name, folder = _base(app, model)
         fits(adapter, folder, name=name)
         base = Fingerprint.of(folder, name)
-    click.echo(f"wrote {save_adapter(adapter, out, base=base, force=force)}")
+    known = base or adapter.fingerprint
+    note = "" if known else "; it records no base: give --model to record one"
+    click.echo(f"wrote {save_adapter(adapter, out, base=base, force=force)}{note}")

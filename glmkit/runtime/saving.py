@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from torch import Tensor
+
 from ..errors import UsageError
 from .adapter_files import CONFIG, FILES
 from .adapters import Adapter
-from .fingerprint import Fingerprint
+from .fingerprint import FILE as RECORD, Fingerprint
 from .fitting import check_base, fit_lora, fit_prefix
 from .merging import skeleton
 
@@ -26,7 +29,7 @@ def save_adapter(
     """Write a LoRA as the folder that peft writes and reads today, and what it was trained on.
 
     :param base: of the model; None: what the adapter remembers itself.
-    :param force: replace what the folder holds.
+    :param force: replace the adapter that the folder holds, and leave its other files.
     :raises UsageError: if the adapter is a prefix, or the folder is not empty.
     """
     from safetensors.torch import save_file
@@ -39,17 +42,30 @@ def save_adapter(
             f"{folder} is not empty; choose another folder, or replace it with --force"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for stem, part in adapter.parts.items():
-        tensors[f"base_model.model.{stem}.lora_A.weight"] = part.a.detach().cpu().contiguous()
-        tensors[f"base_model.model.{stem}.lora_B.weight"] = part.b.detach().cpu().contiguous()
-    save_file(tensors, folder / FILES[0], metadata={"format": "pt"})
+    partial = folder / f".{FILES[0]}.partial"
+    save_file(_tensors(adapter), partial, metadata={"format": "pt"})
+    for name in (
+        *FILES,
+        CONFIG,
+        RECORD,
+    ):  # of another adapter, which they would say wrong things of
+        (folder / name).unlink(missing_ok=True)
+    os.replace(partial, folder / FILES[0])  # the adapter may have been read from that very file
     text = json.dumps(_config(adapter), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     known = base or adapter.fingerprint
     if known is not None:
         known.write(folder)
     return folder
+
+
+def _tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """Return the tensors of a LoRA by the names that peft writes today."""
+    tensors = {}
+    for stem, part in adapter.parts.items():
+        tensors[f"base_model.model.{stem}.lora_A.weight"] = part.a.detach().cpu().contiguous()
+        tensors[f"base_model.model.{stem}.lora_B.weight"] = part.b.detach().cpu().contiguous()
+    return tensors
 
 
 def _config(adapter: Adapter) -> dict[str, object]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ...errors import PluginError, UsageError
+from ...errors import PluginError, UnknownNameError, UsageError
 from ...models.causal import CausalModel
 from ..adapters import Adapter, read_adapter
 from ..fingerprint import Fingerprint
@@ -121,6 +121,26 @@ class Adapted:
         :raises UnknownNameError: if none has the name.
         """
         self._adapters.remove(name)
+
+    def save_adapter(self, name: str, folder: Path | str, *, force: bool = False) -> Path:
+        """Write a LoRA as the folder that peft reads today, and what it was trained on.
+
+        :param force: replace the adapter that the folder holds.
+        :raises UnknownNameError: if none has the name.
+        :raises UsageError: if it is a prefix, the folder is not empty, or nobody knows the base.
+        """
+        from ..saving import save_adapter  # which needs the loader, which needs us
+
+        adapter = self.adapters.get(name)
+        if adapter is None:
+            raise UnknownNameError("adapter", name, self.adapters, hint="load_adapter() loads one")
+        base = adapter.fingerprint or self.fingerprint()
+        if base is None:
+            raise UsageError(
+                f"cannot tell what adapter {name!r} was trained on: {self.name} was not loaded "
+                "from a folder; glmkit.runtime.saving.save_adapter() saves without that"
+            )
+        return save_adapter(adapter, folder, base=base, force=force)
 
     def merge_adapter(self) -> None:
         """Add the LoRA adapters that are worn to the matrices, for speed.
