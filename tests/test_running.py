@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from tiny_adapters import lora
+from tiny_adapters import config_of, lora, tensors_of, write
 
 from glmkit import GenerationOptions, UsageError
 from glmkit.errors import CheckpointError
@@ -148,3 +148,35 @@ def test_many_rows_are_kept_and_found_in_bounded_time():
         kept.add([*range(16), at, 5, 6, 7], None, kv)
     assert len(kept) == 256
     assert kept.bytes == 256 * 2 * 20 * 4 * 4
+
+
+def test_adapters_are_chosen_in_every_usual_way(folder):
+    model = dressed(folder, "a", "b")
+    model.set_adapter(["a", "b"])
+    assert model.active_adapters == {"a": 1.0, "b": 1.0}
+    model.set_adapter(["b"])
+    assert model.active_adapters == {"b": 1.0}
+    for wrong in (5, [1], {"a": "much"}):
+        with pytest.raises(UsageError):
+            model.set_adapter(wrong)
+
+
+def test_chat_puts_several_adapters_on(folder, tmp_path, capsys):
+    from glmkit.cli import main
+
+    model = load_local(folder, dtype="float32")
+    for at, name in enumerate("ab", 1):
+        write(tmp_path / name, tensors_of(lora(model, seed=at, scale=6.0)), config_of(lora(model)))
+    chat = ["--home", str(tmp_path), "--no-plugins", "run", "chat", "--model", str(folder)]
+    chat += ["--ask", "hello", "--max-tokens", "12", "--temperature", "0", "--dtype", "float32"]
+    said = []
+    for more in ("a", "b", "a b", "a b 1 0", "a b 0.7 0.3"):
+        names, weights = more.split()[:2], more.split()[2:]
+        given = [each for name in names if name in "ab" for each in ("--adapter", tmp_path / name)]
+        given += [each for weight in weights for each in ("--adapter-weight", weight)]
+        assert main([*chat, *map(str, given)]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[3]
+    assert len(set(said)) == 4
+    assert main([*chat, "--adapter", str(tmp_path / "a"), "--adapter-weight", "1", *[]]) == 0
+    assert main([*chat, "--adapter-weight", "1"]) == 2

@@ -15,9 +15,23 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--system", help="System message.")
-@click.option("--ask", "question", help="Ask one question, print the answer and leave.")
-@click.option("--adapter", help="LoRA folder or file, or P-Tuning prefix folder, to put on.")
+@click.option("--system", type=Repl.TEXT, help="System message.")
+@click.option(
+    "--ask", "question", type=Repl.TEXT, help="Ask one question, print the answer and leave."
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    help="LoRA folder or file, or P-Tuning prefix folder, to put on; several are summed.",
+)
+@click.option(
+    "--adapter-weight",
+    "weights",
+    type=float,
+    multiple=True,
+    help="How much of each --adapter, in their order; default: 1.",
+)
 @model_options
 @sampling_options
 @click.pass_obj
@@ -27,14 +41,20 @@ def chat(
     model: str | None,
     system: str | None,
     question: str | None,
-    adapter: str | None,
+    adapters: tuple[str, ...],
+    weights: tuple[float, ...],
     **given: Any,  # noqa: ANN401
 ) -> None:
     """Talk to a model."""
     if question is not None and not question.strip():
         raise click.UsageError("--ask needs a question")
     options = replace(app.config.generation, **given_of(given, SAMPLING))
-    loaded = app.load_model(model, adapter=adapter, **given_of(given, LOADING))
+    if weights and len(weights) != len(adapters):
+        raise click.UsageError(f"{len(adapters)} --adapter and {len(weights)} --adapter-weight")
+    first = adapters[0] if adapters else None
+    loaded = app.load_model(model, adapter=first, **given_of(given, LOADING))
+    if len(adapters) > 1 or weights:
+        _put_on(loaded, adapters, weights, given.get("adapter_alpha"))
     conversation = app.chat(loaded, system=system, options=options)
 
     def answer(text: str) -> None:
@@ -49,3 +69,14 @@ def chat(
         return
     commands = {"reset": ("forget the conversation", conversation.reset)}
     Repl(answer, commands=commands, history=app.config.home / "history").run()
+
+
+def _put_on(
+    model: Any,  # noqa: ANN401
+    adapters: tuple[str, ...],
+    weights: tuple[float, ...],
+    alpha: float | None,
+) -> None:
+    """Put several adapters on; the first is loaded already."""
+    names = [*model.adapters, *(model.load_adapter(each, alpha=alpha) for each in adapters[1:])]
+    model.set_adapter(dict(zip(names, weights or (1.0,) * len(names), strict=True)))

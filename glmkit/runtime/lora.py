@@ -208,8 +208,8 @@ class AdapterSet:
                 self.model.set_submodule(stem, layer.base)
                 del self._layers[stem]
 
-    def mix(self, choice: Choice) -> Mix:
-        """Return a choice in one form; None is what is active.
+    def mix(self, choice: Choice | Sequence[str]) -> Mix:
+        """Return a choice in one form; None is what is active, a list of names weighs each as 1.
 
         :raises UnknownNameError: if an adapter is not loaded.
         :raises UsageError: if a weight is no number, or prefixes are mixed or weighted.
@@ -217,21 +217,13 @@ class AdapterSet:
         if choice is None:
             return self.active
         self._refuse_merged("choose adapters")
-        wanted = {choice: 1.0} if isinstance(choice, str) else dict(choice)
+        wanted = _weights(choice)
         for name, weight in wanted.items():
             self._check_name(name)
             _check_weight(name, weight)
         chosen = tuple(sorted((n, float(w)) for n, w in wanted.items() if w))
         self._check_prefixes(chosen)
         return chosen
-
-    def get(self, name: str) -> Adapter:
-        """Return a loaded adapter.
-
-        :raises UnknownNameError: if none has the name.
-        """
-        self._check_name(name)
-        return self.loaded[name]
 
     def _check_name(self, name: str) -> None:
         if name not in self.loaded:
@@ -397,6 +389,22 @@ class Within:
 
 
 _ONE_PREFIX = "the rows of a batch wear one P-Tuning prefix, or all none; ask in two batches"
+
+
+def _weights(choice: object) -> dict[str, float]:
+    """Return adapters with their weights.
+
+    :raises UsageError: if the choice has another form.
+    """
+    if isinstance(choice, str):
+        return {choice: 1.0}
+    if isinstance(choice, Mapping):
+        return dict(choice)
+    if isinstance(choice, Sequence) and all(isinstance(each, str) for each in choice):
+        return dict.fromkeys(choice, 1.0)
+    raise UsageError(
+        f"adapters are chosen by a name, a list of names or {{name: weight}}, got {choice!r}"
+    )
 
 
 def _check_weight(name: str, weight: object) -> None:
