@@ -107,10 +107,10 @@ class Adapted:
         """Return what tells this model's weights from others; None where no folder is known."""
         return None if self.folder is None else Fingerprint.of(self.folder, self.name)
 
-    def set_adapter(self, choice: Choice) -> None:
+    def set_adapter(self, choice: Choice | Sequence[str]) -> None:
         """Wear one adapter, several with weights, or none.
 
-        :param choice: a name, ``{name: weight}``, or None for the base alone.
+        :param choice: a name, a list of names, ``{name: weight}``, or None for the base alone.
         :raises UnknownNameError: if one is not loaded.
         """
         self._adapters.wear(self._adapters.mix({} if choice is None else choice))
