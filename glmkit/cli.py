@@ -222,7 +222,7 @@ def run() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage."""
-    _write_any_text()
+    _take_any_text()
     try:
         code = cli.main(args=args, prog_name="glmkit", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -246,9 +246,9 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _write_any_text() -> None:
-    """Replace what a narrow terminal encoding cannot show instead of failing on it."""
-    for stream in (sys.stdout, sys.stderr):
+def _take_any_text() -> None:
+    """Replace what a terminal's encoding cannot show or read instead of failing on it."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 

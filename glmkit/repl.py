@@ -5,11 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import click
 
+from .texts import readable
+
 Action = Callable[[], None]
 _HISTORY_LINES = 1000
+
+
+class _Typed(click.types.StringParamType):
+    """A text on the command line."""
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str:
+        """Return the text with U+FFFD for every byte that is none in the terminal's encoding."""
+        return readable(super().convert(value, param, ctx))
 
 
 class Repl:
@@ -22,6 +38,9 @@ class Repl:
     :param commands: slash commands by name (without the slash): help text and action.
     :param history: where the lines typed are kept between sessions; None keeps none.
     """
+
+    TEXT: ClassVar[click.types.StringParamType] = _Typed()
+    """The type of options that take what a person says, such as ``--ask``: valid Unicode always."""
 
     def __init__(
         self,
@@ -43,7 +62,7 @@ class Repl:
         """Run until the input ends or somebody quits."""
         lines = self._typed() if sys.stdin.isatty() else self._piped()
         for line in lines:
-            question = line.strip()
+            question = readable(line.strip())
             if question.startswith("/"):
                 self._command(question[1:])
             elif question:

@@ -1,6 +1,6 @@
-"""Whether a text is Unicode at all: a Python string may hold halves of characters (surrogates).
+r"""Whether a text is Unicode at all: a Python string may hold halves of characters (surrogates).
 
-They come from JSON that was cut inside an emoji (``"\\ud83d"``), and from bytes that the terminal's
+They come from JSON that was cut inside an emoji (``"\ud83d"``), and from bytes that the terminal's
 encoding has no character for. No tokenizer takes them.
 """
 

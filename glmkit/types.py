@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from .errors import GlmkitError, UsageError
+from .texts import check_unicode, texts_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +77,10 @@ def _arguments(value: object) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    :raises UsageError: if a field is of another type, or a text in one is no valid Unicode.
+    """
 
     role: Role
     content: str
@@ -97,6 +101,17 @@ class Message:
             raise UsageError(f"message content must be text, got {kind}; pass content='...'")
         if not all(isinstance(each, Mapping) for each in self.tools):
             raise UsageError(f"tools are JSON schemas, one mapping each, got {self.tools!r}")
+        self._check_unicode()
+
+    def _check_unicode(self) -> None:
+        check_unicode(self.content, f"the content of a {self.role} message")
+        for text in texts_in(self.tools):
+            check_unicode(text, "a text in a tool")
+        for passage in self.passages:
+            check_unicode(passage.text, f"the passage from {passage.path!a}")
+        for call in self.tool_calls:
+            for text in texts_in((call.name, call.arguments)):
+                check_unicode(text, f"a text in the call of {call.name!a}")
 
     @classmethod
     def of(cls, value: Message | Mapping[str, Any]) -> Message:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -113,6 +114,22 @@ def test_a_full_disk_is_one_line_and_exit_1(parrot, capsys):
 def test_chat_answers_one_question(parrot, capsys):
     assert main(["run", "chat", "--model", "parrot", "--ask", "你好 world"]) == 0
     assert capsys.readouterr().out == "你好 world\n"
+
+
+@pytest.mark.parametrize("option", ["--ask", "--system"])
+def test_bytes_that_are_no_text_are_replaced(parrot, capsys, option):
+    typed = os.fsdecode(b"a\xffb")
+    rest = ["--ask", "c"] if option == "--system" else []
+    assert main(["run", "chat", "--model", "parrot", option, typed, *rest]) == 0
+    assert capsys.readouterr().out == ("c\n" if rest else "a\ufffdb\n")
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_piped_bytes_that_are_no_text_are_replaced(parrot, capsys, monkeypatch, errors):
+    stdin = io.TextIOWrapper(io.BytesIO(b"a\xffb\nc\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert main(["run", "chat", "--model", "parrot"]) == 0
+    assert capsys.readouterr().out == "a\ufffdb\nc\n"
 
 
 def test_chat_works_piped_and_knows_its_commands(parrot, capsys, monkeypatch):

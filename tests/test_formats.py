@@ -322,6 +322,7 @@ def test_built_in_tools_take_bare_text(tool, said, arguments):
         "tool_call(a=" + "-" * 5000 + "1)",
         "tool_call(a='" + "x" * 70_000 + "')",
         "tool_call(a='\0')",
+        r"tool_call(a='\ud83d')",
         "tool_call(a=1",
         "",
     ],
@@ -332,7 +333,9 @@ def test_what_is_no_literal_call_stays_text(code):
     assert read(FORMATS["chatglm3"], TOOL_TURNS[:2], answer) == (answer, ())
 
 
-@pytest.mark.parametrize("text", ["[1]", "1", '{"a": NaN}', '{"a": 1', "[" * 100_000, ""])
+@pytest.mark.parametrize(
+    "text", ["[1]", "1", '{"a": NaN}', '{"a": 1', r'{"a": ["\ud83d"]}', "[" * 100_000, ""]
+)
 def test_what_is_no_json_object_stays_text(text):
     assert json_object(text) is None
     answer = f"get_weather\n{text}".strip()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+from functools import partial
 
 import pytest
 import tiny_vocabularies as tiny
 import torch
 from hypothesis import given, settings, strategies as st
 
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, UsageError
 from glmkit.models.settling import Chain, replacing, whole
 from glmkit.models.tokenizers import Detokenizer, Tokenizer
 from glmkit.models.vocabularies import icetext
@@ -195,6 +196,17 @@ def test_each_kind_encodes_decodes_and_streams(small, kind):
     assert tokenizer.token(tokenizer.size - 1) in tokenizer.specials or kind == "chatglm"
     with pytest.raises(IndexError):
         tokenizer.token(tokenizer.size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["\ud83d", "hello \udcff", "<|user|>\udfff", "\ude00\ud83d"])
+def test_no_kind_takes_half_a_character(small, kind, text):
+    tokenizer = small[kind]
+    for encode in (tokenizer.encode, partial(tokenizer.encode, specials=True)):
+        with pytest.raises(UsageError, match="no valid Unicode"):
+            encode(text)
+    with pytest.raises(UsageError, match="no valid Unicode"):
+        tokenizer.encode_batch(["good", text])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from glmkit import Chunk, GenerationOptions, Message, Passage, Reply, Usage, UsageError
+from glmkit.texts import readable
 from glmkit.types import ToolCall
 
 
@@ -45,6 +46,46 @@ def test_a_dict_may_bring_tools_and_calls_as_openai_writes_them():
 def test_what_is_no_call_is_refused(call):
     with pytest.raises(UsageError, match="tool call"):
         Message.of({"role": "assistant", "content": "", "tool_calls": [call]})
+
+
+HALF = "a\ud83d"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": HALF},
+        {"role": "system", "content": HALF},
+        {"role": "system", "content": "", "tools": [{"name": "f", "x": [{"y": [HALF]}]}]},
+        {"role": "system", "content": "", "tools": [{"name": "f", "x": {HALF: 1}}]},
+        {"role": "user", "content": "x", "passages": (Passage(HALF, HALF),)},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": HALF}]},
+        {"role": "assistant", "content": "", "tool_calls": [ToolCall("f", {"x": {"y": HALF}})]},
+    ],
+)
+def test_half_a_character_is_refused_wherever_it_is(message):
+    with pytest.raises(UsageError, match=r"no valid Unicode: '\\ud83d' at 1 is half") as caught:
+        Message.of(message)
+    str(caught.value).encode()
+
+
+def test_whole_characters_and_deep_tools_are_taken():
+    deep = {"name": "f"}
+    for _ in range(5_000):
+        deep = {"of": [deep]}
+    assert Message("system", "\U0001f600 你 \ufffd \x00", tools=(deep,)).tools[0] is deep
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_any_string_can_be_made_readable(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        with pytest.raises(UsageError, match="Unicode"):
+            Message("user", text)
+    else:
+        assert Message("user", text).content == text == readable(text)
+    assert len(Message("user", readable(text)).content) == len(text)
 
 
 def test_tools_are_schemas():

@@ -199,9 +199,11 @@ def _hub_rotary(raw: Raw, head_dim: object) -> dict[str, Any]:
         )
     share = _number(rope, "partial_rotary_factor", _number(raw, "partial_rotary_factor", 0.5))
     # What is no size at all goes on as it is: the shape's own checks name it.
-    size = type(head_dim) is int and abs(head_dim) < _HUGE
+    turning = head_dim
+    if isinstance(head_dim, int) and abs(head_dim) < _HUGE:
+        turning = int(head_dim * share)
     return {
-        "rotary_dim": int(head_dim * share) if size else head_dim,
+        "rotary_dim": turning,
         "rope_theta": _number(rope, "rope_theta", 10_000.0),
         "position_scale": _number(rope, "factor", 1.0) if kind == "linear" else 1.0,
     }

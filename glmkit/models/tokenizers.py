@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..texts import check_unicode
 from .settling import Chain, Stage, whole
 
 
@@ -65,11 +66,15 @@ class Tokenizer(ABC):
 
         :param specials: parse names of special tokens as the original tokenizer does; the default
             takes them for text.
+        :raises UsageError: if the text is no valid Unicode.
         """
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text as :meth:`encode` does, all at once."""
+        """Return the ids of each text as :meth:`encode` does, all at once.
+
+        :raises UsageError: if a text is no valid Unicode.
+        """
 
     @abstractmethod
     def token(self, number: int) -> str:
@@ -124,6 +129,15 @@ class Tokenizer(ABC):
             mask[at, start:] = 1
             positions[at, start:] = torch.arange(len(row))
         return Padded(ids, mask, positions)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse texts with halves of characters in them, which vocabularies have no ids for.
+
+    :raises UsageError: naming the first one.
+    """
+    for text in texts:
+        check_unicode(text, "a text to encode")
 
 
 class Detokenizer:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 @click.option(
     "--kb", "folder", required=True, type=click.Path(path_type=Path), help="Folder of documents."
 )
-@click.option("--ask", "question", help="Ask one question, print the answer and leave.")
+@click.option(
+    "--ask", "question", type=Repl.TEXT, help="Ask one question, print the answer and leave."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per answer.")
 @model_options
 @click.option("--adapter", help="LoRA folder or file, or P-Tuning prefix folder, to put on.")

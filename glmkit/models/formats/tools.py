@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...texts import is_unicode, texts_in
 from ...types import Message, ToolCall
 
 Tool = Mapping[str, Any]
@@ -66,7 +67,7 @@ def python_call(text: str) -> Mapping[str, Any] | None:
         found = {str(each.arg): ast.literal_eval(each.value) for each in node.keywords}
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
-    return found if _is_data(found) else None
+    return found if _is_data(found) and all(map(is_unicode, texts_in(found))) else None
 
 
 def _names_the_tool(call: ast.Call) -> bool:
@@ -82,7 +83,7 @@ def json_object(text: str) -> Mapping[str, Any] | None:
         found = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and all(map(is_unicode, texts_in(found))) else None
 
 
 def _refuse_constant(name: str) -> None:

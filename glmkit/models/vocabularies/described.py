@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from ..tokenizers import Tokenizer
+from ..tokenizers import Tokenizer, check_texts
 
 CONTROL = frozenset(
     (
@@ -54,11 +54,13 @@ class Described(Tokenizer):
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
         """Return the ids of ``text``, without prefix and suffix."""
+        check_texts((text,))
         inner = self._parsing if specials else self._inner
         return inner.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
+        check_texts(texts)
         return [
             each.ids for each in self._inner.encode_batch(list(texts), add_special_tokens=False)
         ]

@@ -9,7 +9,7 @@ import sentencepiece
 import torch
 
 from ..settling import Settling, Stage
-from ..tokenizers import Padded, Tokenizer
+from ..tokenizers import Padded, Tokenizer, check_texts
 
 _LONGEST_BLANK = 80
 _BLANKS = re.compile(rf" {{2,{_LONGEST_BLANK}}}")
@@ -62,6 +62,7 @@ class IceText(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
+        check_texts(texts)
         rows: list[list[int]] = self._inner.encode([_spaces_named(each) for each in texts])
         return [[number + self._shift for number in row] for row in rows] if self._shift else rows
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import sentencepiece
 
-from ..tokenizers import Tokenizer
+from ..tokenizers import Tokenizer, check_texts
 
 NAMES = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -65,6 +65,7 @@ class Pieces(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
+        check_texts(texts)
         rows: list[list[int]] = self._inner.encode(list(texts))
         return rows
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import tiktoken
 
-from ..tokenizers import Tokenizer
+from ..tokenizers import Tokenizer, check_texts
 
 SPECIALS = (
     *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
@@ -40,6 +40,7 @@ class Ranks(Tokenizer):
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
         """Return the ids of ``text``, without prefix and suffix."""
+        check_texts((text,))
         if not specials:
             return self._inner.encode_ordinary(text)
         ids: list[int] = []
@@ -51,6 +52,7 @@ class Ranks(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
+        check_texts(texts)
         return self._inner.encode_ordinary_batch(list(texts))
 
     def token(self, number: int) -> str:
