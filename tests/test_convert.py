@@ -225,7 +225,7 @@ def test_a_folder_that_holds_something_is_replaced_only_on_demand(tmp_path):
 def test_source_and_target_may_not_lie_in_each_other(tmp_path, place):
     start = tiny_checkpoint(tmp_path / "start", layout="chatglm3")
     before = raw_bytes(start)
-    with pytest.raises(UsageError, match="in each other"):
+    with pytest.raises(UsageError, match="in each other|is what is read"):
         to_hub(start, tmp_path / place, force=True)
     assert raw_bytes(start) == before
 

@@ -330,3 +330,23 @@ def test_the_grouped_layout_is_converted_exactly(tmp_path, base):
         assert torch.allclose(again.parts[stem].delta(), expected, atol=1e-5)
     with pytest.raises(CheckpointError, match=r"\[64, 64\].*the model has \[128, 64\]"):
         model.load_adapter(folder)
+
+
+def test_check_tells_what_is_known_of_the_base(tmp_path):
+    base = tiny_checkpoint(tmp_path / "base", layout="chatglm3")
+    other = tiny_checkpoint(tmp_path / "other", layout="chatglm3", seed=9)
+    plain = written(tmp_path / "plain", lora(load_local(base)))
+    config = json.loads((plain / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "THUDM/chatglm2-6b"
+    (plain / "adapter_config.json").write_text(json.dumps(config))
+    adapter = read_adapter(plain)
+    assert "trained on THUDM/chatglm2-6b" in check(adapter, base, name="base")
+    save_adapter(adapter, tmp_path / "known", base=Fingerprint.of(base, "base"))
+    known = read_adapter(tmp_path / "known")
+    assert "this very model" in check(known, base, name="base")
+    with pytest.raises(CheckpointError, match="another"):
+        check(known, other, name="other")
+    assert "taken all the same" in check(known, other, name="other", any_base=True)
+    (base / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="weights"):
+        check(adapter, base, name="base")

@@ -72,12 +72,14 @@ def check(
     from ..runtime.adapters import AlphaMissingError, read_adapter
     from ..runtime.saving import check as fits
 
+    note = ""
     try:
         adapter = read_adapter(path, alpha=alpha)
     except AlphaMissingError:
         adapter = read_adapter(path, alpha=1.0)  # whether it fits does not depend on it
+        note = "; it records no alpha: give it when you load it (--adapter-alpha)"
     name, folder = _base(app, model)
-    click.echo(fits(adapter, folder, name=name, family=family, any_base=any_base))
+    click.echo(fits(adapter, folder, name=name, family=family, any_base=any_base) + note)
 
 
 def _base(app: Glmkit, name: str) -> tuple[str, Path]:

@@ -228,8 +228,9 @@ def _alpha(file: Path, config: PeftConfig | None, alpha: float | None) -> float 
     """Return the alpha of files without a record; check the other ones."""
     if config is None and alpha is None:
         raise AlphaMissingError(
-            f"{file} records no alpha, and the effect depends on it: pass alpha=32 "
-            "(--adapter-alpha 32), or whatever it was trained with"
+            f"{file} records no alpha, and the effect depends on it: give it with "
+            "--adapter-alpha 32 (--alpha 32 with glmkit adapters; adapter_alpha=32 with "
+            "glmkit.load), or whatever it was trained with"
         )
     if alpha is not None and not 0 < alpha < 1e9:
         raise UsageError(f"alpha must be above 0, got {alpha!r}")

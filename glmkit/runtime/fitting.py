@@ -99,6 +99,25 @@ def check_base(adapter: Adapter, base: Fingerprint | None) -> None:
         )
 
 
+def doubt(adapter: Adapter, name: str, family: str | None) -> str | None:
+    """Say why an adapter that fits by its shapes may be of no use: generations 2 and 3 are alike.
+
+    :param name: of the model.
+    :param family: of the model; None where it is not known.
+    """
+    said = _FAMILY.search((adapter.base_name or "").lower())
+    if said is None or family not in _ALIKE or said[0] == family:
+        return None
+    return (
+        f"adapter {adapter.name!r} says that it was trained on {adapter.base_name}, and {name} is "
+        f"taken for a {family}: its shapes fit, its answers may not"
+    )
+
+
+_FAMILY = re.compile(r"chatglm[23]?")
+_ALIKE = ("chatglm2", "chatglm3")
+
+
 def linear_shapes(model: CausalModel) -> dict[str, tuple[int, int]]:
     """Return the (out, in) of every linear layer that an adapter may change, by module."""
     with torch.device("meta"):

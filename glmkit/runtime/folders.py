@@ -46,7 +46,9 @@ def replacing(out: Path, source: Path, *, force: bool) -> Iterator[Path]:
 
 def _refuse_target(out: Path, source: Path, *, force: bool) -> None:
     here, there = out.resolve(), source.resolve()
-    if here == there or here in there.parents or there in here.parents:
+    if here == there:
+        raise UsageError(f"{out} is what is read; choose another place to write to")
+    if here in there.parents or there in here.parents:
         raise UsageError(f"{out} and {source} lie in each other; choose another place to write to")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; choose a folder to write to")

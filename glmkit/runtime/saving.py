@@ -15,8 +15,10 @@ from ..errors import UsageError
 from .adapter_files import CONFIG, FILES
 from .adapters import Adapter
 from .fingerprint import FILE as RECORD, Fingerprint
-from .fitting import check_base, fit_lora, fit_prefix
+from .fitting import check_base, doubt, fit_lora, fit_prefix
+from .headers import check_headers
 from .merging import skeleton
+from .weights import Weights
 
 
 def save_adapter(
@@ -132,6 +134,18 @@ def _modules(adapter: Adapter) -> str:
     return ", ".join(f"{name} x{count}" for name, count in sorted(counts.items()))
 
 
+def _origin(adapter: Adapter, folder: Path, name: str, family: str, *, any_base: bool) -> str:
+    """Say what is known of the model that an adapter was trained on."""
+    if adapter.fingerprint is None:
+        recorded = "nothing is recorded of the model that it was trained on"
+        return doubt(adapter, name, family) or recorded
+    own = Fingerprint.of(folder, name)
+    if any_base and own is not None and adapter.fingerprint.differs(own) is not None:
+        return f"it was trained on {adapter.fingerprint.name}, another model: taken all the same"
+    check_base(adapter, own)
+    return "it was trained on this very model"
+
+
 def check(
     adapter: Adapter,
     folder: Path,
@@ -144,14 +158,12 @@ def check(
 
     :raises CheckpointError: if it does not fit; says what differs.
     """
-    _, model, _ = skeleton(folder, family)
+    layout, model, found = skeleton(folder, family)
+    check_headers(Weights(folder), layout, model)
     if adapter.kind == "prefix":
         entries = fit_prefix(adapter, model).config.length
         return f"{adapter.name} fits {name}: a prefix of {entries} entries"
     fitted = fit_lora(adapter, model)
-    known = "nothing is recorded of the model that it was trained on"
-    if adapter.fingerprint is not None and not any_base:
-        check_base(adapter, Fingerprint.of(folder, name))
-        known = "it was trained on this very model"
+    known = _origin(adapter, folder, name, found, any_base=any_base)
     tensors = 2 * len(adapter.parts)
     return f"{adapter.name} fits {name}: all {tensors} tensors, {len(fitted)} matrices; {known}"

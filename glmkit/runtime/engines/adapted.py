@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -12,7 +11,7 @@ from ...errors import PluginError, UnknownNameError, UsageError
 from ...models.causal import CausalModel
 from ..adapters import Adapter, read_adapter
 from ..fingerprint import Fingerprint
-from ..fitting import check_base
+from ..fitting import check_base, doubt
 from ..lora import AdapterSet, Choice, Mix
 
 if TYPE_CHECKING:
@@ -22,10 +21,6 @@ log = logging.getLogger(__name__)
 
 AdapterReader = Callable[[Path, "LocalModel", float | None], Adapter]
 """Takes the path of an adapter, the model that it is for, and the alpha that was given."""
-
-
-_FAMILY = re.compile(r"chatglm[23]?")
-_ALIKE = ("chatglm2", "chatglm3")
 
 
 def _read(path: Path, model: LocalModel, alpha: float | None) -> Adapter:
@@ -81,27 +76,26 @@ class Adapted:
         if not isinstance(adapter, Adapter):
             kind = type(adapter).__name__
             raise PluginError(f"a plugin read {path} as a {kind}; load_adapter returns an Adapter")
+        return self.add_adapter(adapter, name, any_base=any_base)
+
+    def add_adapter(
+        self, adapter: Adapter, name: str | None = None, *, any_base: bool = False
+    ) -> str:
+        """Load an adapter that has been read; see :meth:`load_adapter`.
+
+        :raises CheckpointError: if it does not fit; says what differs.
+        :raises UsageError: if the name is taken.
+        """
         if adapter.fingerprint is not None and not any_base:
             check_base(adapter, self.fingerprint())
         name = name or adapter.name
         self._adapters.add(name, adapter)
-        self._doubt(adapter)
+        doubtful = doubt(adapter, self.name, self.family)
+        if doubtful is not None:
+            log.warning(doubtful)
         if not self._adapters.active:
             self.set_adapter(name)
         return name
-
-    def _doubt(self, adapter: Adapter) -> None:
-        """Warn where an adapter fits by its shapes alone: generations 2 and 3 have the same."""
-        said = _FAMILY.search((adapter.base_name or "").lower())
-        if said and self.family in _ALIKE and said[0] != self.family:
-            log.warning(
-                "adapter %r says that it was trained on %s, and %s is taken for a %s: its shapes "
-                "fit, its answers may not",
-                adapter.name,
-                adapter.base_name,
-                self.name,
-                self.family,
-            )
 
     def fingerprint(self) -> Fingerprint | None:
         """Return what tells this model's weights from others; None where no folder is known."""
@@ -146,9 +140,12 @@ class Adapted:
         """Add the LoRA adapters that are worn to the matrices, for speed.
 
         The plain matrices are kept, so this takes as much memory again as they do. To write a
-        merged model to disk, see ``glmkit adapters merge``.
+        merged model to disk, see ``glmkit adapters merge``. Whatever goes wrong, the model is as
+        before.
 
         :raises UsageError: if none is worn, or the matrices are quantised.
+        :raises CheckpointError: if no matrix changed, one overflowed, or the merged model scores a
+            probe otherwise than it did with the adapters on.
         """
         self._adapters.merge()
 
