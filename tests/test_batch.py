@@ -1,4 +1,5 @@
 import errno
+import gc
 import json
 import os
 import signal
@@ -6,8 +7,12 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import tiny_adapters
 from hypothesis import given, settings, strategies as st
 
 from glmkit.batch.job import Job, run_job
@@ -88,6 +93,34 @@ def test_csv_keeps_commas_and_line_breaks(tmp_path):
     assert rows[0].columns == {"id": "1", "prompt": "a, b\nc"}
 
 
+def test_an_unnamed_csv_column_is_one(tmp_path):
+    source = tmp_path / "in.csv"
+    source.write_text(",prompt\n0,a\n1,b,c\n2\n", "utf-8")
+    first, wide, short = read_rows(source, Reading())
+    assert first.columns == {"": "0", "prompt": "a"}
+    assert "more cells" in wide.error
+    assert short.columns == {"": "2", "prompt": None}
+    assert count_rows(source) == 3
+
+
+@pytest.mark.parametrize("row", ['2,"b', '2,"b" c'])
+def test_a_damaged_quote_is_noticed_before_any_answer(tmp_path, row):
+    source = tmp_path / "in.csv"
+    source.write_text(f'id,prompt\n1,"a\nb"\n{row}\n3,c\n4,d\n', "utf-8")
+    with pytest.raises(DataError, match="from line 4 on"):
+        ran(source, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(("who", "adapter"), [("x", "x"), (7, "7"), ("", {}), (None, {})])
+def test_a_column_names_the_adapter(tmp_path, who, adapter):
+    rows = [{"prompt": "a", "who": who}, {"prompt": "a", "whom": who}]
+    source = jsonl(tmp_path / "in.jsonl", rows)
+    named, lacking = read_rows(source, Reading(adapter_column="who"))
+    assert named.options == {"adapter": adapter}
+    assert "lacks the column 'who'" in lacking.error
+
+
 def test_parquet_rows(tmp_path):
     import pyarrow
     from pyarrow import parquet
@@ -109,6 +142,13 @@ def test_parquet_rows(tmp_path):
         ('{"messages": [{"role": "king", "content": "x"}]}', "unknown role"),
         ('{"instruction": "x", "history": [["only"]]}', "not enough values"),
         ("\xff", "line 2 is no JSON"),
+        ('{"prompt": ' + "[" * 300 + "]" * 300 + "}", "line 2 is no JSON: nested deeper than 200"),
+        ('{"messages": "' + "[" * 100_000 + '"}', "nested deeper than 200"),
+        ('{"messages": "' + "[" * 300 + "]" * 300 + '"}', "nested deeper than 200"),
+        (
+            '{"messages": [{"role": "user", "content": "x", "passages": ["a"]}]}',
+            "no passages",
+        ),
     ],
 )
 def test_a_bad_row_carries_its_error(tmp_path, line, why):
@@ -182,6 +222,79 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path):
     assert path.read_text() == "mine\n"
 
 
+@pytest.mark.parametrize("damaged", [b"", b"[]", b"{", b"\xff", b"[" * 100_000])
+def test_a_damaged_record_is_said(tmp_path, damaged):
+    path = tmp_path / "out.jsonl"
+    with Journal(path, {"model": "m"}) as journal:
+        journal.write(0, {KEY: {"index": 0}})
+    (tmp_path / ".out.jsonl.job.json").write_bytes(damaged)
+    with pytest.raises(DataError, match="is damaged"), Journal(path, {"model": "m"}):
+        pass
+    assert len(written(path)) == 1
+
+
+def test_the_record_is_written_once(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    with Journal(path, {"model": "a"}):
+        pass
+    with Journal(path, {"model": "b"}) as journal:  # nothing was written as another job
+        journal.write(0, {KEY: {"index": 0}})
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("the record was written again"))
+    with Journal(path, {"model": "b"}) as journal:
+        assert journal.done.count == 1
+
+
+def test_a_record_is_whole_or_as_before(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    with Journal(path, {"model": "a"}):
+        pass
+
+    def cut(handle):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", cut)
+    with pytest.raises(DataError, match="Input/output"), Journal(path, {"model": "b"}):
+        pass
+    assert json.loads((tmp_path / ".out.jsonl.job.json").read_text()) == {"model": "a"}
+
+
+def test_rows_reach_the_disk_now_and_then(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    with Journal(path, {}) as journal:
+        synced, now = [], [time.monotonic()]
+        monkeypatch.setattr(os, "fsync", lambda handle: synced.append(path.stat().st_size))
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        for index in range(12):
+            journal.write(index, {KEY: {"index": index}})
+            now[0] += 1.0
+        assert len(synced) == 2
+    assert synced[-1] == path.stat().st_size
+
+
+def test_what_no_job_can_write_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="no folder"), Journal(tmp_path / "no" / "out.jsonl", {}):
+        pass
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(DataError, match="cannot write"), Journal(tmp_path / "out.jsonl", {}):
+        pass
+
+
+@pytest.mark.parametrize("error", [PermissionError, IsADirectoryError])
+def test_what_no_job_can_read_is_one_line(tmp_path, monkeypatch, error):
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}])
+
+    def refused(*_, **__):
+        raise error(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(DataError, match="cannot read .*Permission denied"):
+        ran(source, tmp_path / "out.jsonl")
+
+
 def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
     path = tmp_path / "out.jsonl"
     with Journal(path, {}) as journal:
@@ -189,7 +302,7 @@ def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
         real = journal._file
 
         class Full:
-            tell, truncate, close = real.tell, real.truncate, real.close
+            tell, truncate, close, fileno = real.tell, real.truncate, real.close, real.fileno
 
             def write(self, data):
                 if len(data) <= 5:
@@ -197,7 +310,7 @@ def test_a_full_disk_leaves_whole_rows(tmp_path, monkeypatch):
                 return real.write(data[:5])
 
         monkeypatch.setattr(journal, "_file", Full())
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(DataError, match="No space"):
             journal.write(1, {KEY: {"index": 1}, "response": "xxx"})
     assert [each[KEY]["index"] for each in written(path)] == [0]
 
@@ -265,16 +378,121 @@ def test_a_column_that_the_answer_would_overwrite_is_refused(tmp_path):
     assert written(tmp_path / "other.jsonl")[0]["response"] == "mine"
 
 
+def test_a_later_row_with_such_a_column_is_its_error(tmp_path):
+    rows = [{"prompt": "a"}, {"prompt": "b", "error": "mine"}, {"prompt": "c", KEY: 1}]
+    source = jsonl(tmp_path / "in.jsonl", [*rows, {"prompt": "d"}])
+    summary = ran(source, tmp_path / "out.jsonl")
+    assert (summary.answered, summary.failed) == (2, 2)
+    found = sorted(written(tmp_path / "out.jsonl"), key=lambda each: each[KEY]["index"])
+    assert [each["response"] for each in found] == ["a", None, None, "d"]
+    assert "'error'" in found[1]["error"]
+    assert ran(source, tmp_path / "out.jsonl").before == 4
+
+
+@pytest.mark.parametrize("name", ["error", KEY])
+def test_the_answer_has_a_column_of_its_own(tmp_path, name):
+    with pytest.raises(UsageError, match=name):
+        Job(tmp_path / "a", tmp_path / "b", "echo", response_column=name)
+
+
+def test_half_a_surrogate_pair_is_kept(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"prompt": "a", "note": "x\\ud800y", "\\udfff": "\xe4\xbd\xa0"}\n')
+    for order in ("finished", "input"):
+        ran(source, tmp_path / f"{order}.jsonl", order=order)
+        (row,) = written(tmp_path / f"{order}.jsonl")
+        assert (row["note"], row["\udfff"], row["response"]) == ("x\ud800y", "你", "a")
+        again = ran(source, tmp_path / f"{order}.jsonl", order=order, retry_errors=True)
+        assert again.before == 1
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    source = tmp_path / "in.parquet"
+    table = {"prompt": ["a"], "x": [float("nan")], "y": [[1.5, float("inf")]]}
+    parquet.write_table(pyarrow.table(table), source)
+    ran(source, tmp_path / "out.jsonl")
+    (row,) = written(tmp_path / "out.jsonl")
+    assert (row["x"], row["y"], row["response"]) == (None, [1.5, None], "a")
+
+
+def test_a_resumed_job_is_the_same_job(tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "abc"}, {"prompt": "d"}])
+    stat = source.stat()
+    ran(source, tmp_path / "out.jsonl", loading={"quantize": None})
+    with pytest.raises(UsageError, match="another quantize"):
+        ran(source, tmp_path / "out.jsonl", loading={"quantize": "int4"})
+    jsonl(source, [{"prompt": "abX"}, {"prompt": "d"}])
+    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(UsageError, match="another input content"):
+        ran(source, tmp_path / "out.jsonl", loading={"quantize": None})
+    jsonl(source, [{"prompt": "abc"}, {"prompt": "d"}])
+    assert ran(source, tmp_path / "out.jsonl", loading={"quantize": None}).before == 2
+
+
+@pytest.mark.parametrize("row", [{"prompt": "a"}, {"nothing": "a"}])
+def test_a_long_job_takes_no_more_memory_than_a_short_one(tmp_path, row):
+    class Forgetful(EchoModel):
+        def stream(self, messages, options=None):
+            self.seen.clear()
+            return super().stream(messages, options)
+
+    ends = {"prompt": "b", "note": ""}
+    rows = [ends, *[row | {"note": "x" * 200}] * 5000, ends]
+    source = jsonl(tmp_path / "in.jsonl", rows)
+    events = run_job(Forgetful(), Job(source, tmp_path / "out.jsonl", "echo"))
+    often = gc.get_threshold()
+    tracemalloc.start()
+    try:
+        next(events)
+        gc.set_threshold(50, 1, 1)  # what is garbage does not count
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        drain(events)
+        grown = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+        gc.set_threshold(*often)
+    assert len(written(tmp_path / "out.jsonl")) == len(rows)
+    assert grown < 5000 * 8  # a list of the rows' numbers would take more
+
+
+def test_a_job_without_any_answer_is_told_from_others(tmp_path):
+    def summary(*prompts, **job):
+        source = jsonl(tmp_path / "in.jsonl", [{"prompt": each} for each in prompts])
+        return ran(source, tmp_path / f"{len(prompts)}{''.join(prompts)[:4]}.jsonl", **job)
+
+    assert summary("bad", "bad").all_failed
+    assert summary("bad", "bad").all_failed  # nothing left to ask, and still no answer
+    assert not summary("bad", "a").all_failed
+    assert not summary("bad", "a", retry_errors=True).all_failed
+    assert not summary().all_failed
+
+
 def test_input_and_output_must_differ(tmp_path):
     with pytest.raises(UsageError, match="is the input"):
         Job(tmp_path / "a.jsonl", tmp_path / "." / "a.jsonl", "echo")
 
 
-def test_unknown_options_of_a_row_are_its_error(tmp_path):
-    body = {"messages": [{"role": "user", "content": "x"}], "temperature": "hot"}
-    source = jsonl(tmp_path / "in.jsonl", [{"custom_id": "a", "body": body}])
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ({"temperature": "hot"}, "temperature must be 0 (greedy) or a number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"seed": 2**70}, "seed must be a whole number from -2**63"),
+        ({"max_tokens": 1.5}, "max_tokens must be a whole number"),
+        ({"stop": 5}, "stop must be non-empty texts"),
+    ],
+)
+def test_wrong_options_of_a_row_are_its_error(tmp_path, option, why):
+    body = {"messages": [{"role": "user", "content": "x"}], **option}
+    source = jsonl(tmp_path / "in.jsonl", [{"custom_id": "a", "body": body}, {"prompt": "fine"}])
     summary = ran(source, tmp_path / "out.jsonl", options=GenerationOptions(max_tokens=3))
-    assert summary.failed == 1
+    assert (summary.answered, summary.failed) == (1, 1)
+    (error,) = summary.errors
+    assert why in error
 
 
 def test_rows_are_drawn_as_they_are_answered(tmp_path):
@@ -320,14 +538,28 @@ def test_nothing_is_lost_or_doubled_by_kills(tmp_path):
     assert all(each["response"] == each["prompt"] for each in rows)
 
 
-def test_errors_of_the_job_itself_are_raised(tmp_path):
-    class Broken(EchoModel):
-        def stream(self, messages, options=None):
-            raise GlmkitError("this row fails")
+class Broken(EchoModel):
+    """Raises what it was told to."""
 
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def stream(self, messages, options=None):
+        raise self.error
+
+
+def test_errors_of_rows_are_counted_by_kind(tmp_path):
     source = jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}] * 3)
-    summary = ran(source, tmp_path / "out.jsonl", model=Broken())
+    summary = ran(source, tmp_path / "out.jsonl", model=Broken(GlmkitError("this row fails")))
     assert summary.errors == {"this row fails": 3}
+
+
+def test_faults_of_the_program_are_raised(tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}] * 3)
+    with pytest.raises(ZeroDivisionError):
+        ran(source, tmp_path / "out.jsonl", model=Broken(ZeroDivisionError()))
+    assert ran(source, tmp_path / "out.jsonl").answered == 3  # and the job can go on
 
 
 def test_a_local_model_answers_side_by_side(tmp_path):
@@ -346,17 +578,25 @@ def test_a_local_model_answers_side_by_side(tmp_path):
     assert "room for" in found[3]["error"]
 
 
-def test_a_row_names_its_adapter(tmp_path):
-    source = jsonl(
-        tmp_path / "in.jsonl",
-        [{"prompt": "a", "who": "absent"}, {"prompt": "a", "who": ""}],
-    )
-    reading = Reading(adapter_column="who")
+def test_rows_get_the_adapters_that_they_name(tmp_path):
     model = tiny_glm(tmp_path / "tiny")
-    options = GenerationOptions(max_tokens=2)
+    for seed, name in enumerate(["one", "two"]):
+        adapter = tiny_adapters.lora(model, seed=seed, scale=8.0)
+        model.load_adapter(tiny_adapters.written(tmp_path / name, adapter))
+    options = GenerationOptions(max_tokens=8, temperature=0)
+    rows = [{"prompt": "abc", "who": who} for who in ("one", "", "two", "absent", "one")]
+    source = jsonl(tmp_path / "in.jsonl", rows)
+    reading = Reading(adapter_column="who")
     summary = ran(source, tmp_path / "out.jsonl", model, reading=reading, options=options)
-    assert (summary.answered, summary.failed) == (1, 1)
-    assert any("unknown adapter 'absent'" in error for error in summary.errors)
+    assert (summary.answered, summary.failed) == (4, 1)
+    found = sorted(written(tmp_path / "out.jsonl"), key=lambda each: each[KEY]["index"])
+    assert "unknown adapter 'absent'" in found[3]["error"]
+    asked = [Message("user", "abc")]
+    one, base, two = (
+        model.reply(asked, replace(options, adapter=each)).text for each in ("one", {}, "two")
+    )
+    assert len({one, base, two}) == 3
+    assert [each["response"] for each in found] == [one, base, two, None, one]
 
 
 def test_the_command_answers_and_resumes(tmp_path, capsys):
@@ -375,3 +615,39 @@ def test_the_command_answers_and_resumes(tmp_path, capsys):
     assert (again["answered"], again["failed"], again["before"]) == (0, 1, 2)
     assert main([*command[:-1], "--max-tokens", "4"]) == 2
     assert "another generation options" in capsys.readouterr().err
+    assert main([*command[:-1], "--dtype", "bfloat16"]) == 2
+    assert "another dtype" in capsys.readouterr().err
+    assert main([*command, "--limit", "1", "--adapter", "a", "--adapter", "b"]) == 2
+    assert "--adapter-column" in capsys.readouterr().err
+
+
+def test_the_command_fails_when_every_row_did(tmp_path, capsys):
+    from glmkit.cli import main
+
+    folder = tiny_checkpoint(tmp_path / "tiny", layout="chatglm3")
+    source = jsonl(tmp_path / "in.jsonl", [{"other": 1}, {"other": 2}])
+    command = ["--home", str(tmp_path), "--no-plugins", "batch", str(source)]
+    command += ["-o", str(tmp_path / "out.jsonl"), "--model", str(folder)]
+    assert main(command) == 1
+    assert "0 answered, 2 failed" in capsys.readouterr().out
+
+
+def test_the_command_puts_on_any_adapter(tmp_path, capsys):
+    """A path may hold a ``=``; alpha is for those that record none."""
+    from glmkit.cli import main
+    from glmkit.runtime.loading import load_local
+
+    folder = tiny_checkpoint(tmp_path / "tiny", layout="chatglm3")
+    adapter = tiny_adapters.lora(load_local(folder), scale=8.0)
+    recorded = tiny_adapters.written(tmp_path / "lr=1e-4", adapter)
+    raw = tiny_adapters.write(tmp_path / "raw", tiny_adapters.tensors_of(adapter), file="raw.pt")
+    rows = [{"prompt": "abc", "who": who} for who in ("lr=1e-4", "raw", "")]
+    source = jsonl(tmp_path / "in.jsonl", rows)
+    command = ["--home", str(tmp_path), "--no-plugins", "batch", str(source)]
+    command += ["-o", str(tmp_path / "out.jsonl"), "--model", str(folder), "--max-tokens", "8"]
+    command += ["--adapter-column", "who", "--temperature", "0", "--adapter-alpha", "32"]
+    assert main([*command, "--adapter", str(recorded), "--adapter", f"raw={raw / 'raw.pt'}"]) == 0
+    capsys.readouterr()
+    found = sorted(written(tmp_path / "out.jsonl"), key=lambda each: each[KEY]["index"])
+    first, second, base = (each["response"] for each in found)
+    assert first == second != base

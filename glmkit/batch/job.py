@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import GlmkitError, UsageError
 from ..types import Answers, Ask, GenerationOptions, Progress, Reply, ToolCall
 from .journal import KEY, Journal
-from .rows import BatchRow, Reading, count_rows, read_rows
+from .rows import BatchRow, Reading, count_rows, plain_errors, read_rows
 
 if TYPE_CHECKING:
     from ..types import ChatModel
@@ -24,7 +27,7 @@ Order = Literal["finished", "input"]
 class Job:
     """What a job does.
 
-    :raises UsageError: if ``output`` is the input.
+    :raises UsageError: if ``output`` is the input, or the answer's column is one of the job's own.
     """
 
     input: Path
@@ -39,6 +42,8 @@ class Job:
     response_column: str = "response"
     adapters: tuple[str, ...] = ()
     """What was put on the model, as given; a resumed job has the same."""
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    """How the model was loaded, as far as answers depend on it; a resumed job has the same."""
     retry_errors: bool = False
     limit: int | None = None
     """Only so many rows of the input."""
@@ -46,14 +51,22 @@ class Job:
     def __post_init__(self) -> None:
         if self.input.resolve() == self.output.resolve():
             raise UsageError(f"{self.output} is the input; give another file to write to")
+        if self.response_column in _OWN:
+            raise UsageError(
+                f"the answer cannot go into the column {self.response_column!r}, which the job "
+                "fills itself; choose another name"
+            )
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be the same when the job is resumed."""
-        stat = self.input.stat()
+        """Return what must be the same when the job is resumed.
+
+        All of the input counts: reading it takes seconds for each gigabyte, answering it days.
+        """
         return {
             "input": self.input.name,
-            "input size": stat.st_size,
+            "input content": _digest(self.input),
             "model": self.model,
+            **self.loading,
             "system message": self.reading.system,
             "prompt template": self.reading.template,
             "adapters": list(self.adapters),
@@ -61,6 +74,18 @@ class Job:
             "generation options": vars(self.options),
             "response column": self.response_column,
         }
+
+
+_OWN = ("error", KEY)
+"""The columns that a job adds beside the answer."""
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with plain_errors(path), path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @dataclass
@@ -71,6 +96,8 @@ class Summary:
     failed: int = 0
     before: int = 0
     """Rows that earlier runs had done."""
+    failed_before: int = 0
+    """How many of those had failed."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
@@ -81,6 +108,12 @@ class Summary:
     def speed(self) -> float:
         """New tokens per second."""
         return self.completion_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether there are rows, and none of them has an answer."""
+        rows = self.answered + self.failed + self.before
+        return 0 < rows == self.failed + self.failed_before
 
     def count(self, reply: Reply | GlmkitError) -> None:
         """Take one row into account."""
@@ -100,91 +133,85 @@ _KINDS_OF_ERRORS = 5
 def run_job(model: ChatModel, job: Job) -> Generator[Progress, None, Summary]:
     """Answer the rows that are not done yet; report progress; return the summary.
 
-    :raises UsageError: if the output belongs to another job, or one is running.
-    :raises DataError: if the input or the output cannot be read.
+    :raises UsageError: if the output belongs to another job, one is running, or the first row has
+        a column where the job would write.
+    :raises DataError: if the input or the output cannot be read or written.
     """
     total = count_rows(job.input)
-    total = job.limit if total is None or (job.limit and job.limit < total) else total
+    total = min(total, total if job.limit is None else job.limit)
+    for first in islice(read_rows(job.input, job.reading), 1):
+        _refuse_clash(first.columns, job)
     with Journal(job.output, job.identity(), retry_errors=job.retry_errors) as journal:
-        summary = Summary(before=journal.done.count)
-        started = time.monotonic()
-        for index, columns, reply in _settled(model, job, journal):
-            _refuse_clash(columns, job)
-            journal.write(index, output_row(index, columns, reply, job))
-            summary.count(reply)
-            summary.seconds = time.monotonic() - started
-            note = f"{summary.speed:.0f} tokens/s" + (
-                f", {summary.failed} failed" if summary.failed else ""
-            )
-            yield Progress(f"answering {job.input.name}", journal.done.count, total, note=note)
-    return summary
+        run = _Run(job, journal)
+        for key, reply in _answers(model, run.asked(), job):
+            run.settle(key, reply)
+            yield run.progress(total)
+        yield run.progress(total)
+    return run.summary
 
 
 Settled = tuple[int, Mapping[str, Any], Reply | GlmkitError]
 
 
-def _settled(model: ChatModel, job: Job, journal: Journal) -> Iterator[Settled]:
-    """Yield (index, columns, reply or error) of the rows that are left, in the job's order."""
-    asking = _Asking(job, journal)
-    results = _answers(model, asking.asked(), job)
-    if job.order == "finished":
-        for key, reply in results:
-            yield from asking.failed()
-            yield key, asking.columns.pop(key), reply
-        yield from asking.failed()
-        return
-    waiting: dict[int, Settled] = {}
-    for key, reply in results:
-        waiting[key] = (key, asking.columns.pop(key), reply)
-        waiting.update((each[0], each) for each in asking.failed())
-        yield from _in_turn(waiting, asking.order)
-    waiting.update((each[0], each) for each in asking.failed())
-    yield from _in_turn(waiting, asking.order)
+class _Run:
+    """Draws rows only as the model takes them, and keeps only those that are being answered.
 
-
-def _in_turn(waiting: dict[int, Settled], order: list[int]) -> Iterator[Settled]:
-    while order and order[0] in waiting:
-        yield waiting.pop(order.pop(0))
-
-
-class _Asking:
-    """Draws rows only as the model takes them, so that a job of any length stays small."""
+    Rows that cannot be asked are written while the model waits for the next one, so that any
+    number of them takes no memory either.
+    """
 
     def __init__(self, job: Job, journal: Journal) -> None:
         self.job, self.journal = job, journal
-        self.columns: dict[int, Mapping[str, Any]] = {}
-        self.order: list[int] = []
-        self._failed: list[Settled] = []
+        self.summary = Summary(before=journal.done.count, failed_before=journal.failed)
+        self._columns: dict[int, Mapping[str, Any]] = {}
+        self._order: deque[int] = deque()
+        self._waiting: dict[int, Settled] = {}
+        self._started = time.monotonic()
 
     def asked(self) -> Iterator[Ask]:
-        """Yield what is to be asked; rows that cannot be are put aside."""
-        for row in read_rows(self.job.input, self.job.reading):
-            if self.job.limit is not None and row.index >= self.job.limit:
-                return
+        """Yield what is to be asked; rows that cannot be are settled at once."""
+        for row in islice(read_rows(self.job.input, self.job.reading), self.job.limit):
             if row.index in self.journal.done:
                 continue
-            self.order.append(row.index)
+            if self.job.order == "input":
+                self._order.append(row.index)
+            self._columns[row.index] = row.columns
             try:
                 ask = self._ask(row)
             except GlmkitError as error:
-                self._failed.append((row.index, row.columns, error))
+                self.settle(row.index, error)
                 continue
-            self.columns[row.index] = row.columns
             yield ask
 
     def _ask(self, row: BatchRow) -> Ask:
         if row.error is not None:
             raise GlmkitError(row.error)
-        try:
-            options = replace(self.job.options, **row.options)
-        except TypeError as error:
-            raise UsageError(str(error)) from error
-        return Ask(row.index, row.messages, options)
+        _refuse_clash(row.columns, self.job)
+        return Ask(row.index, row.messages, replace(self.job.options, **row.options))
 
-    def failed(self) -> list[Settled]:
-        """Return the rows put aside since the last call."""
-        found, self._failed = self._failed, []
-        return found
+    def settle(self, index: int, reply: Reply | GlmkitError) -> None:
+        """Write a row that is answered or failed; in the input's order it may have to wait."""
+        settled = (index, self._columns.pop(index), reply)
+        if self.job.order == "finished":
+            self._write(settled)
+            return
+        self._waiting[index] = settled
+        while self._order and self._order[0] in self._waiting:
+            self._write(self._waiting.pop(self._order.popleft()))
+
+    def _write(self, settled: Settled) -> None:
+        index, columns, reply = settled
+        self.journal.write(index, output_row(index, columns, reply, self.job))
+        self.summary.count(reply)
+        self.summary.seconds = time.monotonic() - self._started
+
+    def progress(self, total: int) -> Progress:
+        """Return how far the job is."""
+        failed = f", {self.summary.failed} failed" if self.summary.failed else ""
+        note = f"{self.summary.speed:.0f} tokens/s{failed}"
+        return Progress(
+            f"answering {self.job.input.name}", self.journal.done.count, total, note=note
+        )
 
 
 def _answers(
@@ -203,10 +230,10 @@ def _answers(
 def _refuse_clash(columns: Mapping[str, Any], job: Job) -> None:
     if _is_request(columns):
         return
-    for name in (job.response_column, "error", KEY):
+    for name in (job.response_column, *_OWN):
         if name in columns:
             raise UsageError(
-                f"the input has a column {name!r}, where the job would write; rename it"
+                f"the row has a column {name!r}, where the job would write; rename it"
                 + (", or give --response-column" if name == job.response_column else "")
             )
 

@@ -17,6 +17,7 @@ import csv
 import json
 import string
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,8 @@ _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
 }
 _LONGEST_CELL = 16 << 20
+_DEEPEST = 200
+"""Nested values of a row; what is far deeper cannot be written as JSON again."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Reading:
     """The column that names the adapter to answer a row with; empty: the base."""
 
     def __post_init__(self) -> None:
+        if self.system:
+            Message("system", self.system)  # refuses what no message can hold, before any row
         if self.template is not None and not template_columns(self.template):
             raise UsageError(
                 f"the prompt template {self.template!r} names no column; "
@@ -105,7 +110,9 @@ def kind_of(path: Path) -> Kind:
     :raises UsageError: if glmkit cannot tell by the name.
     :raises DataError: if there is no such file.
     """
-    if not path.is_file():
+    with plain_errors(path):
+        found = path.is_file()
+    if not found:
         raise DataError(f"{path} is not a file; give a {', '.join(_KINDS)} file")
     kind = _KINDS.get(path.suffix.lower())
     if kind is None:
@@ -113,18 +120,28 @@ def kind_of(path: Path) -> Kind:
     return kind
 
 
-def count_rows(path: Path) -> int | None:
-    """Return about how many rows a file has, without reading them; None where nobody knows."""
+def count_rows(path: Path) -> int:
+    """Return about how many rows a file has; a CSV file is read through for that.
+
+    :raises DataError: if the file cannot be read, or a quote of a CSV file is never closed.
+    """
     kind = kind_of(path)
     if kind == "parquet":
         return int(_parquet(path).metadata.num_rows)
-    if kind == "csv":
-        return None  # a cell may hold line breaks
+    with plain_errors(path):
+        return _count_csv(path) if kind == "csv" else _count_lines(path)
+
+
+def _count_lines(path: Path) -> int:
     lines, last = 0, b"\n"
     with path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             lines, last = lines + block.count(b"\n"), block[-1:]
     return lines + (last != b"\n")
+
+
+def _count_csv(path: Path) -> int:
+    return sum(1 for _ in _read_csv(path))
 
 
 def read_rows(path: Path, reading: Reading) -> Iterator[BatchRow]:
@@ -133,8 +150,21 @@ def read_rows(path: Path, reading: Reading) -> Iterator[BatchRow]:
     :raises DataError: if the file itself cannot be read.
     """
     read = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}[kind_of(path)]
-    for index, (columns, error) in enumerate(read(path)):
-        yield _row(index, columns, reading) if error is None else BatchRow(index, {}, error=error)
+    with plain_errors(path):
+        for index, (columns, error) in enumerate(read(path)):
+            if error is None:
+                yield _row(index, columns, reading)
+            else:
+                yield BatchRow(index, {}, error=error)
+
+
+@contextmanager
+def plain_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the system while reading an input into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror or error})") from error
 
 
 Found = tuple[Columns, str | None]
@@ -155,33 +185,72 @@ def _read_jsonl(path: Path) -> Iterator[Found]:
 
 def _parsed(line: bytes, number: int) -> Found:
     try:
-        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = _json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except ValueError as error:
         return {}, f"line {number} is no JSON: {error}"
     if not isinstance(value, dict):
         return {}, f"line {number} holds {type(value).__name__}, expected an object"
     return value, None
 
 
+def _json(text: str) -> Any:  # noqa: ANN401
+    """Return what a JSON text says.
+
+    :raises ValueError: if it is none, or nested too deep.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {_DEEPEST}") from error
+    if text.count("[") + text.count("{") > _DEEPEST and _depth(value) > _DEEPEST:
+        raise ValueError(f"nested deeper than {_DEEPEST}")
+    return value
+
+
+def _depth(value: object) -> int:
+    """Return how deep lists and objects lie in each other."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, (dict, list))]:
+        depth += 1
+        level = [
+            inner for each in level for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return depth
+
+
 def _read_csv(path: Path) -> Iterator[Found]:
     csv.field_size_limit(_LONGEST_CELL)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-            reader = csv.DictReader(file, delimiter=delimiter, restkey="")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        start = 1
+        try:
             if not reader.fieldnames:
                 raise DataError(f"{path} has no header line; the first line names the columns")
+            start = reader.line_num + 1
             for row in reader:
                 wide = f"line {reader.line_num} has more cells than the header"
-                yield ({}, wide) if "" in row else (dict(row), None)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no UTF-8 CSV file ({error}); save it as UTF-8") from error
+                yield ({}, wide) if None in row else (dict(row), None)
+                start = reader.line_num + 1
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is no UTF-8 CSV file ({error}); save it as UTF-8") from error
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, the row from line {start} on: {error}; a quote there may not be closed "
+                'or not be doubled (""): correct it'
+            ) from error
 
 
 def _read_parquet(path: Path) -> Iterator[Found]:
-    for batch in _parquet(path).iter_batches(batch_size=256):
-        for row in batch.to_pylist():
-            yield row, None
+    file = _parquet(path)
+    from pyarrow import ArrowException
+
+    try:
+        for batch in file.iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                yield row, None
+    except ArrowException as error:
+        raise DataError(f"{path} is damaged ({error})") from error
 
 
 def _parquet(path: Path) -> Any:  # noqa: ANN401
@@ -199,14 +268,31 @@ def _parquet(path: Path) -> Any:  # noqa: ANN401
 def _row(index: int, columns: Columns, reading: Reading) -> BatchRow:
     try:
         messages, options = _conversation(columns, reading)
-    except (GlmkitError, KeyError, TypeError, ValueError) as error:
+        options = {**options, **_adapter(columns, reading.adapter_column)}
+    except _BAD_ROW as error:
         return BatchRow(index, columns, error=str(error) or type(error).__name__)
     if reading.system and messages[0].role != "system":
         messages.insert(0, Message("system", reading.system))
-    if reading.adapter_column is not None:
-        chosen = columns.get(reading.adapter_column)
-        options = {**options, "adapter": str(chosen) if chosen else {}}
     return BatchRow(index, columns, tuple(messages), options)
+
+
+_BAD_ROW = (GlmkitError, KeyError, TypeError, ValueError)
+
+
+def _adapter(columns: Columns, column: str | None) -> dict[str, Any]:
+    if column is None:
+        return {}
+    if column not in columns:
+        raise UsageError(
+            f"the row lacks the column {column!r}, which names its adapter (empty: none); it has "
+            f"{_named(columns)}"
+        )
+    chosen = columns[column]
+    return {"adapter": {} if chosen in (None, "") else str(chosen)}
+
+
+def _named(columns: Columns) -> str:
+    return ", ".join(map(repr, columns)) or "none"
 
 
 Conversation = tuple[list[Message], dict[str, Any]]
@@ -220,7 +306,7 @@ def _conversation(columns: Columns, reading: Reading) -> Conversation:
             return read(columns)
     raise UsageError(
         f"the row has none of the columns {', '.join(_SHAPES)}; it has "
-        f"{', '.join(map(repr, columns)) or 'none'}: give --prompt-template"
+        f"{_named(columns)}: give --prompt-template"
     )
 
 
@@ -236,9 +322,12 @@ def _from_messages(columns: Columns) -> Conversation:
 
 
 def _messages(value: object) -> list[Message]:
-    value = json.loads(value) if isinstance(value, str) else value
+    value = _json(value) if isinstance(value, str) else value
     if not isinstance(value, list) or not value:
         raise UsageError(f"messages must be a list with one message at least, got {value!r:.80}")
+    for each in value:
+        if isinstance(each, dict) and "passages" in each:
+            raise UsageError("a message of a job brings no passages; write them in its content")
     return [Message.of(each) for each in value]
 
 

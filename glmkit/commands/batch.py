@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import UsageError
+from ..errors import GlmkitError, UsageError
 from .options import LOADING, SAMPLING, given_of, model_options, sampling_options
 
 if TYPE_CHECKING:
@@ -72,6 +72,11 @@ def batch(
     from ..batch.rows import Reading, kind_of
 
     kind_of(source)
+    if len(adapters) > 1 and given.get("adapter_column") is None:
+        raise UsageError(
+            "several adapters need --adapter-column to say which one answers a row; give that, or "
+            "one --adapter"
+        )
     job = Job(
         source,
         output,
@@ -79,14 +84,26 @@ def batch(
         Reading(**given_of(given, ("system", "template", "adapter_column"))),
         replace(app.config.generation, **given_of(given, SAMPLING)),
         adapters=adapters,
+        loading=_loading(app, given),
         **given_of(given, _JOB),
     )
+    alpha = given.pop("adapter_alpha") if adapters else None
     loaded = app.load_model(model, **given_of(given, LOADING))
-    _put_on(loaded, adapters, given.get("adapter_alpha"))
-    _report(app.watch(run_job(loaded, job)), output, as_json)
+    _put_on(loaded, adapters, alpha)
+    summary = app.watch(run_job(loaded, job))
+    _report(summary, output, as_json)
+    if summary.all_failed:
+        click.get_current_context().exit(1)
 
 
 _JOB = ("order", "concurrency", "limit", "response_column", "retry_errors")
+
+
+def _loading(app: Glmkit, given: dict[str, Any]) -> dict[str, Any]:
+    """Return how the model is loaded, as far as its answers depend on it."""
+    configured = {"engine": app.config.engine, "family": app.config.family}
+    names = (each for each in LOADING if each != "device")
+    return {each.replace("_", " "): given.get(each) or configured.get(each) for each in names}
 
 
 def _put_on(model: ChatModel, adapters: tuple[str, ...], alpha: float | None) -> None:
@@ -97,15 +114,32 @@ def _put_on(model: ChatModel, adapters: tuple[str, ...], alpha: float | None) ->
     if load is None:
         raise UsageError(f"{model.name} takes no adapters; they need the engine 'local'")
     for each in adapters:
-        name, found, path = each.partition("=")
-        load(path if found else each, name if found else None, alpha=alpha)
+        name, path = _named(each)
+        load(path, name, alpha=None if alpha is None or _records_alpha(path) else alpha)
+
+
+def _named(given: str) -> tuple[str | None, Path]:
+    """Take ``NAME=PATH`` apart; what is there as a whole is a path that has a ``=``."""
+    name, found, path = given.partition("=")
+    return (name, Path(path)) if found and not Path(given).exists() else (None, Path(given))
+
+
+def _records_alpha(path: Path) -> bool:
+    """Tell whether an adapter says its alpha itself; one of a plugin's own format may need it."""
+    from ..runtime.adapters import recorded_alpha
+
+    try:
+        return recorded_alpha(path)
+    except GlmkitError:
+        return False
 
 
 def _report(summary: Summary, output: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(vars(summary) | {"tokens_per_second": round(summary.speed, 1)}))
         return
-    before = f" ({summary.before} were done before)" if summary.before else ""
+    failed = f", {summary.failed_before} failed" if summary.failed_before else ""
+    before = f" ({summary.before} were done before{failed})" if summary.before else ""
     click.echo(f"{output}: {summary.answered} answered, {summary.failed} failed{before}")
     if summary.answered:
         click.echo(
