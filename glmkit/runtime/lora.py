@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UnknownNameError, UsageError
+from ..errors import CheckpointError, UnknownNameError, UsageError
 from ..models.causal import CausalModel
 from ..models.prefix import PrefixEncoder
 from .adapters import Adapter, LowRank
 from .fitting import fit_lora, fit_prefix
+from .probing import check_scores, rounded, scores
 
 if TYPE_CHECKING:
     from .decode import Row
@@ -116,8 +117,13 @@ class LoraLinear(nn.Module):
         weights = weights[0] if len(now) == 1 else weights[:, None]
         return torch.cat([p.a for p in parts]), torch.cat([p.b for p in parts], dim=1), weights
 
-    def merge(self, mix: Mix) -> None:
-        """Add a mix to the matrix itself; the plain one is kept for :meth:`unmerge`."""
+    def merge(self, mix: Mix, name: str = "a matrix") -> bool:
+        """Add a mix to the matrix itself; the plain one is kept for :meth:`unmerge`.
+
+        :param name: of the matrix, for messages.
+        :return: whether a number changed.
+        :raises CheckpointError: if a sum is too large for the matrix's dtype.
+        """
         if not isinstance(self.base, nn.Linear):
             raise UsageError(
                 "adapters cannot be merged into quantised weights: load the model without "
@@ -125,13 +131,15 @@ class LoraLinear(nn.Module):
             )
         chosen = [(w, self.parts[name]) for name, w in mix if name in self.parts]
         if not chosen:
-            return
+            return False
         plain = self.base.weight
         whole = plain.detach().float()
         for weight, part in chosen:
             whole = whole + weight * part.delta()
+        merged = rounded(whole, plain.dtype, name)
         self._plain = plain
-        self.base.weight = nn.Parameter(whole.to(plain.dtype), requires_grad=False)
+        self.base.weight = nn.Parameter(merged, requires_grad=False)
+        return not torch.equal(merged, plain)
 
     def unmerge(self) -> None:
         """Put the plain matrix back, bit for bit."""
@@ -313,36 +321,44 @@ class AdapterSet:
     def merge(self) -> None:
         """Add the active LoRA adapters to the matrices; :meth:`unmerge` takes them out again.
 
+        Whatever goes wrong, the model is as before.
+
         :raises UsageError: if none is active, or a matrix is quantised.
+        :raises CheckpointError: if nothing changed, or the result is not base + adapters.
         """
         self._refuse_merged("merge")
         self._refuse_running("merge adapters")
         loras = tuple(each for each in self.active if each[0] not in self._prefixes)
         if not loras:
             raise UsageError("no LoRA adapter is active, so there is nothing to merge")
-        try:
-            for layer in self._layers.values():
-                layer.merge(loras)
-        except UsageError:
-            self._unmerge_layers()
-            raise
+        worn = scores(self.model)
+        with ExitStack() as undo:
+            undo.callback(self._take_out)
+            changed = [layer.merge(loras, stem) for stem, layer in self._layers.items()]
+            if not any(changed):
+                raise CheckpointError(
+                    "merging changed no weight: the adapters' changes are 0, or below what the "
+                    "model's precision can tell apart"
+                )
+            self._worn.now = ((),)
+            check_scores(worn, scores(self.model), self.model.like.dtype)
+            undo.pop_all()
         self.merged = loras
         self.changes += 1
-        self._worn.now = ((),)
 
     def unmerge(self) -> None:
         """Put the matrices back as they were, bit for bit."""
         if self.merged is None:
             raise UsageError("no adapter is merged")
         self._refuse_running("unmerge adapters")
-        self._unmerge_layers()
+        self._take_out()
         self.merged = None
         self.changes += 1
-        self._worn.now = (self.active,)
 
-    def _unmerge_layers(self) -> None:
+    def _take_out(self) -> None:
         for layer in self._layers.values():
             layer.unmerge()
+        self._worn.now = (self.active,)
 
     def _refuse_merged(self, what: str) -> None:
         if self.merged is not None:

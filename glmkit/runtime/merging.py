@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, UsageError
-from ..models.causal import CausalModel, ModelConfig
+from ..models.causal import CausalModel
 from ..models.layouts import Layout, family_of, recognise
 from ..types import Progress
 from .adapters import Adapter, LowRank
@@ -21,6 +20,7 @@ from .fingerprint import Fingerprint
 from .fitting import check_base, fit_lora
 from .folders import replacing, require_room
 from .loading import load_local
+from .probing import apart, furthest_off, rounded, scores
 from .shards import Piece, Stored, write_weights
 from .weights import Weights, read_json
 
@@ -62,8 +62,9 @@ def merge(
 ) -> Generator[Progress, None, Merged]:
     """Write the checkpoint in ``base`` with adapters added to its matrices; same layout and dtype.
 
-    The sums are taken in float32, one matrix at a time. The result is loaded and compared with
-    base + adapters before ``out`` appears.
+    The sums are taken in float32, one matrix at a time. What was written is read again and compared
+    with base + adapters, every number of it; then it is loaded, and its scores on a probe are
+    compared, before ``out`` appears.
 
     :param adapters: each with its weight; 1 is as it was trained.
     :param name: what the base is called in messages; None: its folder's name.
@@ -88,6 +89,7 @@ def merge(
                 f"merging changed no weight of {base.name}: the adapters' changes are 0, or below "
                 "what its precision can tell apart"
             )
+        yield from _verified(plan, folder)
         _copy_small_files(base, folder)
         effect, error = yield from _compared(plan, adapters, folder)
     return Merged(out, reader.changed, plan.size, effect, error)
@@ -98,7 +100,7 @@ class _Plan:
     folder: Path
     family: str
     stored: tuple[Stored, ...]
-    changes: Mapping[str, Callable[[], Tensor]]
+    changes: Mapping[str, _Change]
     """By tensor on disk: what is added to it, float32."""
 
     @property
@@ -161,9 +163,9 @@ def _changes(
     layout: Layout,
     fitted: Sequence[tuple[Mapping[str, LowRank], float]],
     weights: Weights,
-) -> dict[str, Callable[[], Tensor]]:
+) -> dict[str, _Change]:
     """Return what is added to each tensor on disk; a fused matrix may lie there in parts."""
-    changes: dict[str, Callable[[], Tensor]] = {}
+    changes: dict[str, _Change] = {}
     for stem in sorted({stem for parts, _ in fitted for stem in parts}):
         mine = [(parts[stem], weight) for parts, weight in fitted if stem in parts]
         start = 0
@@ -184,9 +186,13 @@ class _Change:
     parts: Sequence[tuple[LowRank, float]]
     rows: slice
 
+    def cut(self) -> list[tuple[LowRank, float]]:
+        """Return the changes of these rows, each with its weight."""
+        return [(LowRank(p.a, p.b[self.rows], p.scale), weight) for p, weight in self.parts]
+
     def __call__(self) -> Tensor:
         """Return it, float32 (rows, in)."""
-        deltas = [LowRank(p.a, p.b[self.rows], p.scale * w).delta() for p, w in self.parts]
+        deltas = [LowRank(p.a, p.b, p.scale * weight).delta() for p, weight in self.cut()]
         return torch.stack(deltas).sum(0) if len(deltas) > 1 else deltas[0]
 
 
@@ -208,12 +214,33 @@ class _Reader:
         change = self.plan.changes.get(key)
         if change is None:
             return tensor
-        whole = tensor.float() + change()
-        merged = whole.to(tensor.dtype)
-        if not bool(torch.isfinite(merged).all()):
-            raise CheckpointError(f"merged, {key} overflows {tensor.dtype}; lower the weights")
+        merged = rounded(tensor.float() + change(), tensor.dtype, key)
         self.changed += not torch.equal(merged, tensor)
         return merged
+
+
+def _verified(plan: _Plan, folder: Path) -> Generator[Progress, None, None]:
+    """Compare what was written with base and adapters, number by number.
+
+    :raises CheckpointError: if a tensor is not what it should be.
+    """
+    plain, merged = Weights(plan.folder), Weights(folder)
+    done = 0
+    for each in plan.stored:
+        yield Progress("comparing the weights", done, plan.size, "bytes")
+        change, key = plan.changes.get(each.key), each.key
+        if change is None:
+            off = 0.0 if torch.equal(merged[key], plain[key]) else float("inf")
+        else:
+            off = furthest_off(merged[key], plain[key], change.cut())
+        if not off <= 0:
+            raise CheckpointError(
+                f"the merged model is not base + adapter: {key} is off by {off:.3g} beyond "
+                "rounding; nothing was written"
+            )
+        done += each.size
+        for weights in (plain, merged):
+            weights.release(key)
 
 
 def _copy_small_files(base: Path, folder: Path) -> None:
@@ -239,10 +266,10 @@ def _compared(
     plain, worn = _worn(plan, adapters)
     gc.collect()  # two models need not be in memory at once
     yield Progress(stage, 1, 2)
-    merged = _scores(load_local(folder, family=plan.family).model)
+    merged = scores(load_local(folder, family=plan.family).model)
     yield Progress(stage, 2, 2)
-    effect, error = _apart(plain, worn), _apart(worn, merged)
-    if _apart(plain, merged) == 0 or effect == 0:
+    effect, error = apart(plain, worn), apart(worn, merged)
+    if apart(plain, merged) == 0 or effect == 0:
         raise CheckpointError("the merged model answers exactly as its base: nothing was merged")
     if not error <= _CLOSE * effect:
         raise CheckpointError(
@@ -256,30 +283,10 @@ def _compared(
 def _worn(plan: _Plan, adapters: Sequence[Weighted]) -> tuple[Tensor, Tensor]:
     """Return the scores of the base, without and with the adapters."""
     local = load_local(plan.folder, family=plan.family)
-    plain = _scores(local.model)
+    plain = scores(local.model)
     choice = {}
     for at, (adapter, weight) in enumerate(adapters):
-        local._adapters.add(str(at), adapter)
+        local.add_adapter(adapter, str(at), any_base=True)
         choice[str(at)] = weight
     local.set_adapter(choice)
-    return plain, _scores(local.model)
-
-
-def _scores(model: CausalModel) -> Tensor:
-    """Return the scores of a fixed row of tokens, float32 (1, T, V)."""
-    with torch.inference_mode():
-        ids = torch.tensor([_probe(model.config)], device=model.like.device)
-        return cast(Tensor, model(ids)).cpu()
-
-
-def _probe(config: ModelConfig) -> list[int]:
-    """Return a row of tokens from all over the vocabulary, as the model can read it."""
-    ids = [1 + at * (config.vocab_size - 2) // 16 for at in range(16)]
-    special = [getattr(config, each, None) for each in ("gmask", "bos")]
-    own = [each for each in special if each is not None]  # generation 1 needs both, once
-    plain = [each for each in ids if each not in (*own, getattr(config, "mask", None))]
-    return [*plain[:8], *own, *plain[8:]]
-
-
-def _apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())
+    return plain, scores(local.model)
