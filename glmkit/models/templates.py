@@ -1,7 +1,8 @@
 """The chat formats as Jinja templates, for folders that transformers reads.
 
 They render what :mod:`glmkit.models.prompts` renders; but a template yields text, so the name of a
-special token that a user types becomes that token. The natively run model has no such gap.
+special token that a user types becomes that token wherever only transformers is used. Neither of
+the engines here has this gap.
 """
 
 from __future__ import annotations

@@ -12,23 +12,21 @@ from ...errors import MissingExtraError, UsageError
 from ...models.files import read_json
 from ...models.formats import FORMATS, ChatFormat, Piece
 from ...models.layouts import family_of
-from ...models.tokenizers import Tokenizer
+from ...models.tokenizers import Tokenizer, check_texts
 from ...types import Message, ToolCall
 from . import OURS
+from .typed import Hidden, Names, Rendered, broken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 class Wrapped(Tokenizer):
-    """A tokenizer of transformers behind our own interface.
+    """A tokenizer of transformers behind our own interface."""
 
-    :param parsing: read special tokens in every text, as a rendered template needs.
-    """
-
-    def __init__(self, inner: PreTrainedTokenizerBase, *, parsing: bool = False) -> None:
+    def __init__(self, inner: PreTrainedTokenizerBase) -> None:
         self.inner = inner
-        self._parsing = parsing
+        self.names = Names(inner)
         self.size = len(inner)
         known = {**inner.get_added_vocab(), **_named(inner, inner.all_special_tokens)}
         self.specials = known
@@ -37,12 +35,23 @@ class Wrapped(Tokenizer):
         self.pad_id = next((each for each in pads if each is not None), 0)
 
     def encode(self, text: str, *, specials: bool = False) -> list[int]:
-        """Return the ids of ``text``, without prefix and suffix."""
-        split = not (specials or self._parsing)
-        return cast(
-            "list[int]",
-            self.inner.encode(text, add_special_tokens=False, split_special_tokens=split),
-        )
+        """Return the ids of ``text``, without prefix and suffix.
+
+        Names in what a template wrote (:class:`Rendered`) are always parsed.
+        """
+        check_texts((text,))
+        if specials or isinstance(text, Rendered):
+            return self._ids(text, split=False)
+        ids = self._ids(text, split=True)
+        if self.names.ids.isdisjoint(ids):
+            return ids
+        # The vocabulary knows the name as a word, or as a token that it does not call special.
+        parts = self.names.parted(text)
+        return [number for part in parts for number in self._ids(part, split=True)]
+
+    def _ids(self, text: str, *, split: bool) -> list[int]:
+        ids = self.inner.encode(str(text), add_special_tokens=False, split_special_tokens=split)
+        return cast("list[int]", ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
@@ -69,12 +78,12 @@ def _named(inner: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str, in
     return {each: cast(int, inner.convert_tokens_to_ids(each)) for each in names}
 
 
-def template_format(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
+def template_format(folder: Path, tokenizer: Wrapped) -> ChatFormat | None:
     """Return the chat format that the tokenizer's template is; None where it has none.
 
     Answers of GLMs are read as their generation writes them; those of others are shown as they are.
     """
-    template = tokenizer.chat_template
+    template = tokenizer.inner.chat_template
     if not template:
         return None
     pieces = partial(_written, tokenizer, json.dumps(template))
@@ -95,28 +104,38 @@ def template_format(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ChatFor
 
 
 def _written(
-    tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[Message], system: str
+    tokenizer: Wrapped, template: str, messages: Sequence[Message], system: str
 ) -> list[Piece]:
-    """Write a conversation by the template.
+    """Write a conversation by the template; what people typed stays text.
 
     :raises UsageError: if the template refuses it.
     :raises MissingExtraError: if jinja2 is not installed.
     """
+    if system and messages[0].role != "system":
+        messages = [Message("system", system), *messages]
+    hidden = Hidden(tokenizer.names)
+    text = _rendered(tokenizer, template, hidden.messages(messages))
+    if not hidden:
+        return [Rendered(text)]
+    if hidden.survived(text):
+        return tokenizer.names.pieces(text, hidden)
+    return [Rendered(_rendered(tokenizer, template, broken(messages, tokenizer.names)))]
+
+
+def _rendered(tokenizer: Wrapped, template: str, messages: Sequence[Message]) -> str:
     try:
         from jinja2 import TemplateError
     except ImportError as error:
         raise MissingExtraError("a chat template", "jinja2", "hf") from error
     tools: list[Any] = [dict(tool) for message in messages for tool in message.tools]
-    if system and messages[0].role != "system":
-        messages = [Message("system", system), *messages]
     turns = [turn for each in messages for turn in _turns(each, template)]
     try:
-        text = tokenizer.apply_chat_template(
+        text = tokenizer.inner.apply_chat_template(
             turns, tools=tools or None, add_generation_prompt=True, tokenize=False
         )
     except (TemplateError, TypeError) as error:
         raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
-    return [cast(str, text)]
+    return cast(str, text)
 
 
 def _turns(message: Message, template: str) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError, UsageError
-from ...models.files import read_json_if_there
+from ...models.about import read_about
 from ...models.prompts import Renderer
 from ...models.tokenizers import Detokenizer, Tokenizer
 from ...types import GenerationOptions, Message, MessageLike
@@ -32,7 +32,7 @@ from .foreign import opened
 from .templated import Wrapped, template_format
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 class TransformersModel(Answering):
@@ -44,7 +44,7 @@ class TransformersModel(Answering):
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer: Wrapped | None,
         settings: Settings,
         *,
         name: str,
@@ -55,7 +55,7 @@ class TransformersModel(Answering):
         self.settings = settings
         self.name = name
         self.languages = languages
-        self.tokenizer: Tokenizer | None = Wrapped(tokenizer) if tokenizer is not None else None
+        self.tokenizer: Tokenizer | None = tokenizer
         self._renderer = renderer
         self._vocabulary = cast(Tensor, model.get_input_embeddings().weight).shape[0]
         self.context_length = _context_length(model.config, tokenizer)
@@ -238,14 +238,14 @@ def _or(given: float | None, default: float) -> float:
     return default if given is None else given
 
 
-def _context_length(config: Any, tokenizer: PreTrainedTokenizerBase | None) -> int:  # noqa: ANN401
+def _context_length(config: Any, tokenizer: Wrapped | None) -> int:  # noqa: ANN401
     """Return how many tokens prompt and answer may have together."""
     text = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx"):
         length = getattr(text, name, None)
         if isinstance(length, int) and length > 0:
             return length
-    said = getattr(tokenizer, "model_max_length", None)
+    said = getattr(tokenizer and tokenizer.inner, "model_max_length", None)
     return said if isinstance(said, int) and said < _ABSURD else _UNKNOWN
 
 
@@ -281,20 +281,18 @@ def load_transformers(
             )
     folder = Path(path)
     model, tokenizer = opened(folder, device=device, dtype=dtype)
-    about = read_json_if_there(folder / "glmkit.json")
+    about = read_about(folder)
     if languages is None and about.get("languages"):
         languages = frozenset(about["languages"])
+    wrapped = Wrapped(tokenizer) if tokenizer is not None else None
+    chat_format = template_format(folder, wrapped) if wrapped is not None else None
     renderer = None
-    chat_format = template_format(folder, tokenizer) if tokenizer is not None else None
-    if tokenizer is not None and chat_format is not None:
-        parsing = Wrapped(tokenizer, parsing=True)
-        renderer = Renderer(parsing, chat_format, about.get("system", ""), languages)
+    if wrapped is not None and chat_format is not None:
+        renderer = Renderer(wrapped, chat_format, about.get("system", ""), languages)
     return TransformersModel(
         model,
-        tokenizer,
-        Settings.open(
-            folder, chat_format=chat_format, tokenizer=Wrapped(tokenizer) if tokenizer else None
-        ),
+        wrapped,
+        Settings.open(folder, chat_format=chat_format, tokenizer=wrapped),
         name=name or folder.name,
         renderer=renderer,
         languages=languages,
