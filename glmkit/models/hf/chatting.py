@@ -15,11 +15,9 @@ from transformers import DynamicCache, LogitsProcessorList, PreTrainedConfig
 from transformers.cache_utils import Cache
 
 from ...errors import UsageError
+from ..formats import FORMATS
 from . import history as conversations
 from .tokenization import ChatGLMTokenizer
-
-_TOP_P = {"chatglm": 0.7}
-_TEMPERATURE = {"chatglm": 0.95}
 
 
 class Chatting:
@@ -101,25 +99,11 @@ class Chatting:
         options = _options(tokenizer.family, max_length, do_sample, top_p, temperature, kwargs)
         stops = _stops(tokenizer, options)
         cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
-        new: list[int] = []
-        said: str | None = None
-        for token in self._tokens(
-            torch.tensor([ids], device=self.device),
-            cache,
-            logits_processor,
-            do_sample=do_sample,
-            **options,
-        ):
-            new.append(token)
-            answer = _text(tokenizer, new, stops)
-            ended = token in stops
-            # Half a character is held back; a stop token adds nothing to what was shown.
-            if not answer.endswith("\ufffd") and not (ended and answer == said):
-                said = answer
-                shown = conversations.answered(tokenizer.family, answer, query, earlier, role)
-                yield (*shown, cache) if return_past_key_values else shown
-            if ended:
-                return
+        row = torch.tensor([ids], device=self.device)
+        tokens = self._tokens(row, cache, logits_processor, do_sample=do_sample, **options)
+        for answer in _answers(tokenizer, tokens, stops):
+            shown = conversations.answered(tokenizer.family, answer, query, earlier, role)
+            yield (*shown, cache) if return_past_key_values else shown
 
     def _tokens(
         self,
@@ -201,9 +185,9 @@ def _options(
     if options.get("max_new_tokens") is None:
         options["max_length"] = max_length or conversations.LONGEST.get(family, 8192)
     if do_sample:
-        options["top_p"] = _TOP_P.get(family, 0.8) if top_p is None else top_p
-        default = _TEMPERATURE.get(family, 0.8)
-        options["temperature"] = default if temperature is None else temperature
+        published = FORMATS[family]
+        options["top_p"] = published.top_p if top_p is None else top_p
+        options["temperature"] = published.temperature if temperature is None else temperature
     return options
 
 
@@ -219,3 +203,19 @@ def _text(tokenizer: ChatGLMTokenizer, new: list[int], stops: list[int]) -> str:
     """Return the text of an answer, without the token that ended it."""
     ended = bool(new) and new[-1] in stops
     return tokenizer.inner.decode(new[:-1] if ended else new, skip_special=False)
+
+
+def _answers(tokenizer: ChatGLMTokenizer, tokens: Iterator[int], stops: list[int]) -> Iterator[str]:
+    """Yield an answer as it grows, up to the token that ends it."""
+    new: list[int] = []
+    said: str | None = None
+    for token in tokens:
+        new.append(token)
+        answer = _text(tokenizer, new, stops)
+        ended = token in stops
+        # Half a character is held back; a stop token adds nothing to what was shown.
+        if not answer.endswith("\ufffd") and not (ended and answer == said):
+            said = answer
+            yield answer
+        if ended:
+            return
