@@ -7,7 +7,9 @@ code out of those folders is run.
 
 from __future__ import annotations
 
-from .errors import MissingExtraError
+from pathlib import Path
+
+from .errors import CheckpointError, MissingExtraError
 
 
 def register() -> None:
@@ -26,9 +28,11 @@ def register() -> None:
     from .models.hf.modeling import (
         ChatGLMForConditionalGeneration,
         ChatGLMForSequenceClassification,
+        ChatGLMPreTrainedModel,
     )
     from .models.hf.tokenization import ChatGLM4Tokenizer, ChatGLMTokenizer
 
+    ChatGLMPreTrainedModel.check_files = staticmethod(_check_files)
     # By name only: registered beside a configuration, a tokenizer gives way to code in the folder.
     for tokenizer in (ChatGLMTokenizer, ChatGLM4Tokenizer):
         tokenization_auto.REGISTERED_TOKENIZER_CLASSES[tokenizer.__name__] = tokenizer
@@ -42,3 +46,19 @@ def register() -> None:
     transformers.AutoModelForSequenceClassification.register(
         ChatGLMConfig, ChatGLMForSequenceClassification, exist_ok=True
     )
+
+
+def _check_files(folder: Path) -> None:
+    """Look at the headers of a folder's weights before transformers reads them.
+
+    :raises CheckpointError: if they are damaged, hold code, or are a prefix without a model.
+    """
+    from .runtime.headers import is_prefix
+    from .runtime.weights import Weights, has_weights
+
+    if has_weights(folder) and is_prefix(Weights(folder)):
+        raise CheckpointError(
+            f"{folder} holds a P-Tuning prefix, not a model: load the model that it was trained "
+            f"on with config=AutoConfig.from_pretrained({str(folder)!r}), then put the prefix in "
+            "with model.transformer.prefix_encoder.load_state_dict(...)"
+        )

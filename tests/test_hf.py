@@ -22,8 +22,6 @@ import glmkit.hf
 from glmkit.errors import MissingExtraError, UsageError
 from glmkit.models.tiny import ORIGINAL, tiny_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls deprecated names
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered():

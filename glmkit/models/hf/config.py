@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig
 from ...errors import CheckpointError
 from ..causal import ModelConfig
 from ..chatglm import ChatGlm
-from ..layouts import Layout, family_of, recognise
+from ..layouts import Layout, identify, recognise
+from .settled import folder_of, settle
 
 
 class ChatGLMConfig(PreTrainedConfig):
@@ -78,10 +79,24 @@ class ChatGLMConfig(PreTrainedConfig):
         It depends on the family where ``rope_ratio`` does: what ``family`` says, else the hints of
         the folder that this was read from.
         """
-        folder = Path(self.name_or_path or "")
-        known = folder if self.name_or_path and folder.is_dir() else None
-        family = family_of(known, self.original, self.family)
-        return self.layout.shape(self.original, family)
+        found = identify(self._folder, self.original, self.family)
+        return self.layout.shape(self.original, found.family)
+
+    @property
+    def _folder(self) -> Path | None:
+        return folder_of(self.name_or_path)
+
+    def save_pretrained(
+        self,
+        save_directory: Any,  # noqa: ANN401
+        push_to_hub: bool = False,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Write config.json, and beside it the family where config.json alone leaves it open."""
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        found = identify(self._folder, self.original, self.family)
+        if self.family or (found.certain and not identify(None, self.original).certain):
+            settle(Path(save_directory), found.family, self._folder)
 
     @property
     def first_generation(self) -> bool:

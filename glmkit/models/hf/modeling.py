@@ -8,6 +8,8 @@ Shapes: B rows, T new tokens, S tokens with the cached ones, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -28,9 +30,11 @@ from ..causal import CausalModel, Stack
 from ..chatglm import ChatGlm
 from ..prefix import beside_prefix
 from .chatting import Chatting
+from .complete import beginnings, is_usual, refuse_missing, unchecked
 from .config import ChatGLMConfig
 from .placing import Remembered, as_rows, place
 from .rounding import RoundedEmbedding, RoundedLinear, round_blocks, unshare
+from .settled import folder_of
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
@@ -51,6 +55,10 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     )
     # Prefixes are trained, and stored, in single precision beside a base in half.
     _keep_in_fp32_modules_strict: Any = ("prefix_encoder",)
+    check_files: ClassVar[Callable[[Path], None]] = staticmethod(unchecked)
+    """Refuses a folder whose weight files are damaged, or no model's; `glmkit.hf` sets it."""
+    _begun: ClassVar[tuple[str, ...]] = ()
+    """How the names of tensors start that a folder may lack, since they are to be trained."""
 
     transformer: glm.Transformer | chatglm.Transformer
 
@@ -62,15 +70,37 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
         self.transformer = cast("glm.Transformer | chatglm.Transformer", plain.transformer)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Load a folder; where it has a P-Tuning prefix that alone learns, as in the originals."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,  # noqa: ANN401
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Load a folder; where it has a P-Tuning prefix that alone learns, as in the originals.
+
+        :raises CheckpointError: if its files are damaged, or hold not all that the model needs.
+        """
+        detailed = kwargs.pop("output_loading_info", False)
+        source, usual = pretrained_model_name_or_path, is_usual(kwargs)
+        folder = folder_of(source, kwargs.get("subfolder"))
+        if folder and usual:
+            cls.check_files(folder)
+        kwargs["output_loading_info"] = True
+        loaded = cast("tuple[Any, Any]", super().from_pretrained(source, *args, **kwargs))
+        model, info = loaded
+        if usual and not model._hf_peft_config_loaded:  # else the report is on the adapter
+            begun = beginnings(folder, model.config.pre_seq_len)
+            refuse_missing(source, info["missing_keys"], (*cls._begun, *begun))
         if model.plain.prefix is not None:
             model.requires_grad_(False)
             model.plain.prefix.requires_grad_(True)
         unshare(model)
-        return loaded
+        return loaded if detailed else model
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """The earlier name of ``is_activation_checkpointing``, which peft still asks for."""
+        return self.is_activation_checkpointing
 
     @property
     def plain(self) -> CausalModel:
@@ -307,6 +337,7 @@ class ChatGLMForSequenceClassification(ChatGLMPreTrainedModel):
         *ChatGLMPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"lm_head\.weight",
     )
+    _begun: ClassVar[tuple[str, ...]] = ("classifier_head.",)
 
     def __init__(self, config: ChatGLMConfig) -> None:
         super().__init__(config)

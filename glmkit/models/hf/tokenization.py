@@ -27,6 +27,7 @@ from ..layouts import family_of
 from ..tokenizers import Tokenizer
 from ..vocabularies import IceText, Pieces, Ranks
 from . import history as conversations
+from .settled import folder_of, settle, settled_family
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
@@ -65,7 +66,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             raise CheckpointError(
                 f"the folder holds no vocabulary that glmkit reads; expected one of {wanted}"
             )
-        self.inner = inner
+        self.inner, self._settled = inner, family
         self.family = family or _family(inner, self._file.parent)
         listed = {str(each) for each in kwargs.get("added_tokens_decoder", {}).values()}
         if encode_special_tokens is None:
@@ -77,6 +78,22 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
                 kwargs[f"{name}_token"] = inner.token(number)
         super().__init__(family=self.family, **kwargs)
         self.model_input_names = self.model_input_names[: 2 if self.family == "chatglm" else 3]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,  # noqa: ANN401
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Load a folder; ``family`` says whose it is, else its `glmkit.json`, else its hints."""
+        folder = folder_of(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        said = kwargs.pop("family", None) or settled_family(folder)
+        if said:
+            kwargs["family"] = said
+        found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        found._settled = said
+        return found
 
     @property
     def vocab_size(self) -> int:
@@ -165,14 +182,16 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def save_vocabulary(
         self, save_directory: str, filename_prefix: str | None = None
     ) -> tuple[str, ...]:
-        """Copy the vocabulary's file; return where it lies."""
+        """Copy the vocabulary's file, and write a family that was stated; return the files."""
         source = self._file
         if source is None:
             return ()
         target = Path(save_directory) / source.name
         if target.resolve() != source.resolve():
             shutil.copyfile(source, target)
-        return (str(target),)
+        if not self._settled:
+            return (str(target),)
+        return (str(target), str(settle(Path(save_directory), self._settled, source.parent)))
 
     def get_command(self, token: str) -> int:
         """Return the id of a special token, as ChatGLM3's tokenizer does.
@@ -240,15 +259,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         if not tokenize:
             texts = [conversations.text(each) for each in rows]
             return texts[0] if single else texts
-        ids = [encode(each, self.inner) for each in rows]
+        ids: Any = [encode(each, self.inner) for each in rows]
+        if return_tensors is None and single:
+            ids = ids[0]
         if not return_dict and return_tensors is None:
-            return ids[0] if single else ids
-        alone = single and return_tensors is None
-        found = self.pad(
-            {"input_ids": ids[0] if alone else ids},
-            padding=padding,
-            return_tensors=return_tensors,
-        )
+            return ids
+        found = self.pad({"input_ids": ids}, padding=padding, return_tensors=return_tensors)
         return found if return_dict else found["input_ids"]
 
 
