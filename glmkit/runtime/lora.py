@@ -28,7 +28,7 @@ from .fitting import fit_lora, fit_prefix
 from .probing import check_scores, rounded, scores
 
 if TYPE_CHECKING:
-    from .decode import Row
+    pass
 
 Choice = str | Mapping[str, float] | None
 """An adapter, or several with their weights; None: what is active, or where it is set: none."""
@@ -284,7 +284,7 @@ class AdapterSet:
         if len(set(now)) == 1:
             now = now[:1]
         if len({id(self.prefix_of(mix)) for mix in now}) > 1:
-            raise UsageError(_ONE_PREFIX)
+            raise UsageError(ONE_PREFIX)
         before = self._worn.now
         self._worn.now = now
         self._dress(now[0])
@@ -310,13 +310,6 @@ class AdapterSet:
                 f"cannot {what} while {self._running} answers are running; "
                 "close their streams or let them end"
             )
-
-    def within(self, first: Mix) -> Within:
-        """Return what the decode generator wears each row's adapters by.
-
-        :param first: of the first row; its prefix is that of all of them.
-        """
-        return Within(self, first)
 
     def merge(self) -> None:
         """Add the active LoRA adapters to the matrices; :meth:`unmerge` takes them out again.
@@ -366,45 +359,7 @@ class AdapterSet:
             raise UsageError(f"cannot {what}: {names} is merged; call unmerge_adapter() first")
 
 
-class Within:
-    """Dresses the model for the rows that it is about to run; see ``entrance.Dress``.
-
-    What a row wears is settled when it is drawn: later changes of what is active do not reach it.
-
-    :param first: of the first row; its prefix is that of all of them.
-    """
-
-    def __init__(self, adapters: AdapterSet, first: Mix) -> None:
-        self.adapters, self.first = adapters, first
-        self._mixes: dict[Row, Mix] = {}
-
-    @contextmanager
-    def __call__(self, rows: Sequence[Row]) -> Iterator[None]:
-        """Wear what the rows were begun with; without rows, what the first one is."""
-        with self.adapters.wearing([self._mixes[row] for row in rows] or [self.first]):
-            yield
-
-    def begin(self, row: Row) -> tuple[int, Mix]:
-        """Settle what a row wears, and hold it until the row ends.
-
-        :raises UsageError: if it wears another prefix than the first row.
-        """
-        adapters = self.adapters
-        mix = adapters.mix(row.adapter)
-        if adapters.prefix_of(mix) is not adapters.prefix_of(self.first):
-            raise UsageError(_ONE_PREFIX)
-        self._mixes[row] = mix
-        adapters.hold(mix)
-        return adapters.changes, mix
-
-    def end(self, row: Row) -> None:
-        """Let go of what a row wore."""
-        mix = self._mixes.pop(row, None)
-        if mix is not None:
-            self.adapters.let_go(mix)
-
-
-_ONE_PREFIX = "the rows of a batch wear one P-Tuning prefix, or all none; ask in two batches"
+ONE_PREFIX = "the rows of a batch wear one P-Tuning prefix, or all none; ask in two batches"
 
 
 def _weights(choice: object) -> dict[str, float]:

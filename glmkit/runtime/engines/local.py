@@ -18,6 +18,7 @@ from ...models.tokenizers import Detokenizer, Tokenizer
 from ...types import GenerationOptions, Message, MessageLike
 from ..answers import Answer
 from ..decode import Column, Row, columns
+from ..dressing import Within
 from ..lora import AdapterSet, Choice
 from ..reuse import Kept, memory_of
 from ..sampling import StopText, make_sampler
@@ -107,7 +108,7 @@ class LocalModel(Adapted, Answering):
         """Decode rows, each with its own adapters, all with the prefix of the first."""
         own = self._adapters
         first = next(rows)
-        dress = own.within(own.mix(first.adapter))
+        dress = Within(own, own.mix(first.adapter))
         together = chain((first,), rows)
         return columns(
             self.model, together, slots=slots, dress=dress, kept=self._kept, lock=own.lock
