@@ -47,7 +47,8 @@ def resolve(name: str | Path, *, config: Config, kind: str = "model") -> Located
     """Find a model on this machine.
 
     :param name: a local folder, or the name, alias or hub id of something that was pulled. A
-        folder of that name wins over the catalog if it holds a model.
+        folder of that name wins over these if it holds a model, and is taken whatever it holds
+        where nobody else has the name.
     :param kind: ``"model"`` or ``"encoder"``.
     :raises SourceError: if it was never pulled; says how to.
     :raises UnknownNameError: if ``name`` is none of the above; carries the nearest names.
@@ -56,8 +57,19 @@ def resolve(name: str | Path, *, config: Config, kind: str = "model") -> Located
     if found is not None:
         return found
     entry = entry_of(str(name), config, kind)
-    called = entry.name if entry else name
-    raise SourceError(f"{kind} {called!r} is not on this machine; run: glmkit pull {called}")
+    called = entry.name if entry else str(name)
+    raise SourceError(
+        f"{kind} {called!r} is not on this machine{_no_folder(Path(name))}; "
+        f"run: glmkit pull {called}"
+    )
+
+
+def _no_folder(path: Path) -> str:
+    """Return what to add where the name that nobody pulled may have been meant as a folder."""
+    if _is_folder(path):
+        return f", and the folder {str(path)!r} holds no config.json"
+    inside = len(path.parts) > 1 and _is_folder(path.parent)
+    return f", and there is no such folder in {str(path.parent)!r}" if inside else ""
 
 
 def _here(name: str, config: Config, kind: str) -> Located | None:
@@ -68,7 +80,10 @@ def _here(name: str, config: Config, kind: str) -> Located | None:
         raise SourceError(f"no folder {name!r} here; check the path")
     entry = catalog.lookup(name, kind)
     found = store.get(config, entry.name if entry else name)
-    return _located(found.path) if found else None
+    if found is not None:
+        return _located(found.path)
+    # Whoever loads it says what it holds instead of a model.
+    return _located(path.resolve()) if name and entry is None and _is_folder(path) else None
 
 
 def _is_folder(path: Path) -> bool:

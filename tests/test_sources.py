@@ -100,6 +100,22 @@ class TestResolve:
         with pytest.raises(SourceError, match="run: glmkit pull chatglm3-6b"):
             sources.resolve("chatglm3-6b", config=config)
 
+    def test_a_folder_without_a_model_is_taken_where_nobody_has_the_name(
+        self, config, tmp_path, monkeypatch
+    ):
+        (tmp_path / "out" / "lora").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+        for name in ("out", "out/lora"):
+            assert sources.resolve(name, config=config).path == tmp_path / name
+            assert drain(sources.ensure(name, config=config)).path == tmp_path / name
+        with pytest.raises(SourceError, match="no such folder in 'out'; run: glmkit pull out/x"):
+            sources.resolve("out/x", config=config)
+        with pytest.raises(SourceError, match="not on this machine; run: glmkit pull in/x"):
+            sources.resolve("in/x", config=config)
+        (tmp_path / "chatglm3-6b").mkdir()
+        with pytest.raises(SourceError, match=r"folder 'chatglm3-6b' holds no config\.json"):
+            sources.resolve("chatglm3-6b", config=config)
+
     @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "~/no-where"])
     def test_a_path_that_is_not_there(self, config, name):
         with pytest.raises(SourceError, match="no folder"):
