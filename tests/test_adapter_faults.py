@@ -167,6 +167,8 @@ def test_files(tmp_path, adapter, refused):
         refused(folder, "damaged")
     (folder / "adapter_model.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
     refused(folder, "Git LFS pointer")
+    (folder / "adapter_model.bin").write_text("a computer's name\n")
+    refused(folder, "is no weight file")
     torch.save([1, 2], folder / "adapter_model.bin")
     refused(folder, "holds a list")
     torch.save({"a": 1}, folder / "adapter_model.bin")

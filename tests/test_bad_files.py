@@ -102,6 +102,19 @@ def test_absurd_settings_are_named(folder, change):
     refused(folder, r"config\.json: |pre_seq_len|quantization_bit")
 
 
+def test_settings_are_named_with_the_path_of_their_file(folder, caplog):
+    file = folder / "config.json"
+    raw = json.loads(file.read_text()) | {"_name_or_path": ""}
+    file.write_text(json.dumps(raw | {"ffn_hidden_size": "40"}))
+    refused(folder, f"{file}: ffn_hidden_size is '40'")
+    file.write_text(json.dumps(raw | {"quantization_bit": 3}))
+    refused(folder, f"{file}: quantization_bit is 3")
+    raw.pop("num_layers")
+    file.write_text(json.dumps(raw))
+    refused(folder, f"{file} lacks num_layers")
+    assert caplog.text == "", "no family is guessed of what does not load"
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -150,7 +163,14 @@ def test_a_cut_file_is_named(tmp_path, suffix, kept):
     folder = tiny_checkpoint(tmp_path, layout="chatglm3", files=suffix)
     file = next(folder.glob(f"*.{suffix}"))
     file.write_bytes(file.read_bytes()[:kept])
-    refused(folder, file.name)
+    size = f"{file.stat().st_size:,} bytes on disk"
+    refused(folder, rf"{file} is (damaged or cut short \({size}\)|a pickle .* or is damaged)")
+
+
+def test_a_text_in_place_of_weights_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_text("a computer's name\n")
+    refused(folder, r"pytorch_model\.bin is no weight file")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])

@@ -89,12 +89,62 @@ def test_vocabularies_and_other_models(tmp_path):
     about = describe(folder)
     assert about.kind == "vocabulary" and about.vocabulary.size > 256
     assert list(lines(about))[1] == "holds           a vocabulary without a model"
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    other = describe(folder)
-    assert other.kind == "other" and "llama" in other.notes[0]
+    with pytest.raises(CheckpointError, match="a vocabulary alone"):
+        load_local(folder)
     (folder / "config.json").write_text('{"model_type": "glm"}')
     with pytest.raises(CheckpointError, match="lacks head_dim"):
         describe(folder)
+
+
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 32,
+    "max_position_embeddings": 64,
+}
+
+
+def test_a_model_that_transformers_runs(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    bare = describe(tmp_path)
+    assert (bare.kind, bare.architecture, bare.engine) == ("other", "llama", "transformers")
+    assert bare.weights is bare.parameters is bare.memory is bare.vocabulary is None
+    save_file({"a": torch.ones(10, 8), "b": torch.ones(5)}, tmp_path / "model.safetensors")
+    table = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"content": "<s>"}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    about = describe(tmp_path)
+    assert (about.parameters, about.context_length, about.vocabulary.size) == (85, 64, 3)
+    assert about.memory.weights == {"float32": 340, "bfloat16": 170}
+    assert about.memory.cache_per_1000_tokens["float32"] == 4 * 2 * 2 * 2 * 2 * 1000
+    said = "\n".join(lines(about))
+    assert "\nruns with       the transformers engine\n" in said
+    assert "4 heads of 2 sharing 2 key/value heads, 32 token rows" in said
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_inner": null}')
+    assert describe(tmp_path).sizes is None
+    (tmp_path / "config.json").write_text('{"model_type": "nobody", "auto_map": {}}')
+    unknown = describe(tmp_path)
+    assert unknown.engine is None and "own code" in unknown.notes[0]
+    assert "\nruns with       nothing here\n" in "\n".join(lines(unknown))
+
+
+def test_parts_of_models_are_named(tmp_path):
+    torch.save({"a.lora_A": torch.ones(1)}, tmp_path / "raw.pt")
+    for act in (load_local, describe):
+        for path in (tmp_path, tmp_path / "raw.pt"):
+            with pytest.raises(CheckpointError, match=r"glmkit adapters show .*raw\.pt"):
+                act(path)
+    (tmp_path / "raw.pt").unlink()
+    for act in (load_local, describe):
+        with pytest.raises(CheckpointError, match="is an empty folder"):
+            act(tmp_path)
+    save_file({"a.lora_A": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    for act in (load_local, describe):
+        with pytest.raises(CheckpointError, match="holds a LoRA adapter, not a model"):
+            act(tmp_path)
 
 
 def test_an_adapter(tmp_path):

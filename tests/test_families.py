@@ -114,7 +114,9 @@ def test_the_user_has_the_last_word(folder):
     named = NAMELESS | {"_name_or_path": "THUDM/chatglm3-6b"}
     assert family_of(folder, named, "chatglm2") == "chatglm2"
     assert identify(folder, named, "chatglm2").why == "as you said"
-    with pytest.raises(UsageError, match="written as glm4 or chatglm2 or chatglm3 is"):
+    with pytest.raises(
+        UsageError, match="of a glm4, chatglm2 or chatglm3 model; --family chatglm does not"
+    ):
         family_of(folder, named, "chatglm")
     with pytest.raises(UnknownNameError, match="did you mean 'chatglm3'"):
         family_of(folder, named, "chatglm-3")

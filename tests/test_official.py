@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
-from glmkit.errors import CheckpointError
+from glmkit.errors import CheckpointError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime import filling
 from glmkit.runtime.linears import Int4Linear, Int8Linear, QuantizedEmbedding
@@ -250,6 +250,14 @@ def test_bits_may_be_told_by_the_shapes_alone(tmp_path):
     ids = prompt(model)
     exact = load_local(twin, dtype="float32").logits(ids)
     assert_same(model.logits(ids), exact)
+
+
+def test_rounding_to_other_bits_is_refused(tmp_path):
+    folder, _ = official(tmp_path, 8)
+    with pytest.raises(UsageError, match="quantised to 8 bits already and stays so"):
+        load_local(folder, quantize="int4")
+    same = load_local(folder, quantize="int8")
+    assert isinstance(same.model.get_submodule(same.model.HEAD), Int8Linear)
 
 
 @pytest.mark.parametrize("bits", [3, -4, True, "4", 4.0, [4]])

@@ -224,7 +224,7 @@ def _folder(config: Config, name: str, kind: str | None) -> Path | None:
     if name.startswith((".", "/", "~")) or "\\" in name or path.is_absolute():
         return path
     try:
-        if not path.is_dir():
+        if not path.exists():
             return None
     except (OSError, ValueError):
         return None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..runtime.describe import Description
+    from ..runtime.describe import Description, Sizes
 
 WIDTH = 15
 
@@ -36,6 +36,9 @@ def count(number: int) -> str:
 def _rows(about: Description) -> Iterator[tuple[str, str]]:
     yield "path", about.path
     yield "holds", _WORDS.get(about.kind, about.kind)
+    if about.architecture:
+        yield "architecture", about.architecture
+        yield "runs with", f"the {about.engine} engine" if about.engine else "nothing here"
     if about.family:
         sure = "" if about.family_certain else "probably; "
         because = f" ({sure}{about.family_because})" if about.family_because else ""
@@ -60,18 +63,23 @@ _WORDS = {
 
 def _architecture(about: Description) -> Iterator[tuple[str, str]]:
     sizes = about.sizes
-    if sizes is None or about.parameters is None:
-        return
-    whose = " of the model" if about.kind == "prefix" else ""
-    yield "parameters", count(about.parameters) + whose
+    if about.parameters is not None:
+        whose = " of the model" if about.kind == "prefix" else ""
+        yield "parameters", count(about.parameters) + whose
+    if sizes is not None:
+        yield "sizes" if about.architecture else "architecture", _sizes(sizes)
+    if about.context_length is not None:
+        yield "context", f"{about.context_length:,} tokens"
+
+
+def _sizes(sizes: Sizes) -> str:
+    forward = f" feed-forward {sizes.ffn_size}," if sizes.ffn_size else ""
     shared = f" sharing {sizes.kv_heads} key/value heads" if sizes.kv_heads != sizes.heads else ""
-    yield (
-        "architecture",
-        f"{sizes.layers} layers, hidden {sizes.hidden_size}, feed-forward {sizes.ffn_size}, "
-        f"{sizes.heads} heads of {sizes.head_dim}{shared}, {sizes.vocab_size:,} token rows"
-        + (", head tied" if sizes.tied_head else ""),
+    return (
+        f"{sizes.layers} layers, hidden {sizes.hidden_size},{forward} {sizes.heads} heads of "
+        f"{sizes.head_dim}{shared}, {sizes.vocab_size:,} token rows"
+        + (", head tied" if sizes.tied_head else "")
     )
-    yield "context", f"{about.context_length:,} tokens"
 
 
 def _files(about: Description) -> Iterator[tuple[str, str]]:
@@ -82,9 +90,10 @@ def _files(about: Description) -> Iterator[tuple[str, str]]:
         yield "weights", f"{named}, {amount(weights.size)}"
         yield "stored as", _numbers(weights.numbers)
     if about.vocabulary is not None:
-        yield "vocabulary", f"{about.vocabulary.size:,} tokens ({about.vocabulary.kind})"
-    elif about.kind == "model":
-        yield "vocabulary", "none that glmkit reads"
+        told = about.vocabulary
+        yield "vocabulary", f"{told.size:,} tokens ({told.kind})" if told.size else told.kind
+    elif about.kind in ("model", "other"):
+        yield "vocabulary", "none: it takes and gives ids, and cannot chat"
 
 
 def _numbers(numbers: Mapping[str, int]) -> str:

@@ -211,7 +211,7 @@ def decide(facts: Facts, allowed: Sequence[str], family: str | None = None) -> F
     :raises UsageError: if the layout rules ``family`` out.
     """
     if family is not None:
-        return Finding(_checked(family, allowed), "as you said")
+        return Finding(_checked(family, allowed, facts.folder), "as you said")
     if len(allowed) == 1:
         return Finding(allowed[0], "the fields of config.json")
     for hint in HINTS:
@@ -221,12 +221,12 @@ def decide(facts: Facts, allowed: Sequence[str], family: str | None = None) -> F
     return Finding(allowed[-1], "nothing says otherwise", certain=allowed[-1] == "glm")
 
 
-def _checked(family: str, allowed: Sequence[str]) -> str:
+def _checked(family: str, allowed: Sequence[str], folder: Path | None) -> str:
     if family not in FAMILIES:
         raise UnknownNameError("family", family, FAMILIES)
     if family not in allowed:
-        raise UsageError(
-            f"family {family!r} does not fit this folder: its config.json is written as "
-            f"{' or '.join(allowed)} is"
-        )
+        *others, last = allowed
+        kinds = f"{', '.join(others)} or {last}" if others else last
+        whose = f"{folder} has the config.json" if folder else "this is the config.json"
+        raise UsageError(f"{whose} of a {kinds} model; --family {family} does not fit")
     return family

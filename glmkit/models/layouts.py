@@ -7,8 +7,10 @@ cannot run is refused here, by name.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from . import shapes
 from .causal import CausalModel, ModelConfig
 from .chatglm import ChatGlm
 from .families import Facts, Finding, decide
+from .files import read_json
 from .glm import Glm
 
 Raw = Mapping[str, Any]
@@ -97,6 +100,42 @@ def identify(folder: Path | None, raw: Raw, family: str | None = None) -> Findin
 def family_of(folder: Path | None, raw: Raw, family: str | None = None) -> str:
     """Return the name of the family; see :func:`identify` and :mod:`glmkit.models.families`."""
     return identify(folder, raw, family).family
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What the config.json of a folder says."""
+
+    raw: dict[str, Any]
+    layout: Layout
+    finding: Finding
+    config: ModelConfig
+
+
+def read_model(folder: Path, family: str | None = None) -> Recognised:
+    """Read a folder's config.json.
+
+    :param family: what the user says, which settles it.
+    :raises CheckpointError: if it is no model that glmkit runs; names the file.
+    :raises UsageError: if ``family`` is none, or its config.json cannot be of that family.
+    """
+    raw = read_json(folder / "config.json")
+    with located(folder):
+        layout = recognise(raw)
+        finding = decide(Facts(raw, folder), layout.families, family)
+        return Recognised(raw, layout, finding, layout.shape(raw, finding.family))
+
+
+@contextmanager
+def located(folder: Path) -> Iterator[None]:
+    """Let errors over the parsed config.json of a folder say which folder that is."""
+    try:
+        yield
+    except CheckpointError as error:
+        said = str(error)
+        # Most of them begin with the name of the file: the path goes in front of it.
+        where = f"{folder}{os.sep}" if said.startswith("config.json") else f"{folder}: "
+        raise CheckpointError(where + said) from error
 
 
 _HUB_KEYS = {

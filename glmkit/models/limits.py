@@ -18,17 +18,26 @@ _MOST = {
 }
 
 
+def check_field(name: str, value: object, called: str) -> None:
+    """Check one size or other number of a model.
+
+    :param name: what we call it.
+    :param called: what the file calls it.
+    :raises CheckpointError: if it is no whole number within reason, or no finite number above 0.
+    """
+    if name in _MOST:
+        _check_size(name, value, called)
+    else:
+        _check_number(value, called)
+
+
 def check_sizes(config: object, names: Iterable[str]) -> None:
     """Check that the named sizes are whole numbers within reason.
 
     :raises CheckpointError: if one is not.
     """
     for name in names:
-        value = getattr(config, name)
-        if type(value) is not int or not 1 <= value <= _MOST[name]:
-            raise CheckpointError(
-                f"config.json: {name} is {value!r}; expected a whole number from 1 to {_MOST[name]}"
-            )
+        _check_size(name, getattr(config, name), name)
 
 
 def check_numbers(config: object, names: Iterable[str]) -> None:
@@ -37,6 +46,16 @@ def check_numbers(config: object, names: Iterable[str]) -> None:
     :raises CheckpointError: if one is not.
     """
     for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12:
-            raise CheckpointError(f"config.json: {name} is {value!r}; expected a number above 0")
+        _check_number(getattr(config, name), name)
+
+
+def _check_size(name: str, value: object, called: str) -> None:
+    if type(value) is not int or not 1 <= value <= _MOST[name]:
+        raise CheckpointError(
+            f"config.json: {called} is {value!r}; expected a whole number from 1 to {_MOST[name]}"
+        )
+
+
+def _check_number(value: object, called: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12:
+        raise CheckpointError(f"config.json: {called} is {value!r}; expected a number above 0")

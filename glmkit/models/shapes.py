@@ -15,6 +15,7 @@ from .causal import ModelConfig
 from .chatglm import ChatGlmConfig
 from .families import GLM4_VOCABULARY
 from .glm import GlmConfig
+from .limits import check_field
 from .prefix import PrefixConfig
 
 Raw = Mapping[str, Any]
@@ -27,13 +28,15 @@ _SHORT_CONTEXT = 8_192
 
 
 def _pick(raw: Raw, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return ours -> value for a table of ours -> theirs."""
+    """Return ours -> value for a table of ours -> theirs, each checked under their name."""
     missing = sorted(theirs for theirs in names.values() if raw.get(theirs) is None)
     if missing:
         raise CheckpointError(
             f"config.json lacks {', '.join(missing)}: the model's shape is unknown; "
             "fetch the file again"
         )
+    for ours, theirs in names.items():
+        check_field(ours, raw[theirs], theirs)
     return {ours: raw[theirs] for ours, theirs in names.items()}
 
 
@@ -124,9 +127,11 @@ def original(raw: Raw, family: str) -> GlmConfig:
     # chatglm2-6b-32k divides positions by the ratio, every later model multiplies the base by it.
     divides = family == "chatglm2"
     head_dim = picked["head_dim"]
+    kv_heads = raw.get("multi_query_group_num", picked["heads"])
+    check_field("kv_heads", kv_heads, "multi_query_group_num")
     config = GlmConfig(
         **picked,
-        kv_heads=raw.get("multi_query_group_num", picked["heads"]),
+        kv_heads=kv_heads,
         rotary_dim=head_dim // 2 if type(head_dim) is int else head_dim,
         rope_theta=10_000.0 if divides else 10_000.0 * ratio,
         position_scale=ratio if divides else 1.0,

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .weights import read_json
+from .weights import check_claims, explained, quiet, read_json
 
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 CONFIG = "adapter_config.json"
@@ -51,56 +46,15 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
     :raises CheckpointError: if the file is damaged or holds anything else.
     """
-    try:
+    with explained(file), quiet():
         if file.suffix == ".safetensors":
             return load_file(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of strange protocols, which then fail or do not
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} is a pickle of whole Python objects (torch.save(model) writes such files) or "
-            "is damaged; glmkit runs no code from files: save the adapter's tensors alone, with "
-            "peft's save_pretrained"
-        ) from error
-    except _FAULTS as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(
-            f"{file} is damaged or cut short ({reason}); fetch it again"
-        ) from error
+        found = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(found, dict) or not found:
         raise CheckpointError(f"{file} holds a {type(found).__name__}, not a table of tensors")
     tensors = {_name(file, key, value): value.detach() for key, value in found.items()}
-    _check_claims(file, tensors)
+    check_claims(file, sum(each.numel() * each.dtype.itemsize for each in tensors.values()))
     return tensors
-
-
-_FAULTS = (
-    SafetensorError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    ImportError,
-    MemoryError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-"""What torch raises on damaged files, depending on where the damage is."""
-
-_SHARED = 3
-"""Tensors of a file may share storages; they have no more than so many times its bytes together."""
-
-
-def _check_claims(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    claimed = sum(each.numel() * each.dtype.itemsize for each in tensors.values())
-    if claimed > _SHARED * file.stat().st_size:
-        raise CheckpointError(f"{file} is damaged: its tensors claim {claimed:,} bytes")
 
 
 def _name(file: Path, key: object, value: object) -> str:

@@ -11,20 +11,28 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..errors import CheckpointError
 from ..models.causal import CausalModel, ModelConfig
 from ..models.files import is_file, read_json
-from ..models.layouts import OWN, Layout, identify, recognise
+from ..models.layouts import OWN, Layout, Recognised, located, read_model
 from ..models.prefix import PrefixConfig
 from ..models.shapes import doubts, shown
 from ..models.tokenizers import Tokenizer
+from . import abroad
 from .adapters import read_adapter
 from .footprint import Memory, footprint
-from .headers import PREFIX, QUANTISED, check_headers, check_prefix, is_prefix, leaves
+from .headers import (
+    PREFIX,
+    QUANTISED,
+    VOCABULARIES,
+    check_folder,
+    check_headers,
+    check_prefix,
+    is_prefix,
+    leaves,
+)
 from .official import bits_of
 from .weights import Weights, has_weights
 
-_VOCABULARIES = ("ice_text.model", "tokenizer.model", "tokenizer.json")
 _ADAPTER = "adapter_config.json"
 _KINDS = {
     "IceText": "ice_text.model, SentencePiece of ChatGLM-6B",
@@ -40,7 +48,8 @@ class Sizes:
 
     layers: int
     hidden_size: int
-    ffn_size: int
+    ffn_size: int | None
+    """None where the settings of a model of another kind leave it open."""
     heads: int
     kv_heads: int
     head_dim: int
@@ -66,8 +75,8 @@ class Vocabulary:
     """What turns text into ids."""
 
     kind: str
-    size: int
-    """Ids, special ones included."""
+    size: int | None
+    """Ids, special ones included; None where only the model's own library can tell."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,10 @@ class Description:
     adapter: AdapterFiles | None = None
     memory: Memory | None = None
     notes: tuple[str, ...] = field(default=())
+    architecture: str | None = None
+    """The ``model_type`` of a model of another kind."""
+    engine: str | None = None
+    """What runs a model of another kind; None: nothing does, the notes say why."""
 
 
 def describe(folder: Path, family: str | None = None) -> Description:
@@ -133,19 +146,19 @@ def describe(folder: Path, family: str | None = None) -> Description:
     :raises UsageError: if ``family`` cannot be.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; give the folder that holds config.json")
     if is_file(folder / _ADAPTER) and not has_weights(folder):
         return _adapter(folder)
     bare = not is_file(folder / "config.json") and not has_weights(folder)
-    if bare and any(is_file(folder / each) for each in _VOCABULARIES):
+    if bare and any(is_file(folder / each) for each in VOCABULARIES):
         found = _vocabulary(folder, family, None)
         return Description(str(folder), "vocabulary", family=family, vocabulary=found)
+    if bare:
+        check_folder(folder)
     raw = read_json(folder / "config.json")
     kind = raw.get("model_type")
     if isinstance(kind, str) and kind not in OWN:
-        return _other(folder, kind)
-    return _model(folder, raw, family)
+        return _other(folder, raw)
+    return _model(folder, read_model(folder, family))
 
 
 def _adapter(folder: Path) -> Description:
@@ -161,16 +174,34 @@ def _adapter(folder: Path) -> Description:
     return Description(str(folder), "adapter", adapter=found)
 
 
-def _other(folder: Path, kind: str) -> Description:
+def _other(folder: Path, raw: dict[str, Any]) -> Description:
+    """Describe a model of another kind, as far as its settings and headers tell."""
     weights = _weight_files(Weights(folder)) if has_weights(folder) else None
-    notes = (f"model_type {shown(kind)} is no architecture of glmkit's own",)
-    return Description(str(folder), "other", weights=weights, notes=notes)
+    sizes = abroad.sizes(raw)
+    numbers = abroad.parameters(weights.numbers) if weights else None
+    engine, notes = abroad.runs(folder, raw)
+    return Description(
+        str(folder),
+        "other",
+        architecture=shown(raw["model_type"]).strip("'"),
+        engine=engine,
+        sizes=Sizes(**sizes) if sizes else None,
+        parameters=numbers,
+        context_length=abroad.context_length(raw),
+        weights=weights,
+        vocabulary=_other_vocabulary(folder),
+        memory=abroad.memory(sizes, numbers) if sizes and numbers else None,
+        notes=notes,
+    )
 
 
-def _model(folder: Path, raw: Mapping[str, Any], family: str | None) -> Description:
-    found = identify(folder, raw, family)
-    layout = recognise(raw)
-    config = layout.shape(raw, found.family)
+def _other_vocabulary(folder: Path) -> Vocabulary | None:
+    found = abroad.vocabulary(folder)
+    return Vocabulary(*found) if found else None
+
+
+def _model(folder: Path, read: Recognised) -> Description:
+    raw, layout, found, config = read.raw, read.layout, read.finding, read.config
     with torch.device("meta"):
         model = layout.model(config)
     weights = Weights(folder)
@@ -192,7 +223,7 @@ def _model(folder: Path, raw: Mapping[str, Any], family: str | None) -> Descript
         weights=_weight_files(weights),
         vocabulary=_vocabulary(folder, found.family, config.vocab_size),
         prefix=_prefix(model),
-        quantised=_quantised(weights, model, layout, raw),
+        quantised=_quantised(weights, model, layout, _bits(folder, raw)),
         memory=footprint(model, _table(weights, model, layout)),
         notes=_notes(folder, found.certain, raw, alone),
     )
@@ -243,10 +274,14 @@ def _prefix(model: CausalModel) -> Prefix | None:
     return Prefix(config.length, config.projection, count)
 
 
+def _bits(folder: Path, raw: Mapping[str, Any]) -> int | None:
+    with located(folder):
+        return bits_of(raw)
+
+
 def _quantised(
-    weights: Weights, model: CausalModel, layout: Layout, raw: Mapping[str, Any]
+    weights: Weights, model: CausalModel, layout: Layout, bits_said: int | None
 ) -> Quantised | None:
-    bits_said = bits_of(raw)
     scaled = [
         (stem, layout.sources(stem)[0])
         for stem, _ in leaves(model)

@@ -9,10 +9,13 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..models.causal import CausalModel
+from ..models.files import is_file
 from ..models.layouts import Layout
-from .weights import Weights
+from .weights import Weights, has_weights
 
+VOCABULARIES = ("ice_text.model", "tokenizer.model", "tokenizer.json")
 PREFIX = "transformer.prefix_encoder."
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _TIED_HEADS = ("transformer.output_layer.", "lm_head.")
 _FLOATS = {"float64", "float32", "float16", "bfloat16"}
 QUANTISED = ("weight_scale", "weight_min")
@@ -80,6 +83,43 @@ def refuse_parts(weights: Weights) -> None:
         what = "LoRA adapter"
     if what:
         raise CheckpointError(not_alone(weights.folder, what))
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is no folder of a model, by the names of its files.
+
+    :raises CheckpointError: says what it is instead, and what to do with it.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(_no_folder(folder))
+    if has_weights(folder):
+        return
+    if any(is_file(folder / each) for each in _ADAPTERS):
+        raise CheckpointError(not_alone(folder, "LoRA adapter"))
+    if is_file(folder / "config.json"):
+        return
+    raw = sorted(each.name for each in folder.glob("*.pt"))
+    if raw:
+        one = folder / raw[0]
+        named = ", ".join(raw[:3]) + (", ..." if len(raw) > 3 else "")
+        raise CheckpointError(
+            f"{folder} holds {named}, not a model; if that is an adapter, see what it is with: "
+            f"glmkit adapters show {one}, and load the model that it was trained on, with "
+            f"adapter={str(one)!r}"
+        )
+    if any(is_file(folder / each) for each in VOCABULARIES):
+        raise CheckpointError(f"{folder} holds a vocabulary alone: no config.json and no weights")
+    if next(folder.glob("*"), None) is None:
+        raise CheckpointError(f"{folder} is an empty folder; give the one that holds config.json")
+
+
+def _no_folder(path: Path) -> str:
+    if is_file(path):
+        return (
+            f"{path} is a file, not the folder of a model; if it is an adapter, see what it is "
+            f"with: glmkit adapters show {path}"
+        )
+    return f"{path} is not a folder; give the folder that holds config.json"
 
 
 def not_alone(folder: Path, what: str) -> str:

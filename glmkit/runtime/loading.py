@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import CheckpointError, UsageError
+from ..errors import UsageError
 from ..models.causal import ModelConfig
-from ..models.files import is_file
-from ..models.layouts import identify, recognise
+from ..models.layouts import Recognised, located, read_model
 from ..models.shapes import doubts
 from .filling import Plan, build
-from .headers import not_alone
+from .headers import check_folder
 from .official import bits_of
 from .pages import available_memory
-from .weights import has_weights, read_json
 
 if TYPE_CHECKING:
     from .engines.adapted import AdapterReader
@@ -65,13 +63,17 @@ def load_local(
     if adapter is None and adapter_alpha is not None:
         raise UsageError(f"adapter_alpha {adapter_alpha!r} is given without an adapter")
     folder = Path(path)
-    raw, family = _recognised(folder, family)
-    plan = _planned(folder, raw, family, device=device, dtype=dtype, quantize=quantize)
+    check_folder(folder)
+    found = read_model(folder, family)
+    plan = _planned(folder, found, device=device, dtype=dtype, quantize=quantize)
     use_physical_cores()
     model = build(plan)
+    family = found.finding.family
     local = LocalModel.open(
         model, folder, name=name or folder.name, languages=languages, family=family
     )
+    # Only now: of what does not load, the error alone matters.
+    _warn(folder, found)
     if reader is not None:
         local.adapter_reader = reader
     if adapter is not None:
@@ -79,30 +81,22 @@ def load_local(
     return local
 
 
-def _recognised(folder: Path, family: str | None) -> tuple[dict[str, Any], str]:
-    """Return the folder's config.json and the model's family."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; give the folder that holds config.json")
-    if is_file(folder / "adapter_config.json") and not has_weights(folder):
-        raise CheckpointError(not_alone(folder, "LoRA adapter"))
-    raw = read_json(folder / "config.json")
-    found = identify(folder, raw, family)
-    if not found.certain:
+def _warn(folder: Path, found: Recognised) -> None:
+    """Say what of a folder was guessed, and what in it is known to go wrong."""
+    if not found.finding.certain:
         log.warning(
             "%s: taken for %s (%s); if it is another, say so with --family",
             folder.name,
-            found.family,
-            found.why,
+            found.finding.family,
+            found.finding.why,
         )
-    for doubt in doubts(raw):
+    for doubt in doubts(found.raw):
         log.warning("%s: %s", folder.name, doubt)
-    return raw, found.family
 
 
 def _planned(
     folder: Path,
-    raw: dict[str, Any],
-    family: str,
+    found: Recognised,
     *,
     device: str | None,
     dtype: str | None,
@@ -110,14 +104,15 @@ def _planned(
 ) -> Plan:
     if quantize is not None and quantize not in QUANTIZATIONS:
         raise UsageError(f"quantize must be one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
-    layout = recognise(raw)
-    config = layout.shape(raw, family)
+    raw, config = found.raw, found.config
+    with located(folder):
+        bits = bits_of(raw)
+    _refuse_again(folder, quantize, bits or _own_bits(raw))
     where = _device(device)
-    bits = bits_of(raw)
     rounded = quantize is not None or bits is not None or "quantization_config" in raw
     return Plan(
         folder,
-        layout,
+        found.layout,
         config,
         where,
         _dtype(dtype, where, config, raw, rounded=rounded),
@@ -125,6 +120,22 @@ def _planned(
         quantize=quantize,
         bits=bits,
     )
+
+
+def _refuse_again(folder: Path, quantize: str | None, bits: int | None) -> None:
+    """Refuse to round to other bits what lies rounded; to the same, it rounds what is left."""
+    if quantize is not None and bits is not None and quantize != f"int{bits}":
+        raise UsageError(
+            f"{folder} is quantised to {bits} bits already and stays so: quantize={quantize!r} "
+            "would do nothing; leave it out, or take the model that is not quantised"
+        )
+
+
+def _own_bits(raw: dict[str, Any]) -> int | None:
+    """Return the bits of what glmkit itself quantised, None of anything else."""
+    said = raw.get("quantization_config")
+    bits = said.get("bits") if isinstance(said, dict) else None
+    return bits if bits in (4, 8) else None
 
 
 def _device(name: str | None) -> torch.device:

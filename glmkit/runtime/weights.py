@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import struct
 import warnings
@@ -20,7 +21,16 @@ from ..errors import CheckpointError
 from ..models.files import is_file, read_json, refuse_pointer
 from .pages import release
 
-__all__ = ["TensorInfo", "Weights", "has_weights", "read_json", "weight_files"]
+__all__ = [
+    "TensorInfo",
+    "Weights",
+    "check_claims",
+    "explained",
+    "has_weights",
+    "quiet",
+    "read_json",
+    "weight_files",
+]
 
 _SOURCES = (
     "model.safetensors",
@@ -189,21 +199,17 @@ class _Mapped:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        try:
+        with explained(file):
             inner: Any = safe_open(str(file), framework="pt")
             self._inner, self._keys = inner, list(inner.keys())
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _damaged(file, error) from error
 
     def keys(self) -> list[str]:
         return self._keys
 
     def info(self, name: str) -> TensorInfo:
-        try:
+        with explained(self._file):
             part = self._inner.get_slice(name)
             shape, stored = tuple(part.get_shape()), part.get_dtype()
-        except (SafetensorError, ValueError) as error:
-            raise _damaged(self._file, error) from error
         dtype = _DTYPES.get(stored)
         if dtype is None:
             return TensorInfo(shape, stored, 0)
@@ -211,10 +217,8 @@ class _Mapped:
         return TensorInfo(shape, str(dtype).removeprefix("torch."), size)
 
     def get_tensor(self, name: str) -> Tensor:
-        try:
+        with explained(self._file):
             return cast(Tensor, self._inner.get_tensor(name))
-        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise _damaged(self._file, error) from error
 
 
 class _Unpickled:
@@ -225,12 +229,7 @@ class _Unpickled:
         if not isinstance(found, dict) or not all(map(_is_plain, found.items())):
             raise CheckpointError(f"{file} holds something else than a table of tensors")
         self._tensors: dict[str, Tensor] = found
-        claimed = sum(each.size for each in map(self.info, found))
-        if claimed > _SHARED * file.stat().st_size:
-            raise CheckpointError(
-                f"{file} is damaged: its tensors claim {claimed:,} bytes, the file has "
-                f"{file.stat().st_size:,}"
-            )
+        check_claims(file, sum(each.size for each in map(self.info, found)))
 
     def keys(self) -> list[str]:
         return list(self._tensors)
@@ -256,7 +255,28 @@ def _is_plain(entry: tuple[object, object]) -> bool:
     )
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep to ourselves that torch finds a file uncommon: it is read, or refused with a reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@quiet()
+def _load_bin(file: Path) -> tuple[object, bool]:
+    """Return what a file holds, and whether it is mapped."""
+    with explained(file):
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True), True
+        except RuntimeError as error:
+            if "mmap" not in str(error):  # files from before torch 1.6 cannot be mapped
+                raise
+            return torch.load(file, map_location="cpu", weights_only=True), False
+
+
 _FAULTS = (
+    SafetensorError,
     RuntimeError,
     EOFError,
     OSError,
@@ -271,36 +291,64 @@ _FAULTS = (
     struct.error,
     zipfile.BadZipFile,
 )
-"""What torch raises on damaged files, depending on where the damage is."""
+"""What torch and safetensors raise on damaged files, depending on where the damage is."""
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to ourselves that torch finds a file uncommon: it is read, or refused with a reason."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def explained(file: Path) -> Iterator[None]:
+    """Turn what the libraries raise over a weight file into one line, without their own words.
 
-
-@_quiet()
-def _load_bin(file: Path) -> tuple[object, bool]:
-    """Return what a file holds, and whether it is mapped."""
+    :raises CheckpointError: says what is wrong with the file.
+    """
     try:
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True), True
-        except RuntimeError as error:
-            if "mmap" not in str(error):  # files from before torch 1.6 cannot be mapped
-                raise
-            return torch.load(file, map_location="cpu", weights_only=True), False
+        yield
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file} holds more than tensors, or is damaged; glmkit runs no code from weight "
-            "files: get the model as .safetensors"
-        ) from error
+        raise CheckpointError(_odd(file) or f"{file} {_OBJECTS}") from error
     except _FAULTS as error:
-        raise _damaged(file, error) from error
+        raise CheckpointError(_odd(file) or _damaged(file, error)) from error
 
 
-def _damaged(file: Path, error: BaseException) -> CheckpointError:
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return CheckpointError(f"{file} is damaged or cut short ({reason[:200]}); fetch it again")
+_OBJECTS = (
+    "is a pickle of whole Python objects (torch.save(model) writes such files) or is damaged; "
+    "glmkit runs no code from files: get it as .safetensors, or save the tensors alone"
+)
+
+_STARTS = (b"PK", b"\x80")
+"""Of a zip archive, and of a pickle from before torch 1.6."""
+
+
+def _odd(file: Path) -> str:
+    """Return what to say of a file that cannot be weights by its first bytes, else nothing."""
+    if file.suffix == ".safetensors":
+        return ""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(2)
+    except OSError:
+        return ""
+    if not start or any(each.startswith(start) or start.startswith(each) for each in _STARTS):
+        return ""
+    return f"{file} is no weight file: it is neither a zip archive nor a pickle, as torch writes"
+
+
+def _damaged(file: Path, error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        return f"{file} cannot be read ({error.strerror})"
+    try:
+        size = f"{file.stat().st_size:,} bytes on disk"
+    except OSError:
+        size = "it has vanished from the disk"
+    return f"{file} is damaged or cut short ({size}); fetch it again"
+
+
+def check_claims(file: Path, claimed: int) -> None:
+    """Refuse tensors that together are far larger than the file they come from.
+
+    :param claimed: bytes.
+    :raises CheckpointError: if they are.
+    """
+    size = file.stat().st_size
+    if claimed > _SHARED * size:
+        raise CheckpointError(
+            f"{file} is damaged: its tensors claim {claimed:,} bytes, the file has {size:,}"
+        )

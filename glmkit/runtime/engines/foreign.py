@@ -31,11 +31,9 @@ def opened(
     :raises CheckpointError: if transformers cannot load it, or only with code in the folder.
     """
     raw = read_json(folder / "config.json")
-    try:
-        from transformers import AutoModelForCausalLM
-    except ImportError as error:
-        raise MissingExtraError("the transformers engine", "transformers", "hf") from error
-    _refuse_unknown(folder, raw)
+    refuse_unknown(folder, raw)
+    from transformers import AutoModelForCausalLM
+
     where = _device(device)
     chosen = _dtype(dtype, where, folder)
     with _explained(folder), _silent():
@@ -61,9 +59,20 @@ def _refuse_incomplete(folder: Path, found: dict[str, Any]) -> None:
         )
 
 
-def _refuse_unknown(folder: Path, raw: dict[str, Any]) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+def refuse_unknown(folder: Path, raw: dict[str, Any]) -> None:
+    """Refuse what the installed transformers does not run.
 
+    :param raw: the folder's parsed config.json.
+    :raises MissingExtraError: if transformers is not installed.
+    :raises CheckpointError: if it does not know the model, or only the folder's own code does.
+    """
+    try:
+        import transformers  # noqa: F401  its modules may be loaded though it cannot be imported
+        from transformers.models.auto.modeling_auto import (
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN,
+        )
+    except ImportError as error:
+        raise MissingExtraError("the transformers engine", "transformers", "hf") from error
     kind = raw.get("model_type")
     if isinstance(kind, str) and kind in KNOWN:
         return
