@@ -247,7 +247,7 @@ def test_without_a_template_or_a_vocabulary_it_does_not_chat(tmp_path):
         each.unlink()
     none = glmkit.load(folder)
     assert none.tokenizer is None and len(none.generate_ids([4], 3)) <= 3
-    with pytest.raises(CheckpointError, match="no chat template"):
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
         none.reply(ask("hi"))
 
 

@@ -114,9 +114,11 @@ class TransformersModel(Answering):
     def _answer(self, messages: Sequence[MessageLike], options: GenerationOptions) -> Answer:
         renderer = self._renderer
         if renderer is None:
+            lacks = "tokenizer"
+            if self.tokenizer is not None:
+                lacks = "chat template (chat_template in its tokenizer's files)"
             raise CheckpointError(
-                f"{self.name} has no chat template (chat_template in its tokenizer's files), so "
-                "it cannot chat; logits() and generate_ids() work"
+                f"{self.name} has no {lacks}, so it cannot chat; logits() and generate_ids() work"
             )
         if options.adapter is not None:
             raise UsageError(
