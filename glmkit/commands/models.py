@@ -223,12 +223,14 @@ def _folder(config: Config, name: str, kind: str | None) -> Path | None:
     path = Path(name).expanduser()
     if name.startswith((".", "/", "~")) or "\\" in name or path.is_absolute():
         return path
+    known = catalog.lookup(name, kind) is not None or store.get(config, name) is not None
     try:
-        if not path.exists():
+        there = path.exists()
+        # What is not there is taken for a path where the folder around it is.
+        if not there and (len(path.parts) < 2 or not path.parent.is_dir()):
             return None
     except (OSError, ValueError):
         return None
-    known = catalog.lookup(name, kind) is not None or store.get(config, name) is not None
     return None if known and not (path / "config.json").is_file() else path
 
 
