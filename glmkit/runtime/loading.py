@@ -108,7 +108,7 @@ def _planned(
     with located(folder):
         bits = bits_of(raw)
     _refuse_again(folder, quantize, bits or _own_bits(raw))
-    where = _device(device)
+    where = device_of(device)
     rounded = quantize is not None or bits is not None or "quantization_config" in raw
     return Plan(
         folder,
@@ -138,7 +138,11 @@ def _own_bits(raw: dict[str, Any]) -> int | None:
     return bits if bits in (4, 8) else None
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """Return the device of a name; None is the first CUDA device, else the processor.
+
+    :raises UsageError: if it cannot be used.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

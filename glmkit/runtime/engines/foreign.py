@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from ...errors import CheckpointError, MissingExtraError, UsageError
 from ...models.files import read_json
+from ..loading import device_of
 from ..pages import available_memory
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def opened(
     refuse_unknown(folder, raw)
     from transformers import AutoModelForCausalLM
 
-    where = _device(device)
+    where = device_of(device)
     chosen = _dtype(dtype, where, folder)
     with _explained(folder), _silent():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -138,18 +139,6 @@ def _silent() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used ({reason}); try 'cpu'") from error
-    return device
 
 
 def _dtype(name: str | None, device: torch.device, folder: Path) -> torch.dtype | str:
