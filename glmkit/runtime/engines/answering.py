@@ -12,6 +12,8 @@ from ...errors import GlmkitError, UsageError
 from ...types import Ask, Chunk, GenerationOptions, MessageLike, Reply, StreamedModel
 from ..answers import Answer
 from ..rows import Row
+from ..sampling import make_sampler
+from ..settings import Settings
 
 SLOTS = 8
 """Answers of a batch that run side by side."""
@@ -23,6 +25,13 @@ Column = tuple[Row, ...]
 class Answering(StreamedModel, ABC):
     """Answers conversations out of rows that are decoded side by side."""
 
+    settings: Settings
+
+    @property
+    @abstractmethod
+    def context_length(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+
     @abstractmethod
     def _answer(self, messages: Sequence[MessageLike], options: GenerationOptions) -> Answer:
         """Render a conversation and begin its answer."""
@@ -30,6 +39,28 @@ class Answering(StreamedModel, ABC):
     @abstractmethod
     def _decode(self, rows: Iterable[Row], *, slots: int) -> Generator[Column, None, None]:
         """Decode rows, at most ``slots`` at a time; yield once per step."""
+
+    def _room(self, options: GenerationOptions) -> int:
+        """Return how long a prompt may be: an answer is left an eighth of the context at least."""
+        return self.context_length - min(options.max_tokens, max(1, self.context_length // 8))
+
+    def _row(self, ids: list[int], options: GenerationOptions, sampling: GenerationOptions) -> Row:
+        """Begin a row; what the options leave open is as the model's authors want it."""
+        own = self.settings
+        return Row(
+            ids,
+            min(options.max_tokens, self.context_length - len(ids)),
+            own.stop_ids,
+            make_sampler(
+                temperature=_or(options.temperature, own.temperature),
+                top_p=_or(sampling.top_p, own.top_p),
+                top_k=int(_or(sampling.top_k, own.top_k)),
+                repetition_penalty=_or(options.repetition_penalty, own.repetition_penalty),
+                seed=options.seed,
+                prompt=ids,
+            ),
+            adapter=options.adapter,
+        )
 
     def stream(
         self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
@@ -140,3 +171,7 @@ def _each_with(
         if own is None:
             raise UsageError("there are fewer options than conversations; give one for each")
         yield each, own
+
+
+def _or(given: float | None, default: float) -> float:
+    return default if given is None else given

@@ -21,7 +21,7 @@ from ..decode import Column, Row, columns
 from ..dressing import Within
 from ..lora import AdapterSet, Choice
 from ..reuse import Kept, memory_of
-from ..sampling import StopText, make_sampler
+from ..sampling import StopText
 from ..settings import Settings
 from .adapted import Adapted
 from .answering import Answering
@@ -204,27 +204,9 @@ class LocalModel(Adapted, Answering):
             chat_format.reader(turns),
         )
 
-    def _room(self, options: GenerationOptions) -> int:
-        """Return how long a prompt may be: an answer is left an eighth of the context at least."""
-        return self.context_length - min(options.max_tokens, max(1, self.context_length // 8))
-
     def _row(self, ids: list[int], options: GenerationOptions, sampling: GenerationOptions) -> Row:
-        own = self.settings
         self._adapters.mix(options.adapter)  # refuses names that are not loaded, row by row
-        return Row(
-            ids,
-            min(options.max_tokens, self.context_length - len(ids)),
-            own.stop_ids,
-            make_sampler(
-                temperature=_or(options.temperature, own.temperature),
-                top_p=_or(sampling.top_p, own.top_p),
-                top_k=int(_or(sampling.top_k, own.top_k)),
-                repetition_penalty=_or(options.repetition_penalty, own.repetition_penalty),
-                seed=options.seed,
-                prompt=ids,
-            ),
-            adapter=options.adapter,
-        )
+        return super()._row(ids, options, sampling)
 
 
 class _Drawn(Iterator[Row]):
@@ -252,10 +234,6 @@ class _Drawn(Iterator[Row]):
 
     def _prefix(self, row: Row) -> object:
         return self._adapters.prefix_of(self._adapters.mix(row.adapter))
-
-
-def _or(given: float | None, default: float) -> float:
-    return default if given is None else given
 
 
 def _renderer(

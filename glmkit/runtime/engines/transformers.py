@@ -25,7 +25,7 @@ from ...models.tokenizers import Detokenizer, Tokenizer
 from ...types import GenerationOptions, Message, MessageLike
 from ..answers import Answer
 from ..rows import Row
-from ..sampling import StopText, make_sampler
+from ..sampling import StopText
 from ..settings import Settings
 from .answering import Answering, Column
 from .foreign import opened
@@ -58,7 +58,7 @@ class TransformersModel(Answering):
         self.tokenizer: Tokenizer | None = tokenizer
         self._renderer = renderer
         self._vocabulary = cast(Tensor, model.get_input_embeddings().weight).shape[0]
-        self.context_length = _context_length(model.config, tokenizer)
+        self._context_length = _context_length(model.config, tokenizer)
         self._takes = frozenset(inspect.signature(model.forward).parameters)
 
     def logits(
@@ -135,25 +135,10 @@ class TransformersModel(Answering):
             renderer.format.reader(turns),
         )
 
-    def _room(self, options: GenerationOptions) -> int:
-        """Return how long a prompt may be: an answer is left an eighth of the context at least."""
-        return self.context_length - min(options.max_tokens, max(1, self.context_length // 8))
-
-    def _row(self, ids: list[int], options: GenerationOptions, sampling: GenerationOptions) -> Row:
-        own = self.settings
-        return Row(
-            ids,
-            min(options.max_tokens, self.context_length - len(ids)),
-            own.stop_ids,
-            make_sampler(
-                temperature=_or(options.temperature, own.temperature),
-                top_p=_or(sampling.top_p, own.top_p),
-                top_k=int(_or(sampling.top_k, own.top_k)),
-                repetition_penalty=_or(options.repetition_penalty, own.repetition_penalty),
-                seed=options.seed,
-                prompt=ids,
-            ),
-        )
+    @property
+    def context_length(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+        return self._context_length
 
     def _decode(self, rows: Iterable[Row], *, slots: int) -> Generator[Column, None, None]:
         """Decode rows, ``slots`` at a time; yield once per step."""
@@ -234,10 +219,6 @@ class SideBySide:
 def _positions(mask: Tensor) -> Tensor:
     """Return the place of each real token in its row, (B, S); 0 for padding."""
     return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def _or(given: float | None, default: float) -> float:
-    return default if given is None else given
 
 
 def _context_length(config: Any, tokenizer: Wrapped | None) -> int:  # noqa: ANN401
