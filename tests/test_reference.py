@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from glmkit.models.prefix import beside_prefix
-from glmkit.runtime.cache import Front, KVCache, Span
+from glmkit.runtime.cache import KVCache
 from glmkit.runtime.decode import Row, columns
 from glmkit.runtime.loading import load_local
+from glmkit.runtime.past import Front, Span
 from glmkit.runtime.weights import Weights
 
 BASES = ("chatglm-6b-tiny", "chatglm2-6b-tiny", "chatglm3-6b-tiny", "glm-4-9b-tiny")

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..models.causal import CausalModel
-from .cache import Front, KVCache
+from .cache import KVCache
 from .entrance import Dress, Entrance, Plain
+from .past import Front
 from .reuse import Kept
 from .rows import Row as Row
 from .sampling import greedy

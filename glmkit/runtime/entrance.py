@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..models.causal import CausalModel
 from ..models.prefix import beside_prefix
-from .cache import KVCache, Span
+from .cache import KVCache
+from .past import Span
 from .reuse import LEAST, Entry, Kept, copied, shared, size_of
 from .rows import Row
 
