@@ -25,6 +25,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "_threads.h"
+
 enum { GROUP = 32, BLOCK = 8, MOST_COLUMNS = 1 << 20 };
 enum { PIECE = 8 };          /* blocks that a thread takes at a time */
 enum { WRITE, ADD, GATE };   /* an output o becomes y = o, y += o, or y = silu(first half) * second half */
@@ -213,103 +215,12 @@ AVX2 static void round_group(const float *x, int16_t *q, int16_t *rest, float *s
                   : NAN;
 }
 
-/* ---- sharing the blocks among threads ----
- *
- * A call lasts some microseconds, so waiting for a thread that the system has paused would cost a
- * hundred calls. Hence no barrier of all threads: a call ends when all pieces are done, whoever did
- * them, and the caller does pieces too. A thread without work spins shortly, then sleeps. After a
- * fork there are no helpers left and the caller does everything.
- */
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
-#define HAVE_HELPERS 1
-
-enum { MOST_HELPERS = 63, SPINS = 40000 };
-
-static pthread_mutex_t calling = PTHREAD_MUTEX_INITIALIZER; /* one call at a time has helpers */
-static pthread_mutex_t resting = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
-static const Product *shared;  /* what is being done; valid while a piece of it is claimed */
-static atomic_long open_pieces; /* not claimed yet */
-static atomic_long done_pieces;
-static atomic_int sleepers;
-static int helpers;
-#endif
-
 static long pieces_of(const Product *p) { return (p->blocks + PIECE - 1) / PIECE; }
 
-static void do_piece(const Product *p, long piece) {
+static void do_piece(void *work, long piece) {
+    const Product *p = work;
     const long end = (piece + 1) * PIECE < p->blocks ? (piece + 1) * PIECE : p->blocks;
     for (long block = piece * PIECE; block < end; block++) output_block(p, block);
-}
-
-#ifdef HAVE_HELPERS
-/* Claim and do one piece; 0 if none was left. Whoever claims holds the call open until it is done,
- * so `shared` cannot change in between. */
-static int help_once(void) {
-    long left = atomic_load(&open_pieces);
-    while (left > 0)
-        if (atomic_compare_exchange_weak(&open_pieces, &left, left - 1)) {
-            do_piece(shared, left - 1);
-            atomic_fetch_add(&done_pieces, 1);
-            return 1;
-        }
-    return 0;
-}
-
-static void *helper(void *none) {
-    for (;;) {
-        for (int spins = 0; spins < SPINS; spins++) {
-            if (help_once()) spins = 0;
-            _mm_pause();
-        }
-        pthread_mutex_lock(&resting);
-        atomic_fetch_add(&sleepers, 1);
-        while (atomic_load(&open_pieces) == 0) pthread_cond_wait(&wake, &resting);
-        atomic_fetch_sub(&sleepers, 1);
-        pthread_mutex_unlock(&resting);
-    }
-    return none;
-}
-
-static void hire(int wanted) {
-    pthread_t thread;
-    for (; helpers < wanted && helpers < MOST_HELPERS; helpers++) {
-        if (pthread_create(&thread, NULL, helper, NULL)) return;
-        pthread_detach(thread);
-    }
-}
-
-static void do_together(const Product *p, int threads) {
-    const long pieces = pieces_of(p);
-    hire(threads - 1);
-    shared = p;
-    atomic_store(&done_pieces, 0);
-    atomic_store(&open_pieces, pieces);
-    if (atomic_load(&sleepers)) {
-        pthread_mutex_lock(&resting);
-        pthread_cond_broadcast(&wake);
-        pthread_mutex_unlock(&resting);
-    }
-    while (help_once()) continue;
-    for (long spins = 0; atomic_load(&done_pieces) < pieces; spins++) {
-        _mm_pause();
-        if (spins > SPINS) sched_yield(); /* a helper was paused in the middle of a piece */
-    }
-}
-#endif
-
-static void do_all(const Product *p, int threads) {
-#ifdef HAVE_HELPERS
-    if (threads > 1 && pieces_of(p) > 1 && !pthread_mutex_trylock(&calling)) {
-        do_together(p, threads);
-        pthread_mutex_unlock(&calling);
-        return;
-    }
-#endif
-    for (long piece = 0; piece < pieces_of(p); piece++) do_piece(p, piece);
 }
 
 static int multiply_all(Product *p, const float *x, const float *norm, float eps, int threads,
@@ -327,7 +238,7 @@ static int multiply_all(Product *p, const float *x, const float *norm, float eps
         for (long at = 0; at < places; at++)
             round_group(x + at * GROUP, q + at * GROUP, fine ? q + (places + at) * GROUP : NULL,
                         numbers + at, numbers + places + at);
-        do_all(p, threads);
+        share_out(do_piece, p, pieces_of(p), threads);
     }
     free(q);
     free(numbers);
