@@ -1,9 +1,9 @@
-"""How much memory a model takes, foretold from its shape."""
+"""How much memory the weights of a model take, foretold from its shape."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -26,13 +26,81 @@ class Memory:
 
 
 @dataclass
-class _Counts:
-    """Numbers by what becomes of them."""
+class Numbers:
+    """How many numbers a part of a model holds, by what becomes of them."""
 
     matrices: int = 0
+    """In linears, which may be quantised."""
     rows: int = 0
+    """Of these matrices."""
     small: int = 0
+    """In norms and biases."""
+
+    def size(self, each: int, quantize: str | None = None) -> int:
+        """Return the bytes that the part takes.
+
+        :param each: bytes of a number that is not quantised.
+        :param quantize: ``"int8"`` (a scale for each row), ``"int4"`` (a scale and a minimum for
+            each group) or None.
+        """
+        if quantize is None:
+            return each * (self.matrices + self.small)
+        if quantize == "int8":
+            return self.matrices + 2 * self.rows + each * self.small
+        return self.matrices // 2 + 2 * 2 * self.matrices // GROUP + each * self.small
+
+    def take(self, module: nn.Module) -> None:
+        """Count a module's own parameters."""
+        total = sum(each.numel() for each in module.parameters(recurse=False))
+        if isinstance(module, nn.Linear):
+            self.matrices += module.weight.numel()
+            self.rows += module.out_features
+            total -= module.weight.numel()
+        self.small += total
+
+
+@dataclass
+class Anatomy:
+    """The parts of a model that may lie on different devices."""
+
+    config: ModelConfig
+    layer: Numbers = field(default_factory=Numbers)
+    """One block; they are alike."""
+    head: Numbers = field(default_factory=Numbers)
+    norm: Numbers = field(default_factory=Numbers)
+    """The last one, in front of the head."""
     prefix: int = 0
+    """Numbers of a P-Tuning prefix."""
+    linears: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """The linears of one block by the last part of their names: columns, rows."""
+
+    @property
+    def scores(self) -> int:
+        """Numbers of the token table, and of the head."""
+        return self.config.vocab_size * self.config.hidden_size
+
+
+def anatomy(model: CausalModel) -> Anatomy:
+    """Return the parts of a model.
+
+    :param model: on the meta device.
+    """
+    found = Anatomy(model.config)
+    for stem, module in leaves(model):
+        if stem == model.EMBEDDING:
+            continue
+        if stem.startswith(PREFIX):
+            found.prefix += sum(each.numel() for each in module.parameters(recurse=False))
+        elif ".layers.0." in stem:
+            found.layer.take(module)
+            if isinstance(module, nn.Linear):
+                size = (module.in_features, module.out_features)
+                found.linears[stem.rpartition(".")[2]] = size
+        elif stem == model.HEAD:
+            found.head.take(module)
+        elif ".layers." not in stem:
+            found.norm.take(module)
+    return found
 
 
 def footprint(model: CausalModel, table: int) -> Memory:
@@ -41,51 +109,35 @@ def footprint(model: CausalModel, table: int) -> Memory:
     :param model: on the meta device.
     :param table: bytes of the token table as it is stored.
     """
-    counts = _counted(model)
+    parts = anatomy(model)
     config = model.config
-    head = config.vocab_size * config.hidden_size
-    kept = table + 4 * counts.prefix
-    rounded = head + 2 * config.vocab_size  # int8 also under int4: it costs most quality
-    scales = 2 * counts.rows
+    kept = table + 4 * parts.prefix
+    plain = (("float32", 4), ("bfloat16", 2), ("float16", 2))
     return Memory(
-        {
-            **{
-                dtype: _plain(counts, size, head, table, tied=config.tied_head) + kept
-                for dtype, size in (("float32", 4), ("bfloat16", 2), ("float16", 2))
-            },
-            "int8": counts.matrices + scales + 2 * counts.small + rounded + kept,
-            "int4": counts.matrices // 2
-            + 2 * 2 * counts.matrices // GROUP
-            + 2 * counts.small
-            + rounded
-            + kept,
-        },
+        {dtype: _plain(parts, size, table) + kept for dtype, size in plain}
+        | {bits: _blocks(parts, 2, bits) + parts.head.size(2, "int8") + kept for bits in _ROUNDED},
         {dtype: size * _cache(config) for dtype, size in (("float32", 4), ("float16", 2))},
     )
 
 
-def _plain(counts: _Counts, size: int, head: int, table: int, *, tied: bool) -> int:
+_ROUNDED = ("int8", "int4")
+"""The head gets int8 also under int4: rounding it costs most quality."""
+
+
+def _plain(parts: Anatomy, size: int, table: int) -> int:
     """Return bytes beside the token table; a tied head shares it where the dtype is the same."""
-    own_head = 0 if tied and table == size * head else size * head
-    return size * (counts.matrices + counts.small) + own_head
+    shared = parts.config.tied_head and table == size * parts.scores
+    return _blocks(parts, size, None) + (0 if shared else parts.head.size(size))
 
 
-def _counted(model: CausalModel) -> _Counts:
-    counts = _Counts()
-    for stem, module in leaves(model):
-        if stem in (model.HEAD, model.EMBEDDING):
-            continue
-        total = sum(each.numel() for each in module.parameters(recurse=False))
-        if stem.startswith(PREFIX):
-            counts.prefix += total
-        elif isinstance(module, nn.Linear):
-            counts.matrices += module.weight.numel()
-            counts.rows += module.out_features
-            counts.small += total - module.weight.numel()
-        else:
-            counts.small += total
-    return counts
+def _blocks(parts: Anatomy, size: int, quantize: str | None) -> int:
+    return parts.config.layers * parts.layer.size(size, quantize) + parts.norm.size(size)
 
 
 def _cache(config: ModelConfig) -> int:
-    return 2 * config.layers * config.kv_heads * config.head_dim * TOKENS
+    return cached_per_token(config) * config.layers * TOKENS
+
+
+def cached_per_token(config: ModelConfig) -> int:
+    """Return how many numbers a token leaves in the cache of one layer."""
+    return 2 * config.kv_heads * config.head_dim
