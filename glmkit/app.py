@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -17,6 +17,7 @@ from .plugins import Plugins, Registry, Spec, load_target
 if TYPE_CHECKING:
     from .runtime.adapters import Adapter
     from .runtime.engines.local import LocalModel
+    from .runtime.engines.ray.cluster import Cluster
     from .sources import Located
     from .types import ChatModel, Encoder, GenerationOptions, Progress
 
@@ -89,6 +90,7 @@ class Glmkit:
         adapter_alpha: float | None = None,
         family: str | None = None,
         engine: str | None = None,
+        cluster: Cluster | None = None,
     ) -> ChatModel:
         """Load a chat model by catalog name, hub id, folder, or the name a plugin gave it.
 
@@ -99,8 +101,9 @@ class Glmkit:
         :param adapter: a LoRA folder or file, or a P-Tuning prefix folder, to put on.
         :param adapter_alpha: LoRA's alpha, for raw files that record none.
         :param family: what the model is (``chatglm2``, ``chatglm3``, ...); None: as its files say.
-        :param engine: what runs it: ``local`` for GLMs, ``transformers`` for all others; None: as
-            configured, else the one that suits the folder.
+        :param engine: what runs it: ``local`` for GLMs, ``transformers`` for all others, ``ray``
+            for batches on many machines; None: as configured, else the one that suits the folder.
+        :param cluster: for the engine ``ray``: where its workers run.
         :raises UnknownNameError: if nobody knows the name.
         :raises SourceError: if it was never pulled.
         :raises CheckpointError: if the files are not a model that can run.
@@ -109,6 +112,8 @@ class Glmkit:
         spec = self._models.get(name)
         given: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize}
         given |= {"adapter": adapter, "adapter_alpha": adapter_alpha, "family": family}
+        if (engine or self.config.engine) == RAY:
+            return self._on_cluster(name, cluster, given)
         given["engine"] = engine
         if spec is not None:
             _refuse_given(name, given)
@@ -127,8 +132,23 @@ class Glmkit:
 
         name = name or self.config.engine or suited(folder)
         if name not in ENGINES:
-            raise UnknownNameError("engine", name, ENGINES)
+            raise UnknownNameError("engine", name, [*ENGINES, RAY])
         return cast("Callable[..., ChatModel]", load_target(ENGINES[name]))
+
+    def _on_cluster(self, name: str, cluster: Cluster | None, given: dict[str, Any]) -> ChatModel:
+        """Return a model that workers load as this application would, each where it runs."""
+        from .runtime.engines.ray.model import NO_CHAT, RayModel
+
+        if cluster is None:
+            raise UsageError(NO_CHAT)
+        given["device"] = given["device"] or self.config.device
+        if given["device"] == "cpu" and cluster.gpus_per_worker is None:
+            cluster = replace(cluster, gpus_per_worker=0)
+        folder = Path(name).expanduser()
+        if (folder / "config.json").is_file():
+            name = str(folder.resolve())  # workers do not run in this folder
+        load = partial(load_on_worker, self.config.portable(), name, given)
+        return RayModel(load, name=name, cluster=cluster)
 
     def _read_adapter(self, path: Path, model: LocalModel, alpha: float | None) -> Adapter:
         """Let the plugins read an adapter, ours last."""
@@ -183,6 +203,22 @@ class Glmkit:
             policy=policy,
             settings=settings,
         )
+
+
+RAY = "ray"
+
+
+def load_on_worker(
+    config: Mapping[str, Any], name: str, given: Mapping[str, Any], device: str | None
+) -> ChatModel:
+    """Load a model in another process, possibly on another machine.
+
+    :param config: what :meth:`Config.portable` returned.
+    :param given: the options of :meth:`Glmkit.load_model`.
+    :param device: what to use if they name none; None picks.
+    """
+    app = Glmkit(Config(**config, device=device))
+    return app.load_model(name, **{key: each for key, each in given.items() if each is not None})
 
 
 def _refuse_given(name: str, given: Mapping[str, object]) -> None:

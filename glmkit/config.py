@@ -77,6 +77,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "hf_endpoint": Setting(_text, ("HF_ENDPOINT",)),
         "hf_token": Setting(_text, ("HF_TOKEN",), in_file=False),
         "modelscope_endpoint": Setting(_text, ("MODELSCOPE_ENDPOINT",)),
+        "ray_address": Setting(_text, ("RAY_ADDRESS",)),
     }
 )
 
@@ -97,7 +98,7 @@ class Config:
     """What ``model`` is (``chatglm2``, ``chatglm3``, ...); None: as its files say."""
     encoder: str = "default"
     engine: str | None = None
-    """What runs the model: ``local``, ``transformers``; None picks by the folder."""
+    """What runs the model: ``local``, ``transformers``, ``ray``; None picks by the folder."""
     device: str | None = None
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None picks the best one here."""
     offline: bool = False
@@ -108,6 +109,8 @@ class Config:
     hf_endpoint: str | None = None
     hf_token: str | None = field(default=None, repr=False)
     modelscope_endpoint: str | None = None
+    ray_address: str = "local"
+    """The cluster of the ray engine: ``local``, ``auto`` or ``HOST:PORT``."""
     generation: GenerationOptions = GenerationOptions()
     plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _EMPTY)
     """The ``[plugins.<name>]`` tables, checked by the plugins themselves."""
@@ -141,6 +144,14 @@ class Config:
             if value is not None
         }
         return cls(**values)
+
+    def portable(self) -> dict[str, Any]:
+        """Return what another machine needs to find and load the same models: no engine, no key."""
+        plain = {name: getattr(self, name) for name in _PORTABLE}
+        return plain | {"plugins": {name: dict(table) for name, table in self.plugins.items()}}
+
+
+_PORTABLE = ("home", "model", "family", "offline", "plugins_allowed")
 
 
 def _read_file(file: Path | None, environment: Mapping[str, str]) -> dict[str, Any]:

@@ -353,6 +353,20 @@ class Answers(Protocol):
         ...
 
 
+def answered(
+    model: ChatModel, asked: Iterable[Ask], *, concurrency: int | None = None
+) -> Iterator[tuple[int, Reply | GlmkitError]]:
+    """Yield (key, reply) as any model answers, side by side if it can."""
+    if isinstance(model, Answers):
+        yield from model.answers(asked, concurrency=concurrency)
+        return
+    for ask in asked:
+        try:
+            yield ask.key, model.reply(ask.messages, ask.options)
+        except GlmkitError as error:
+            yield ask.key, error
+
+
 @runtime_checkable
 class InspectableModel(ChatModel, Protocol):
     """A chat model that runs in this process and lets one look at its scores."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import GlmkitError, UsageError
-from ..types import Answers, Ask, GenerationOptions, Progress, Reply, ToolCall
+from ..types import Ask, GenerationOptions, Progress, Reply, ToolCall, answered
 from .journal import KEY, Journal
 from .rows import BatchRow, Reading, count_rows, plain_errors, read_rows
 
@@ -143,7 +143,7 @@ def run_job(model: ChatModel, job: Job) -> Generator[Progress, None, Summary]:
         _refuse_clash(first.columns, job)
     with Journal(job.output, job.identity(), retry_errors=job.retry_errors) as journal:
         run = _Run(job, journal)
-        for key, reply in _answers(model, run.asked(), job):
+        for key, reply in answered(model, run.asked(), concurrency=job.concurrency):
             run.settle(key, reply)
             yield run.progress(total)
         yield run.progress(total)
@@ -212,19 +212,6 @@ class _Run:
         return Progress(
             f"answering {self.job.input.name}", self.journal.done.count, total, note=note
         )
-
-
-def _answers(
-    model: ChatModel, asked: Iterator[Ask], job: Job
-) -> Iterator[tuple[int, Reply | GlmkitError]]:
-    if isinstance(model, Answers):
-        yield from model.answers(asked, concurrency=job.concurrency)
-        return
-    for ask in asked:
-        try:
-            yield ask.key, model.reply(ask.messages, ask.options)
-        except GlmkitError as error:
-            yield ask.key, error
 
 
 def _refuse_clash(columns: Mapping[str, Any], job: Job) -> None:

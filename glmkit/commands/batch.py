@@ -15,6 +15,7 @@ from .options import LOADING, SAMPLING, given_of, model_options, sampling_option
 if TYPE_CHECKING:
     from ..app import Glmkit
     from ..batch.job import Summary
+    from ..runtime.engines.ray.cluster import Cluster
     from ..types import ChatModel
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -48,6 +49,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--limit", type=click.IntRange(1), help="Only the first rows.")
 @click.option("--response-column", default="response", show_default=True, help="For the answer.")
 @click.option("--retry-errors", is_flag=True, help="Ask rows again that failed before.")
+@click.option("--workers", type=click.IntRange(1), help="Engine ray: how many load the model.")
+@click.option(
+    "--ray-address",
+    help="Engine ray: local (this machine, the default), auto, or HOST:PORT of the cluster's head.",
+)
+@click.option("--gpus-per-worker", type=float, help="Engine ray: GPUs of each; may be a fraction.")
+@click.option("--cpus-per-worker", type=click.IntRange(1), help="Engine ray: CPUs of each.")
 @model_options
 @sampling_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
@@ -88,7 +96,7 @@ def batch(
         **given_of(given, _JOB),
     )
     alpha = given.pop("adapter_alpha") if adapters else None
-    loaded = app.load_model(model, **given_of(given, LOADING))
+    loaded = app.load_model(model, **given_of(given, LOADING), cluster=_cluster(app, given))
     _put_on(loaded, adapters, alpha)
     summary = app.watch(run_job(loaded, job))
     _report(summary, output, as_json)
@@ -99,11 +107,39 @@ def batch(
 _JOB = ("order", "concurrency", "limit", "response_column", "retry_errors")
 
 
+_CLUSTER = ("workers", "gpus_per_worker", "cpus_per_worker")
+
+
+def _cluster(app: Glmkit, given: dict[str, Any]) -> Cluster | None:
+    """Return where the ray engine works; None for another engine.
+
+    :raises UsageError: if that is said for another engine.
+    """
+    from ..runtime.engines.ray.cluster import Cluster
+
+    said = given_of(given, (*_CLUSTER, "ray_address"))
+    if (given.get("engine") or app.config.engine) == "ray":
+        address = given.get("ray_address") or app.config.ray_address
+        return Cluster(address, **given_of(given, _CLUSTER))
+    if said:
+        option = "--" + next(iter(said)).replace("_", "-")
+        raise UsageError(f"{option} belongs to --engine ray; give both or neither")
+    return None
+
+
 def _loading(app: Glmkit, given: dict[str, Any]) -> dict[str, Any]:
-    """Return how the model is loaded, as far as its answers depend on it."""
+    """Return how the model is loaded, as far as its answers depend on it.
+
+    A worker of the ray engine answers as this machine would: a job may go on there and back.
+    """
     configured = {"engine": app.config.engine, "family": app.config.family}
     names = (each for each in LOADING if each != "device")
-    return {each.replace("_", " "): given.get(each) or configured.get(each) for each in names}
+    loading = {each.replace("_", " "): given.get(each) or configured.get(each) for each in names}
+    return loading | {"engine": None if loading["engine"] in _SAME else loading["engine"]}
+
+
+_SAME = ("local", "ray")
+"""Engines that answer as the one does that suits the model."""
 
 
 def _put_on(model: ChatModel, adapters: tuple[str, ...], alpha: float | None) -> None:

@@ -23,7 +23,8 @@ _MODEL = (
         "--family", help="What the model is, where its files do not say: chatglm2, chatglm3..."
     ),
     click.option(
-        "--engine", help="What runs the model: local or transformers; default: what suits it."
+        "--engine",
+        help="What runs the model: local, transformers or (batch only) ray; default: what suits.",
     ),
 )
 _SAMPLING = (

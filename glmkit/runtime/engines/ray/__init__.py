@@ -1,0 +1,1 @@
+"""The ray engine: rows of a batch job shared out to workers on many machines."""
