@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         MissingExtraError as MissingExtraError,
         OfflineError as OfflineError,
         PluginError as PluginError,
+        ServerError as ServerError,
         SourceError as SourceError,
         UnknownNameError as UnknownNameError,
         UsageError as UsageError,
@@ -66,6 +67,9 @@ if TYPE_CHECKING:
         Adapter as Adapter,
         LowRank as LowRank,
         read_adapter as read_adapter,
+    )
+    from .servers import (
+        Server as Server,
     )
     from .types import (
         Answers as Answers,
@@ -106,6 +110,7 @@ _HOMES = {
         "MissingExtraError",
         "OfflineError",
         "PluginError",
+        "ServerError",
         "SourceError",
         "UnknownNameError",
         "UsageError",
@@ -114,6 +119,7 @@ _HOMES = {
     "plugins": ("Plugins", "RegisterCommand", "RegisterSpec", "Spec"),
     "repl": ("Repl",),
     "runtime.adapters": ("Adapter", "LowRank", "read_adapter"),
+    "servers": ("Server",),
     "types": (
         "Answers",
         "Ask",

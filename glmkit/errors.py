@@ -11,8 +11,10 @@ traceback.
     ├── PluginError        a plugin broke, or two plugins claim one name
     ├── SourceError        a download failed, was cut short or has the wrong checksum
     │   └── OfflineError   the network is needed and switched off
+    ├── ServerError        a model server refuses, fails or cannot be reached
     ├── CheckpointError    files on disk are not a model that glmkit can run
     ├── MissingExtraError  an optional dependency is not installed
+    ├── OutOfMemoryError   the work needs more memory than there is
     └── DataError          documents, indexes or data sets that cannot be read
 """
 
@@ -75,6 +77,10 @@ class OfflineError(SourceError):
     """The network would be needed, and offline mode forbids it."""
 
 
+class ServerError(GlmkitError):
+    """A model server refuses a request, fails, or cannot be reached."""
+
+
 class CheckpointError(GlmkitError):
     """Files on disk are not a checkpoint that glmkit can run."""
 
@@ -91,6 +97,10 @@ class MissingExtraError(GlmkitError):
         super().__init__(
             f"{feature} needs {package}, which is not installed; run: pip install 'glmkit[{extra}]'"
         )
+
+
+class OutOfMemoryError(GlmkitError):
+    """The work needs more memory than there is."""
 
 
 class DataError(GlmkitError):
