@@ -6,8 +6,10 @@ size, V vocabulary. Positions are (B, T), or (B, 2, T) where an architecture cou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple, Protocol, cast
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -123,8 +125,29 @@ class CausalModel(nn.Module):
 
     @property
     def like(self) -> Tensor:
-        """An empty tensor of the dtype and on the device that the model computes with."""
+        """An empty tensor of the dtype that the model computes with, where its scores arise."""
         return cast(Tensor, self.norm.weight).detach()[:0]
+
+    @property
+    def stack(self) -> Stack:
+        """What holds the blocks."""
+        raise NotImplementedError
+
+    @property
+    def likes(self) -> list[Tensor]:
+        """For each block, an empty tensor of the dtype and on the device that it computes with."""
+        like, turns = self.like, self.stack.turns
+        if not turns:
+            return [like] * self.config.layers
+        return [like.to(each.device) for each in turns]
+
+    def where(self, stem: str) -> torch.device:
+        """Return the device that the module called ``stem`` computes on."""
+        number = re.search(r"\.layers\.(\d+)\.", stem)
+        turns = self.stack.turns
+        if number is None or not turns:
+            return self.like.device
+        return turns[int(number[1])].device
 
     def forward(
         self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None
@@ -145,19 +168,57 @@ class CausalModel(nn.Module):
         return self.scores(hidden)
 
 
+class Movable(Protocol):
+    """What blocks are given beside the stream."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Return the same on another device."""
+        ...
+
+
+class Turn(Protocol):
+    """How one block of a model runs that is spread over devices; see `runtime/carrying.py`."""
+
+    device: torch.device
+    """Where it computes."""
+
+    def brought(self) -> AbstractContextManager[None]:
+        """See that its weights are there while it runs."""
+        ...
+
+
 class Stack(nn.Module):
     """What holds the blocks, in ``layers``, and runs them one after another."""
 
     gradient_checkpointing = False
     """In training, a block's inner values are worked out again when gradients need them."""
     layers: nn.ModuleList
+    turns: Sequence[Turn] = ()
+    """One for each block, where they are on several devices or their weights elsewhere."""
 
-    def through(self, x: Tensor, seen: object) -> Tensor:
+    def through(self, x: Tensor, seen: Movable) -> Tensor:
         """Return ``x`` (B, T, hidden) after all blocks, which are called with it and ``seen``."""
-        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        if self.turns:
+            return self._spread(x, seen)
         for layer in self.layers:
-            x = self._gradient_checkpointing_func(layer, x, seen) if again else layer(x, seen)
+            x = self._run(layer, x, seen)
         return x
+
+    def _spread(self, x: Tensor, seen: Movable) -> Tensor:
+        """Do the same over several devices: what blocks are given moves where the next one is."""
+        at: dict[torch.device, Any] = {}
+        for layer, turn in zip(self.layers, self.turns, strict=True):
+            device = turn.device
+            if device not in at:
+                at[device] = seen.to(device)
+            with turn.brought():
+                x = self._run(layer, x.to(device), at[device])
+        return x
+
+    def _run(self, layer: nn.Module, x: Tensor, seen: object) -> Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(layer, x, seen)
+        return cast(Tensor, layer(x, seen))
 
     # transformers puts its own here under this name; see its ``gradient_checkpointing_enable``.
     def _gradient_checkpointing_func(self, layer: nn.Module, *inputs: object) -> Tensor:

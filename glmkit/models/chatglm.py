@@ -230,6 +230,11 @@ class ChatGlm(CausalModel):
         """The last norm."""
         return self.transformer.final_layernorm
 
+    @property
+    def stack(self) -> Stack:
+        """What holds the blocks."""
+        return self.transformer
+
     def start(self, ids: Tensor, real: Tensor | None = None) -> Start:
         """Place whole rows: positions (B, 2, T); the context before ``<sop>`` sees all of itself.
 

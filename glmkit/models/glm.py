@@ -293,6 +293,11 @@ class Glm(CausalModel):
         """The last norm."""
         return self.transformer.encoder.final_layernorm
 
+    @property
+    def stack(self) -> Stack:
+        """What holds the blocks."""
+        return self.transformer.encoder
+
     def start(self, ids: Tensor, real: Tensor | None = None) -> Start:
         """Place whole rows: positions (B, T), real tokens counted from 0."""
         if real is None or bool(real.all()):

@@ -161,7 +161,7 @@ class StoredEmbedding(nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look ``ids`` (B, T) up: (B, T, K)."""
-        return super().forward(ids).to(self.dtype)
+        return super().forward(ids.to(self.weight.device)).to(self.dtype)
 
 
 class QuantizedEmbedding(nn.Module):
@@ -174,8 +174,8 @@ class QuantizedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look ``ids`` (B, T) up: (B, T, K)."""
-        rows = ids.reshape(-1)
         table = self.table
+        rows = ids.reshape(-1).to(table.scale.device)
         if isinstance(table, Int4Weight):
             found: QuantizedWeight = Int4Weight(
                 table.nibbles[rows], table.scale[rows], table.minimum[rows]

@@ -37,6 +37,7 @@ class Front:
         device = cache.layers[0].device
         self.places = torch.tensor(lengths, device=device) + cache.ahead
         self.slots = torch.arange(self.rows, device=device)
+        self._at = {device: (self.slots, self.places)}
 
     def mask(self) -> Tensor | None:
         """Return which keys each row has, bool (B, 1, 1, S); None where all rows are even."""
@@ -53,8 +54,15 @@ class Front:
         if self.even:
             held[:, :, self.end - 1] = kv[:, 0]
         else:
-            held[self.slots, :, self.places] = kv[:, 0]
+            slots, places = self._index(held.device)
+            held[slots, :, places] = kv[:, 0]
         return _seen(held, self.end)
+
+    def _index(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the slots and their places on a device, moved once where layers are spread."""
+        if device not in self._at:
+            self._at[device] = self.slots.to(device), self.places.to(device)
+        return self._at[device]
 
 
 def _seen(held: Tensor, end: int) -> tuple[Tensor, Tensor]:
