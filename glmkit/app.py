@@ -13,6 +13,7 @@ from .config import Config
 from .console import drain
 from .errors import UnknownNameError, UsageError
 from .plugins import Plugins, Registry, Spec, load_target
+from .servers import Server
 
 if TYPE_CHECKING:
     from .runtime.adapters import Adapter
@@ -66,16 +67,27 @@ class Glmkit:
     def _encoders(self) -> Registry[Spec]:
         return self.plugins.encoders()
 
-    def describe_model(self, name: str | None = None) -> ModelInfo:
-        """Say what a model is without loading it.
+    def describe_model(
+        self,
+        name: str | None = None,
+        *,
+        engine: str | None = None,
+        server: Server | str | None = None,
+    ) -> ModelInfo:
+        """Say what a model is without loading it; the parameters are those of :meth:`load_model`.
 
         :raises UnknownNameError: if nobody knows the name.
         :raises SourceError: if it is known but was never pulled.
+        :raises ServerError: if a server has to be asked for its only model and cannot be.
         """
         name = name or self.config.model
         spec = self._models.get(name)
         if spec is not None:
             return ModelInfo(spec.name, spec.languages)
+        remote = self._server(engine, server)
+        if remote is not None:
+            model = self._connect(name, remote, {})
+            return ModelInfo(model.name, model.languages)
         located = self._locate(name, "model", self._models)
         return ModelInfo(located.name, located.languages)
 
@@ -91,6 +103,7 @@ class Glmkit:
         family: str | None = None,
         engine: str | None = None,
         cluster: Cluster | None = None,
+        server: Server | str | None = None,
     ) -> ChatModel:
         """Load a chat model by catalog name, hub id, folder, or the name a plugin gave it.
 
@@ -102,11 +115,16 @@ class Glmkit:
         :param adapter_alpha: LoRA's alpha, for raw files that record none.
         :param family: what the model is (``chatglm2``, ``chatglm3``, ...); None: as its files say.
         :param engine: what runs it: ``local`` for GLMs, ``transformers`` for all others, ``ray``
-            for batches on many machines; None: as configured, else the one that suits the folder.
+            for batches on many machines, ``openai`` for what a server runs; None: as configured,
+            else the one that suits the folder.
         :param cluster: for the engine ``ray``: where its workers run.
+        :param server: for the engine ``openai``, which it implies: the server's address, or all
+            about it; None: as configured. The server knows ``name``; with the default model it is
+            asked for the only one that it has.
         :raises UnknownNameError: if nobody knows the name.
         :raises SourceError: if it was never pulled.
         :raises CheckpointError: if the files are not a model that can run.
+        :raises ServerError: if a server has to be asked for its only model and cannot be.
         """
         name = name or self.config.model
         spec = self._models.get(name)
@@ -114,9 +132,12 @@ class Glmkit:
         given |= {"adapter": adapter, "adapter_alpha": adapter_alpha, "family": family}
         if (engine or self.config.engine) == RAY:
             return self._on_cluster(name, cluster, given)
+        remote = self._server(engine, server) if spec is None else None
+        if remote is not None:
+            return self._connect(name, remote, given)
         given["engine"] = engine
         if spec is not None:
-            _refuse_given(name, given)
+            _refuse_given(name, {**given, "server": server})
             return cast("ChatModel", load_target(spec.loader)(name, self))
         located = self._locate(name, "model", self._models)
         given["device"] = device or self.config.device
@@ -149,6 +170,26 @@ class Glmkit:
             name = str(folder.resolve())  # workers do not run in this folder
         load = partial(load_on_worker, self.config.portable(), name, given)
         return RayModel(load, name=name, cluster=cluster)
+
+    def _server(self, engine: str | None, server: Server | str | None) -> Server | None:
+        """Return the server that shall answer; None where this machine does."""
+        engine = engine or (self.config.engine if server is None else OPENAI)
+        if engine == OPENAI:
+            own = self.config.openai
+            return replace(own, base_url=server) if isinstance(server, str) else server or own
+        if server is not None:
+            raise UsageError(
+                f"the engine {engine!r} asks no server; leave --base-url out, or --engine"
+            )
+        return None
+
+    def _connect(self, name: str, server: Server, given: Mapping[str, Any]) -> ChatModel:
+        """Return a model that a server runs."""
+        from .runtime.engines import ENGINES
+
+        connect = cast("Callable[..., ChatModel]", load_target(ENGINES[OPENAI]))
+        known = None if name == "default" else name
+        return connect(known, server, offline=self.config.offline, **given)
 
     def _read_adapter(self, path: Path, model: LocalModel, alpha: float | None) -> Adapter:
         """Let the plugins read an adapter, ours last."""
@@ -206,6 +247,7 @@ class Glmkit:
 
 
 RAY = "ray"
+OPENAI = "openai"
 
 
 def load_on_worker(
@@ -241,6 +283,7 @@ def load(
     adapter_alpha: float | None = None,
     family: str | None = None,
     engine: str | None = None,
+    server: Server | str | None = None,
 ) -> ChatModel:
     """Load a chat model; ``"default"`` is the embedded one, fetched on first use.
 
@@ -255,6 +298,7 @@ def load(
         adapter_alpha=adapter_alpha,
         family=family,
         engine=engine,
+        server=server,
     )
 
 

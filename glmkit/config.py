@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .errors import ConfigError, UsageError, nearest
+from .servers import Server
 from .types import GenerationOptions
 
 FILE_NAME = "glmkit.toml"
@@ -98,7 +99,7 @@ class Config:
     """What ``model`` is (``chatglm2``, ``chatglm3``, ...); None: as its files say."""
     encoder: str = "default"
     engine: str | None = None
-    """What runs the model: ``local``, ``transformers``, ``ray``; None picks by the folder."""
+    """What runs the model: ``local``, ``transformers``, ``ray``, ``openai``; None: what suits."""
     device: str | None = None
     """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None picks the best one here."""
     offline: bool = False
@@ -111,6 +112,8 @@ class Config:
     modelscope_endpoint: str | None = None
     ray_address: str = "local"
     """The cluster of the ray engine: ``local``, ``auto`` or ``HOST:PORT``."""
+    openai: Server = Server()
+    """The server of the openai engine: the ``[openai]`` table, OPENAI_BASE_URL, OPENAI_API_KEY."""
     generation: GenerationOptions = GenerationOptions()
     plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _EMPTY)
     """The ``[plugins.<name>]`` tables, checked by the plugins themselves."""
@@ -134,6 +137,7 @@ class Config:
         table = _read_file(file, environment)
         values: dict[str, Any] = {
             "generation": _generation(table.pop("generation", {})),
+            "openai": _server(table.pop("openai", {}), environment),
             "plugins": _plugin_tables(table.pop("plugins", {})),
         }
         values |= {key: _parse(key, value, f"key {key!r}") for key, value in table.items()}
@@ -175,6 +179,7 @@ def _read_file(file: Path | None, environment: Mapping[str, str]) -> dict[str, A
         ) from error
     known = {key for key, setting in SETTINGS.items() if setting.in_file} | {
         "generation",
+        "openai",
         "plugins",
     }
     refuse_unknown(table, known, where=str(path))
@@ -222,6 +227,24 @@ def _generation(table: object) -> GenerationOptions:
         return GenerationOptions(**table)
     except (TypeError, UsageError) as error:
         raise ConfigError(f"[generation]: {error}") from error
+
+
+_SERVER_VARIABLES = {"base_url": "OPENAI_BASE_URL", "api_key": "OPENAI_API_KEY"}
+
+
+def _server(table: object, environment: Mapping[str, str]) -> Server:
+    """Read the ``[openai]`` table; the key comes from the environment alone."""
+    if not isinstance(table, dict):
+        raise ConfigError("[openai] must be a table")
+    known = {each.name for each in fields(Server)} - {"api_key"}
+    if "api_key" in table:
+        raise ConfigError("[openai] holds no api_key, as files are shared; set OPENAI_API_KEY")
+    refuse_unknown(table, known, where="[openai]")
+    said = {name: environment.get(key, "").strip() for name, key in _SERVER_VARIABLES.items()}
+    try:
+        return Server(**{**table, **{name: each for name, each in said.items() if each}})
+    except UsageError as error:
+        raise ConfigError(f"[openai], OPENAI_BASE_URL or OPENAI_API_KEY: {error}") from error
 
 
 def _plugin_tables(tables: object) -> Mapping[str, Mapping[str, Any]]:

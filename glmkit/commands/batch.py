@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..app import Glmkit
     from ..batch.job import Summary
     from ..runtime.engines.ray.cluster import Cluster
+    from ..servers import Server
     from ..types import ChatModel
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -56,6 +57,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--gpus-per-worker", type=float, help="Engine ray: GPUs of each; may be a fraction.")
 @click.option("--cpus-per-worker", type=click.IntRange(1), help="Engine ray: CPUs of each.")
+@click.option(
+    "--requests-per-minute", type=float, help="Engine openai: most requests that begin in a minute."
+)
+@click.option(
+    "--tokens-per-minute", type=float, help="Engine openai: most tokens, asked and answered."
+)
 @model_options
 @sampling_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
@@ -96,7 +103,10 @@ def batch(
         **given_of(given, _JOB),
     )
     alpha = given.pop("adapter_alpha") if adapters else None
+    engine, given["server"] = _engine(app, given), _server(app, given)
     loaded = app.load_model(model, **given_of(given, LOADING), cluster=_cluster(app, given))
+    if engine == "openai":
+        job = replace(job, model=loaded.name)  # which the server may have been asked for
     _put_on(loaded, adapters, alpha)
     summary = app.watch(run_job(loaded, job))
     _report(summary, output, as_json)
@@ -127,15 +137,41 @@ def _cluster(app: Glmkit, given: dict[str, Any]) -> Cluster | None:
     return None
 
 
+_RATES = ("requests_per_minute", "tokens_per_minute")
+
+
+def _server(app: Glmkit, given: dict[str, Any]) -> Server | str | None:
+    """Return the server that was given; None: as configured.
+
+    :raises UsageError: if that is said for another engine.
+    """
+    rates, address = given_of(given, _RATES), given.get("server")
+    if rates and _engine(app, given) != "openai":
+        option = "--" + next(iter(rates)).replace("_", "-")
+        raise UsageError(f"{option} belongs to --engine openai; give both or neither")
+    if not rates:
+        return cast("str | None", address)
+    own = app.config.openai
+    return replace(own, base_url=address or own.base_url, **rates)
+
+
+def _engine(app: Glmkit, given: dict[str, Any]) -> str | None:
+    """Return the engine that was asked for; an address asks for one that has a server."""
+    return given.get("engine") or ("openai" if given.get("server") else app.config.engine)
+
+
 def _loading(app: Glmkit, given: dict[str, Any]) -> dict[str, Any]:
     """Return how the model is loaded, as far as its answers depend on it.
 
     A worker of the ray engine answers as this machine would: a job may go on there and back.
     """
-    configured = {"engine": app.config.engine, "family": app.config.family}
-    names = (each for each in LOADING if each != "device")
+    configured = {"engine": _engine(app, given), "family": app.config.family}
+    names = (each for each in LOADING if each not in ("device", "server"))
     loading = {each.replace("_", " "): given.get(each) or configured.get(each) for each in names}
-    return loading | {"engine": None if loading["engine"] in _SAME else loading["engine"]}
+    loading["engine"] = None if loading["engine"] in _SAME else loading["engine"]
+    if loading["engine"] == "openai" and app.config.openai.extra:
+        loading["extra of requests"] = dict(app.config.openai.extra)
+    return loading
 
 
 _SAME = ("local", "ray")

@@ -10,7 +10,10 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _MODEL = (
-    click.option("--model", help="Catalog name, hub id or folder; default: the configured model."),
+    click.option(
+        "--model",
+        help="Catalog name, hub id, folder, or what a server calls it; default: as configured.",
+    ),
     click.option("--device", help="cpu, cuda, cuda:1 or mps."),
     click.option("--dtype", help="float32, bfloat16 or float16; default: what suits the machine."),
     click.option(
@@ -24,7 +27,13 @@ _MODEL = (
     ),
     click.option(
         "--engine",
-        help="What runs the model: local, transformers or (batch only) ray; default: what suits.",
+        help="What runs the model: local, transformers, openai (a server) or (batch only) ray; "
+        "default: what suits.",
+    ),
+    click.option(
+        "--base-url",
+        "server",
+        help="Engine openai: address of the server, http://localhost:8000/v1 for example.",
     ),
 )
 _SAMPLING = (
@@ -37,7 +46,7 @@ _SAMPLING = (
     click.option("--repetition-penalty", type=float, help="Above 1 discourages repetition."),
     click.option("--seed", type=int, help="Same seed, same answer."),
 )
-LOADING = ("device", "dtype", "quantize", "adapter_alpha", "family", "engine")
+LOADING = ("device", "dtype", "quantize", "adapter_alpha", "family", "engine", "server")
 """The parameters of ``load_model`` that :func:`model_options` gives, beside the name."""
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 """The fields of ``GenerationOptions`` that :func:`sampling_options` gives."""

@@ -96,10 +96,11 @@ class Session:
             retriever, settings.top_k, settings.threshold, settings.log_unanswered
         )
         fallback = settings.when_missing == "fallback"
+        where = {name: (loading or {}).get(name) for name in ("engine", "server")}
         speaks = settings.answer != "extract" or fallback or model is not None
         self.answerer = AnsweringModel(
             lambda: app.load_model(model, **(loading or {})),
-            info=app.describe_model(model) if speaks else None,
+            info=app.describe_model(model, **where) if speaks else None,
             query=self.query,
             answer=settings.answer,
         )

@@ -11,9 +11,11 @@ ENGINES: Mapping[str, str] = MappingProxyType(
     {
         "local": "glmkit.runtime.loading:load_local",
         "transformers": "glmkit.runtime.engines.transformers:load_transformers",
+        "openai": "glmkit.remote.model:connect",
     }
 )
-"""Engine -> the function that loads a folder; all take the options of ``load_local``."""
+"""Engine -> the function that loads a folder; all take the options of ``load_local``. Only
+``openai`` takes the name of a model and its server."""
 
 OURS = frozenset(("chatglm", "glm", "glm4"))
 """Values of ``model_type`` that the local engine is for."""
