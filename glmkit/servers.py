@@ -79,6 +79,11 @@ class Server:
             return host == "localhost" or host.endswith(".localhost")
 
     @property
+    def plain(self) -> bool:
+        """Whether nothing lies between: no network, so no proxy, and no encryption."""
+        return self.local and self._parts.scheme == "http"
+
+    @property
     def shown(self) -> str:
         """The address for a person: without user, password and query."""
         parts = self._parts

@@ -7,7 +7,7 @@ Shape letters used across the project: B rows, T tokens, V vocabulary, N texts, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -355,7 +355,7 @@ class Answers(Protocol):
 
 def answered(
     model: ChatModel, asked: Iterable[Ask], *, concurrency: int | None = None
-) -> Iterator[tuple[int, Reply | GlmkitError]]:
+) -> Generator[tuple[int, Reply | GlmkitError], None, None]:
     """Yield (key, reply) as any model answers, side by side if it can."""
     if isinstance(model, Answers):
         yield from model.answers(asked, concurrency=concurrency)

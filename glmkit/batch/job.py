@@ -7,6 +7,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -143,9 +144,11 @@ def run_job(model: ChatModel, job: Job) -> Generator[Progress, None, Summary]:
         _refuse_clash(first.columns, job)
     with Journal(job.output, job.identity(), retry_errors=job.retry_errors) as journal:
         run = _Run(job, journal)
-        for key, reply in answered(model, run.asked(), concurrency=job.concurrency):
-            run.settle(key, reply)
-            yield run.progress(total)
+        # Closed at once where writing fails: nothing goes on answering what nobody takes.
+        with closing(answered(model, run.asked(), concurrency=job.concurrency)) as answers:
+            for key, reply in answers:
+                run.settle(key, reply)
+                yield run.progress(total)
         yield run.progress(total)
     return run.summary
 
