@@ -129,13 +129,13 @@ def test_batch_is_lazy_and_in_order(model):
     drawn = []
 
     def conversations():
-        for at in range(60):
+        for at in range(200):
             drawn.append(at)
             yield ask(f"number {at}")
 
     replies = model.batch(conversations(), GenerationOptions(max_tokens=3, temperature=0))
     first = next(replies)
-    assert len(drawn) < 60
+    assert len(drawn) < 200
     assert first == model.reply(ask("number 0"), GenerationOptions(max_tokens=3, temperature=0))
     replies.close()
 

@@ -178,8 +178,8 @@ def test_steps_over_the_cache(case_of):
 def stepped(model, prompt, forced):
     """Feed a prompt, then single tokens; return the scores of each of these."""
     prefix = model.prefix() if model.prefix is not None else None
-    cache = KVCache(model.config, 1, like=model.like, prefix=prefix)
-    cache.reserve(prompt.shape[1] + 16)
+    cache = KVCache(model.config, 1, likes=[model.like] * model.config.layers, prefix=prefix)
+    cache.reserve(1, prompt.shape[1] + 16)
     positions, mask = model.start(prompt)
     if cache.ahead:
         mask = beside_prefix(mask, cache.ahead, prompt)

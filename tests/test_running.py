@@ -122,8 +122,10 @@ def test_scores_that_are_no_numbers_leave_nothing_behind(folder):
     weight = model.transformer.encoder.final_layernorm.weight
     sound = weight.clone()
     weight.data.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match="not numbers"):
-        next(steps)
+    (row,) = next(steps)
+    assert isinstance(row.error, CheckpointError)
+    assert "not numbers" in str(row.error)
+    assert list(steps) == []
     weight.data.copy_(sound)
     assert len(kept) == 0
 

@@ -1,34 +1,34 @@
-"""How rows come into the cache: prompts of like length together, what is known already taken over.
+"""How rows come into the cache: prompts of like length together, long ones in pieces.
 
-Shapes: B rows of a group, T new tokens of the longest of them, V vocabulary.
+What is known already is taken over. Shapes: B rows of a group, T new tokens of the longest of
+them, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import OutOfMemoryError
 from ..models.causal import CausalModel
 from ..models.prefix import beside_prefix
 from .cache import KVCache
+from .memory import gibibytes, ran_out
 from .past import Span
-from .reuse import LEAST, Entry, Kept, copied, shared, size_of
+from .reuse import Entry, Kept, copied, size_of
 from .rows import Row
+from .waiting import Waiting, Waitlist, needs
 
 PER_STEP = 2048
-"""Prompt tokens, pads included, that join in one step while others wait for their next token."""
+"""Prompt tokens, pads included, that join in one step."""
 
-_TRIED = 8
-"""Running rows that a new one is compared with: what many share, any of them has."""
-
-_EVEN = 0.7
-"""Prompts run together if the shortest has this share of the longest: the rest would be pads."""
+BESIDE = {"cpu": 256}
+"""The same while other rows wait for their next token, by device; elsewhere :data:`PER_STEP`."""
 
 
 class Dress(Protocol):
@@ -62,24 +62,6 @@ class Plain:
         """Need nothing."""
 
 
-@dataclass(eq=False)
-class _Waiting:
-    """A row that was drawn and has no slot yet."""
-
-    row: Row
-    ids: np.ndarray
-    worn: Hashable
-    known: int = 0
-    """Tokens whose keys and values are taken over."""
-    source: int | Entry | None = None
-    """From where: the slot of a running row, or an entry."""
-
-    @property
-    def left(self) -> int:
-        """Tokens still to be computed."""
-        return len(self.ids) - self.known
-
-
 class Entrance:
     """Draws rows as slots come free, and prefills them."""
 
@@ -87,35 +69,47 @@ class Entrance:
         self,
         model: CausalModel,
         cache: KVCache,
-        rows: Iterator[Row],
+        rows: Iterator[Row | None],
         dress: Dress,
         kept: Kept | None = None,
     ) -> None:
         self.model, self.cache, self.dress = model, cache, dress
         self.kept = kept if model.REUSABLE else None
-        self._rows = rows
-        self._ready: list[_Waiting] = []
-        self._inside: dict[Row, _Waiting] = {}
+        self._list = Waitlist(rows, reusable=model.REUSABLE, kept=kept)
+        self._inside: dict[Row, Waiting] = {}
         """What runs; in the order of the slots."""
+        self._entering: Waiting | None = None
+        """A row whose prompt comes in in pieces; its slot is the one behind the running rows."""
+        self._per_step = PER_STEP
+        self._ended: list[Row] = []
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing waits, and nothing can be drawn any more."""
+        return self._list.over and not self._list and self._entering is None
+
+    def ended(self) -> list[Row]:
+        """Return the rows that ended without ever running, since the last call."""
+        found, self._ended = self._ended, []
+        return found
 
     def join(self, running: list[Row]) -> list[Tensor]:
         """Bring rows in, as many as this step has room for; return their scores, each (B, V)."""
         self._inside = {row: self._inside[row] for row in running}  # in the order of the slots
-        self._draw(self.cache.slots - len(running))
-        room = PER_STEP
+        self._draw(len(running))
+        room = self._per_step
+        if running:
+            room = min(room, BESIDE.get(self.cache.layers[0].device.type, PER_STEP))
         scores: list[Tensor] = []
-        while self._ready:
-            group = self._group(room if running else max(room, self._ready[0].left))
-            if not group:
+        while room > 0 and (self._entering is not None or self._list):
+            group = [self._entering] if self._entering else self._admitted(running, room)
+            tokens = self._piece(group, room) if group else 0
+            if not tokens:
                 break
-            room -= len(group) * max(each.left for each in group)
-            try:
-                scores.append(self._prefill(group))
-            except BaseException:
-                for each in group:
-                    self.dress.end(each.row)
-                raise
-            running += [each.row for each in group]
+            found = self._tried(group, tokens, running)
+            room -= len(group) * tokens
+            if found is not None:
+                scores.append(found)
         return scores
 
     def leave(self, row: Row, slot: int) -> None:
@@ -123,89 +117,184 @@ class Entrance:
         waiting = self._inside[row]
         length = len(row.prompt) + max(0, len(row.new) - 1)
         layers = self.cache.layers
-        if self.kept is not None and self.kept.takes(length, size_of(layers, length)):
+        if row.error is not None:
+            self.cache.wipe(slot)
+        elif self.kept is not None and self.kept.takes(length, size_of(layers, length)):
             ahead = self.cache.ahead
             kv = copied(layers, slot, ahead, ahead + length)
             self.kept.add([*row.prompt, *row.new][:length], waiting.worn, kv)
         self.dress.end(row)
 
+    def end(self, row: Row, slot: int) -> None:
+        """Let a row go that ended without a token in this step."""
+        self.leave(row, slot)
+        self._ended.append(row)
+
+    def give_way(self, row: Row) -> None:
+        """Take a running row back to wait; what it has is computed again when there is room."""
+        worn = self._inside.pop(row).worn
+        ids = np.asarray([*row.prompt, *row.new], dtype=np.int64)
+        self._list.ready.insert(0, Waiting(row, ids, worn))
+
+    def withdraw(self) -> bool:
+        """Take the row that is coming in in pieces back to wait; tell whether there was one."""
+        if self._entering is None:
+            return False
+        self._list.ready.insert(0, self._entering)
+        self._entering = None
+        self.cache.close()
+        return True
+
+    def closed(self, slot: int) -> None:
+        """Close the slot behind the running rows, of which the last was at ``slot``."""
+        if self._entering is not None:
+            self.cache.move(slot + 1, slot, self._entering.known)
+        self.cache.close()
+
     def close(self) -> None:
         """Let the rows go that were drawn and never ran."""
-        while self._ready:
-            self.dress.end(self._ready.pop().row)
+        self.withdraw()
+        while self._list.ready:
+            self.dress.end(self._list.ready.pop().row)
 
-    def _draw(self, free: int) -> None:
-        while len(self._ready) < free:
-            row = next(self._rows, None)
+    def _draw(self, running: int) -> None:
+        self._sweep()
+        entering = self._entering is not None
+        while len(self._list.ready) < self.cache.slots - running - entering:
+            row = self._list.draw()
             if row is None:
                 return
             ids = np.asarray(row.prompt, dtype=np.int64)
-            self._ready.append(_Waiting(row, ids, self.dress.begin(row)))
+            self._list.ready.append(Waiting(row, ids, self.dress.begin(row)))
 
-    def _group(self, room: int) -> list[_Waiting]:
-        """Take rows out that run together; none if the first alone has no room."""
-        for each in self._ready:
-            self._look_up(each)
-        first = self._ready[0]
-        if first.left > room:
-            return []
-        if any(self._alike(first, each) for each in self._ready[1:]):
-            return [self._ready.pop(0)]  # the others begin with what it leaves
-        alike = [each for each in self._ready if each.known == first.known]
-        alike.sort(key=lambda each: -each.left)
-        start = next(at for at, each in enumerate(alike) if each.left * _EVEN <= first.left)
-        longest = alike[start].left
-        group = [each for each in alike[start:] if each.left >= longest * _EVEN]
-        group = group[: max(1, room // longest)]
-        group = group if first in group else [first, *group[:-1]]
-        self._ready = [each for each in self._ready if each not in group]
-        return group
+    def _sweep(self) -> None:
+        """Forget rows that were cancelled before they ran."""
+        if self._entering is not None and self._entering.row.finish is not None:
+            self.withdraw()
+        for each in [each for each in self._list.ready if each.row.finish is not None]:
+            self._list.take([each])
+            self._end(each)
 
-    def _alike(self, first: _Waiting, other: _Waiting) -> bool:
-        """Tell whether a row had better wait for what the first will leave in its slot."""
-        if not self.model.REUSABLE or first.worn != other.worn:
-            return False
-        return _useful(shared(first.ids, other.ids), other.ids) > other.known
+    def _end(self, waiting: Waiting) -> None:
+        self.dress.end(waiting.row)
+        self._ended.append(waiting.row)
 
-    def _look_up(self, waiting: _Waiting) -> None:
-        """Find what is known of a row's beginning."""
-        waiting.known, waiting.source = 0, None
-        if not self.model.REUSABLE:
-            return
-        if self.kept is not None:
-            length, entry = self.kept.find(waiting.ids, waiting.worn)
-            waiting.known, waiting.source = _useful(length, waiting.ids), entry
-        tried = 0
-        for slot, each in enumerate(self._inside.values()):
-            if each.worn == waiting.worn and each.ids[0] == waiting.ids[0] and tried < _TRIED:
-                tried += 1
-                length = _useful(shared(each.ids, waiting.ids), waiting.ids)
-                if length > waiting.known:
-                    waiting.known, waiting.source = length, slot
+    def _admitted(self, running: list[Row], room: int) -> list[Waiting]:
+        """Take a group out of those that wait, as far as the cache has room for it."""
+        while self._list:
+            group = self._list.group(self._inside)
+            most = self._most(group, running)
+            if most > 0:
+                whole = self._list.cut(group, min(most, max(1, room // group[0].left)))
+                self._list.take(whole)
+                return whole
+            if running:
+                return []
+            self._refuse(self._list.ready[0])
+        return []
 
-    def _prefill(self, group: list[_Waiting]) -> Tensor:
-        """Run the prompts of a group; return the scores (B, V) behind their last tokens."""
+    def _most(self, group: list[Waiting], running: list[Row]) -> int:
+        """Return how many more rows the cache has room for, if all get some tokens more."""
+        held = max((needs(row.length + 1, row) for row in running), default=0)
+        free = self.cache.room(max(held, *(each.needs for each in group))) - len(running)
+        if free < 1 and not running:
+            # Alone, it may come in with less than it may need in the end.
+            return min(1, self.cache.room(len(self._list.ready[0].ids) + 1))
+        return free
+
+    def _refuse(self, waiting: Waiting) -> None:
+        """End a row that can never run."""
+        tokens, cache = len(waiting.ids), self.cache
+        room = f"there is room for {gibibytes(cache.limit)}" if cache.limit else "memory ran out"
+        waiting.row.fail(
+            OutOfMemoryError(
+                f"a row of {tokens} tokens needs {gibibytes(cache.size_of(tokens + 1))} for its "
+                f"keys and values, and {room}; shorten it, free memory or load the model in "
+                "fewer bits"
+            )
+        )
+        self._list.take([waiting])
+        self._end(waiting)
+
+    def _piece(self, group: list[Waiting], room: int) -> int:
+        """Return how many tokens of each row of a group come in now."""
+        longest = max(each.left for each in group)
+        if longest <= room or not self.model.REUSABLE:
+            return longest
+        return room
+
+    def _tried(self, group: list[Waiting], tokens: int, running: list[Row]) -> Tensor | None:
+        """Let tokens in; where memory does not suffice, fewer come in from now on."""
+        try:
+            return self._let_in(group, tokens, running)
+        except BaseException as error:
+            self._back(group, running)
+            if not ran_out(error):
+                raise
+        self._slow_down(group, tokens, running)
+        return None
+
+    def _slow_down(self, group: list[Waiting], tokens: int, running: list[Row]) -> None:
+        """Let fewer tokens in at a time, or fewer rows, or give the row up that is too much."""
+        if len(group) > 1 or (tokens > 1 and self.model.REUSABLE):
+            self._per_step = max(1, min(self._per_step, len(group) * tokens) // 2)
+        elif running:
+            self.cache.slots = len(running)
+        else:
+            self._refuse(group[0])
+
+    def _back(self, group: list[Waiting], running: list[Row]) -> None:
+        """Take back what did not come in."""
+        self._entering = None
+        self.cache.used = len(running)
+        for each in group:
+            self._inside.pop(each.row, None)
+        self._list.ready[:0] = group
+
+    def _let_in(self, group: list[Waiting], tokens: int, running: list[Row]) -> Tensor | None:
+        """Run so many tokens of each row; return the scores (B, V), None if more is to come."""
+        if self._entering is None:
+            self._open(group, running)
+        whole = all(each.left <= tokens for each in group)
+        self._entering = None if whole else group[0]
+        scores = self._run(group, tokens, len(running), whole=whole)
+        if whole:
+            running += [each.row for each in group]
+            self._inside.update((each.row, each) for each in group)
+        else:
+            group[0].known += tokens
+        return scores
+
+    def _open(self, group: list[Waiting], running: list[Row]) -> None:
         cache = self.cache
-        cache.reserve(max(len(each.ids) + each.row.max_tokens for each in group))
-        slots = [cache.open() for _ in group]
-        for slot, each in zip(slots, group, strict=True):
-            self._take_over(slot, each)
+        held = max((row.length + 1 for row in running), default=0)
+        tokens = max(held, *(each.needs for each in group))
+        rows = len(running) + len(group)
+        if rows > cache.room(tokens):
+            tokens = max(held, *(len(each.ids) + 1 for each in group))
+        cache.reserve(rows, tokens)
+        for each in group:
+            self._take_over(cache.open(), each)
             each.row.place = self.model.placer(each.row.prompt)
-        start, tokens = group[0].known, max(each.left for each in group)
+
+    def _run(self, group: list[Waiting], tokens: int, slot: int, *, whole: bool) -> Tensor | None:
+        start = group[0].known
         ids = torch.zeros(len(group), tokens, dtype=torch.long)
         for at, each in enumerate(group):
-            ids[at, : each.left] = torch.from_numpy(each.ids[start:])
-        ids = ids.to(cache.layers[0].device)
+            piece = each.ids[start : start + tokens]
+            ids[at, : len(piece)] = torch.from_numpy(piece)
+        ids = ids.to(self.model.like.device)
         positions, mask = self._placed(ids, start)
-        span = Span(cache, slots[0], start, tokens, rows=len(group))
+        span = Span(self.cache, slot, start, tokens, rows=len(group))
         with self.dress([each.row for each in group]):
             hidden = self.model.hidden(
                 ids, positions, mask=mask, causal=mask is None and tokens > 1, past=span
             )
-            last = torch.tensor([each.left - 1 for each in group], device=ids.device)
-            scores = self.model.scores(hidden[torch.arange(len(group), device=ids.device), last])
-        self._inside.update((each.row, each) for each in group)
-        return scores
+            if not whole:
+                return None
+            last = torch.tensor([each.left - 1 for each in group], device=hidden.device)
+            rows = torch.arange(len(group), device=hidden.device)
+            return self.model.scores(hidden[rows, last])
 
     def _placed(self, ids: Tensor, start: int) -> tuple[Tensor, Tensor | None]:
         """Return positions and mask of new tokens behind ``start`` known ones."""
@@ -219,19 +308,10 @@ class Entrance:
         mask = torch.ones(tokens, before + tokens, dtype=torch.bool, device=ids.device)
         return positions, mask.tril(before)[None, None]
 
-    def _take_over(self, slot: int, waiting: _Waiting) -> None:
+    def _take_over(self, slot: int, waiting: Waiting) -> None:
         source, known, ahead = waiting.source, waiting.known, self.cache.ahead
         for layer, held in enumerate(self.cache.layers):
             if isinstance(source, Entry):
                 held[slot, :, ahead : ahead + known] = source.kv[layer][:, :known]
             elif source is not None:
                 held[slot, :, ahead : ahead + known] = held[source, :, ahead : ahead + known]
-
-
-def _useful(length: int, ids: np.ndarray) -> int:
-    """Return how many tokens of a common beginning are taken over.
-
-    The last token is always computed, for its scores; and whole blocks only, so that rows which
-    happen to agree in a word more than others still run together with them.
-    """
-    return min(length, len(ids) - 1) // LEAST * LEAST

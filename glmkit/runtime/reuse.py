@@ -13,10 +13,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
-
-from .pages import available_memory
 
 LEAST = 16
 """Tokens: fewer in common are not worth the copying."""
@@ -122,17 +119,9 @@ def _key(ids: np.ndarray, worn: Hashable) -> tuple[Hashable, bytes]:
     return worn, ids[:LEAST].tobytes()
 
 
-def memory_of(device: torch.device) -> int:
-    """Return how many bytes of memory a device has free, or the machine, for processors."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_memory()
-
-
 def copied(layers: Sequence[Tensor], slot: int, start: int, end: int) -> list[Tensor]:
     """Copy places ``start`` to ``end`` of a slot of every layer, each (slots, 2G, C, D)."""
-    with torch.inference_mode():
-        return [each[slot, :, start:end].clone() for each in layers]
+    return [each[slot, :, start:end].clone() for each in layers]
 
 
 def size_of(layers: Sequence[Tensor], tokens: int) -> int:

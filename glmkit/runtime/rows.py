@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, GlmkitError
 from ..models.causal import Placer
 from .sampling import Sampler, greedy
 
@@ -21,8 +25,10 @@ class Row:
     pick: Sampler = greedy
     new: list[int] = field(default_factory=list)
     """The tokens so far; a stop token is never among them."""
-    finish: Literal["stop", "length", "cancelled"] | None = None
+    finish: Literal["stop", "length", "cancelled", "error"] | None = None
     """Why the row ended. Whoever reads the columns may set it, and the row leaves."""
+    error: GlmkitError | None = None
+    """What went wrong, where the row ended in an error; the other rows go on."""
     place: Placer = int
     """Places the tokens behind the prompt; the model decides."""
     adapter: str | Mapping[str, float] | None = None
@@ -33,6 +39,11 @@ class Row:
         """How many of the row's tokens the cache holds, once a column was picked."""
         return len(self.prompt) + len(self.new) - 1
 
+    @property
+    def left(self) -> int:
+        """How many tokens it may still get."""
+        return self.max_tokens - len(self.new)
+
     def take(self, token: int) -> None:
         """Append a picked token, or end."""
         if token in self.stop_ids:
@@ -41,3 +52,24 @@ class Row:
         self.new.append(token)
         if len(self.new) >= self.max_tokens:
             self.finish = "length"
+
+    def fail(self, error: GlmkitError) -> None:
+        """End in an error."""
+        self.error, self.finish = error, "error"
+
+
+def pick(rows: Sequence[Row], scores: Tensor) -> None:
+    """Let every row pick from its scores, (B, V); one whose scores are no numbers fails."""
+    best, tokens = scores.max(-1)
+    sound = torch.isfinite(best).tolist()
+    for at, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+        if sound[at]:
+            row.take(token if row.pick is greedy else row.pick(scores[at]))
+        else:
+            row.fail(CheckpointError(_NOT_NUMBERS))
+
+
+_NOT_NUMBERS = (
+    "the model's scores are not numbers (NaN or infinite): its weights are damaged, or "
+    "they overflow in half precision; fetch them again or load with dtype='float32'"
+)

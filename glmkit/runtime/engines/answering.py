@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import repeat
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ...errors import GlmkitError, UsageError
 from ...types import Ask, Chunk, GenerationOptions, MessageLike, Reply, StreamedModel
@@ -15,15 +15,15 @@ from ..rows import Row
 from ..sampling import make_sampler
 from ..settings import Settings
 
-SLOTS = 8
-"""Answers of a batch that run side by side."""
-
 Column = tuple[Row, ...]
 """The rows that got a token, or ended, in one step."""
 
 
 class Answering(StreamedModel, ABC):
     """Answers conversations out of rows that are decoded side by side."""
+
+    SLOTS: ClassVar[int] = 64
+    """Answers of a batch that run side by side, where memory allows it."""
 
     settings: Settings
 
@@ -37,8 +37,11 @@ class Answering(StreamedModel, ABC):
         """Render a conversation and begin its answer."""
 
     @abstractmethod
-    def _decode(self, rows: Iterable[Row], *, slots: int) -> Generator[Column, None, None]:
-        """Decode rows, at most ``slots`` at a time; yield once per step."""
+    def _decode(self, rows: Iterable[Row | None], *, slots: int) -> Generator[Column, None, None]:
+        """Decode rows, at most ``slots`` at a time; yield once per step.
+
+        :param rows: None among them says that there is none for now.
+        """
 
     def _room(self, options: GenerationOptions) -> int:
         """Return how long a prompt may be: an answer is left an eighth of the context at least."""
@@ -68,6 +71,7 @@ class Answering(StreamedModel, ABC):
         """Yield the answer piece by piece; closing the iterator cancels it.
 
         :raises UsageError: at once, if the conversation cannot be answered or does not fit.
+        :raises GlmkitError: on the way, if the model fails or memory runs out.
         """
         return self._streamed(self._answer(messages, options or GenerationOptions()))
 
@@ -77,6 +81,8 @@ class Answering(StreamedModel, ABC):
                 piece = answer.advance()
                 if piece:
                     yield Chunk(piece)
+        if answer.row.error is not None:
+            raise answer.row.error
         yield answer.last()
 
     def batch(
@@ -97,38 +103,45 @@ class Answering(StreamedModel, ABC):
         )
         waiting: dict[int, Reply | GlmkitError] = {}
         due = 0
-        for key, reply in self.answers(asked):
-            waiting[key] = reply
-            while due in waiting:
-                done = waiting.pop(due)
-                if isinstance(done, GlmkitError):
-                    raise done
-                due += 1
-                yield done
+        with closing(self.answers(asked)) as answers:
+            for key, reply in answers:
+                waiting[key] = reply
+                while due in waiting:
+                    done = waiting.pop(due)
+                    if isinstance(done, GlmkitError):
+                        raise done
+                    due += 1
+                    yield done
 
     def answers(
         self, asked: Iterable[Ask], *, concurrency: int | None = None
-    ) -> Iterator[tuple[int, Reply | GlmkitError]]:
+    ) -> Generator[tuple[int, Reply | GlmkitError], None, None]:
         """Yield (key, reply) as answers finish; one that cannot be had is an error, not raised.
 
         :param concurrency: answers side by side; None: what suits the model.
         """
         queue = _Queue(self._answer, asked)
-        with closing(self._decode(queue, slots=concurrency or SLOTS)) as steps:
+        with closing(self._decode(queue, slots=concurrency or self.SLOTS)) as steps:
             for column in steps:
                 yield from queue.failed()
                 for row in column:
                     answer = queue.running[row].answer
                     answer.pieces.append(answer.advance())
                     if row.finish is not None:
-                        key = queue.running.pop(row).key
-                        yield key, Reply.join([*map(Chunk, answer.pieces), answer.last()])
+                        yield queue.running.pop(row).settled()
         yield from queue.failed()
 
 
 class _Begun(NamedTuple):
     key: int
     answer: Answer
+
+    def settled(self) -> tuple[int, Reply | GlmkitError]:
+        """Return what became of it."""
+        answer = self.answer
+        if answer.row.error is not None:
+            return self.key, answer.row.error
+        return self.key, Reply.join([*map(Chunk, answer.pieces), answer.last()])
 
 
 class _Queue:
@@ -143,12 +156,13 @@ class _Queue:
         self._begin, self._asked = begin, asked
         self._failed: list[tuple[int, GlmkitError]] = []
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Row | None]:
         for key, messages, options in self._asked:
             try:
                 answer = self._begin(messages, options)
             except GlmkitError as error:
                 self._failed.append((key, error))
+                yield None  # so that whoever reads the columns can settle it
                 continue
             self.running[answer.row] = _Begun(key, answer)
             yield answer.row

@@ -20,7 +20,8 @@ from ..answers import Answer
 from ..decode import Column, Row, columns
 from ..dressing import Within
 from ..lora import AdapterSet, Choice
-from ..reuse import Kept, memory_of
+from ..memory import memory_of
+from ..reuse import Kept
 from ..sampling import StopText
 from ..settings import Settings
 from .adapted import Adapted
@@ -99,20 +100,22 @@ class LocalModel(Adapted, Answering):
         """The vocabulary, where the folder has one."""
         return self._renderer.tokenizer if self._renderer else None
 
-    def _decode(self, rows: Iterable[Row], *, slots: int) -> Generator[Column, None, None]:
+    def _decode(self, rows: Iterable[Row | None], *, slots: int) -> Generator[Column, None, None]:
         drawn = _Drawn(iter(rows), self._adapters)
-        while drawn.more():
-            yield from self._columns(drawn, slots=slots)
+        for first in drawn.firsts():
+            if first is None:
+                yield ()
+            else:
+                yield from self._columns(first, drawn, slots=slots)
 
-    def _columns(self, rows: Iterator[Row], *, slots: int = 1) -> Generator[Column, None, None]:
+    def _columns(
+        self, first: Row, others: Iterable[Row | None] = (), *, slots: int = 1
+    ) -> Generator[Column, None, None]:
         """Decode rows, each with its own adapters, all with the prefix of the first."""
         own = self._adapters
-        first = next(rows)
         dress = Within(own, own.mix(first.adapter))
-        together = chain((first,), rows)
-        return columns(
-            self.model, together, slots=slots, dress=dress, kept=self._kept, lock=own.lock
-        )
+        rows = chain((first,), others)
+        return columns(self.model, rows, slots=slots, dress=dress, kept=self._kept, lock=own.lock)
 
     def logits(
         self,
@@ -182,8 +185,10 @@ class LocalModel(Adapted, Answering):
         if len(ids) >= self.context_length:
             raise UsageError(f"{len(ids)} tokens do not fit a context of {self.context_length}")
         row = self._row(list(ids), options, GenerationOptions(top_p=1.0, top_k=0))
-        for _ in self._columns(iter([row])):
+        for _ in self._columns(row):
             pass
+        if row.error is not None:
+            raise row.error
         return row.new
 
     def _answer(self, messages: Sequence[MessageLike], options: GenerationOptions) -> Answer:
@@ -209,25 +214,29 @@ class LocalModel(Adapted, Answering):
         return super()._row(ids, options, sampling)
 
 
-class _Drawn(Iterator[Row]):
+class _Drawn(Iterator[Row | None]):
     """Rows up to the first that wears another prefix, and after it, up to the next such."""
 
-    def __init__(self, rows: Iterator[Row], adapters: AdapterSet) -> None:
+    def __init__(self, rows: Iterator[Row | None], adapters: AdapterSet) -> None:
         self._rows, self._adapters = rows, adapters
         self._ahead: Row | None = None
-        self._first: Row | None = None
+        self._run: object = None
 
-    def more(self) -> bool:
-        """Begin the next run of rows; tell whether there is one."""
-        self._first = None
-        self._ahead = self._ahead or next(self._rows, None)
-        return self._ahead is not None
+    def firsts(self) -> Iterator[Row | None]:
+        """Yield the rows that runs begin with; None where there is none for now."""
+        for row in self._rows:
+            yield self._begun(row)
+            while self._ahead is not None:
+                row, self._ahead = self._ahead, None
+                yield self._begun(row)
 
-    def __next__(self) -> Row:
-        row, self._ahead = self._ahead or next(self._rows), None
-        if self._first is None:
-            self._first = row
-        elif self._prefix(row) is not self._prefix(self._first):
+    def _begun(self, row: Row | None) -> Row | None:
+        self._run = None if row is None else self._prefix(row)
+        return row
+
+    def __next__(self) -> Row | None:
+        row = next(self._rows)
+        if row is not None and self._prefix(row) is not self._run:
             self._ahead = row
             raise StopIteration
         return row

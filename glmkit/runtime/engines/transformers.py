@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Generator, Iterable, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from ...models.prompts import Renderer
 from ...models.tokenizers import Detokenizer, Tokenizer
 from ...types import GenerationOptions, Message, MessageLike
 from ..answers import Answer
-from ..rows import Row
+from ..rows import Row, pick
 from ..sampling import StopText
 from ..settings import Settings
 from .answering import Answering, Column
@@ -40,6 +39,8 @@ class TransformersModel(Answering):
 
     :param tokenizer: None: ids only.
     """
+
+    SLOTS: ClassVar[int] = 8  # all wait for the longest: more rows, more waiting
 
     def __init__(
         self,
@@ -97,6 +98,8 @@ class TransformersModel(Answering):
         row = self._row(list(ids), options, GenerationOptions(top_p=1.0, top_k=0))
         for _ in self._decode([row], slots=1):
             pass
+        if row.error is not None:
+            raise row.error
         return row.new
 
     def _checked_ids(self, ids: Tensor) -> Tensor:
@@ -140,15 +143,23 @@ class TransformersModel(Answering):
         """How many tokens a prompt and its answer may have together."""
         return self._context_length
 
-    def _decode(self, rows: Iterable[Row], *, slots: int) -> Generator[Column, None, None]:
+    def _decode(self, rows: Iterable[Row | None], *, slots: int) -> Generator[Column, None, None]:
         """Decode rows, ``slots`` at a time; yield once per step."""
-        waiting = iter(rows)
         # Without a cache to keep, or masks to hide padding, rows cannot run side by side.
         together = slots if {"past_key_values", "attention_mask"} <= self._takes else 1
-        while group := list(islice(waiting, together)):
-            yield from self._group(group)
+        group: list[Row] = []
+        for row in rows:
+            if row is not None:
+                group.append(row)
+            if row is None or len(group) == together:
+                yield from self._group(group)
+                yield ()
+                group = []
+        yield from self._group(group)
 
     def _group(self, rows: list[Row]) -> Generator[Column, None, None]:
+        if not rows:
+            return
         side = SideBySide(self, rows)
         while side.rows:
             with torch.inference_mode():
@@ -174,18 +185,8 @@ class SideBySide:
             self._mask[at, start:] = 1
 
     def step(self) -> None:
-        """Let every row pick its next token.
-
-        :raises CheckpointError: if the scores are not numbers.
-        """
-        scores = self._scores()
-        if not bool(torch.isfinite(scores.amax(-1)).all()):
-            raise CheckpointError(
-                "the model's scores are not numbers (NaN or infinite): its weights are damaged, or "
-                "they overflow in half precision; fetch them again or load with dtype='float32'"
-            )
-        for row, own in zip(self.rows, scores, strict=True):
-            row.take(row.pick(own))
+        """Let every row pick its next token."""
+        pick(self.rows, self._scores())
 
     def _scores(self) -> Tensor:
         """Return the next scores, float32 (B, V)."""
