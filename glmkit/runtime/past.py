@@ -49,7 +49,7 @@ class Front:
     def extend(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, 1, 2G, D), each row at its own place; return (B, G, S, D) twice."""
         held = self.cache.layers[layer]
-        if self.rows < self.cache.slots:
+        if self.rows < held.shape[0]:
             held = held[: self.rows]
         if self.even:
             held[:, :, self.end - 1] = kv[:, 0]
