@@ -138,7 +138,11 @@ def load(folder: Path, how: dict[str, str]) -> Figures:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    found = json.loads(done.stdout)
+    return figures_of(folder, json.loads(done.stdout))
+
+
+def figures_of(folder: Path, found: dict[str, int]) -> Figures:
+    """Return the figures of a checkpoint from what a process measured as it loaded it."""
     size = sum(each.stat().st_size for each in folder.iterdir() if each.suffix != ".json")
     return Figures(size, found["baseline"], found["peak"])
 
@@ -232,15 +236,15 @@ def configuration(checkpoint: Checkpoint, gigabytes: float) -> dict[str, Any]:
 
 
 def random(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield random weights by name, one tensor at a time."""
-    generator = torch.Generator().manual_seed(0)
+    """Yield random weights by name, one tensor at a time; the same numbers come again and again."""
+    drawn = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)).to(dtype)
     for key, meta in model.named_parameters():
-        noise = torch.empty(meta.shape, dtype=torch.float32)
         if meta.dim() == 1:
-            noise.fill_(0.0 if key.endswith("bias") else 1.0)
-        else:
-            noise.normal_(0, meta.shape[1] ** -0.5, generator=generator)
-        yield key, noise.to(dtype)
+            yield key, torch.full(meta.shape, 0.0 if key.endswith("bias") else 1.0, dtype=dtype)
+            continue
+        times = -(-meta.numel() // drawn.numel())
+        scaled = drawn * meta.shape[1] ** -0.5
+        yield key, scaled.repeat(times)[: meta.numel()].view(meta.shape).contiguous()
 
 
 def write_safetensors(file: Path, model: nn.Module, dtype: torch.dtype) -> None:

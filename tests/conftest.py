@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 from glmkit import Config, Glmkit
 from glmkit.errors import SourceError
@@ -21,7 +22,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(
-                ("GLMKIT_", "HF_", "TRANSFORMERS_", "MODELSCOPE_", "USE_MODELSCOPE")
+                ("GLMKIT_", "HF_", "TRANSFORMERS_", "MODELSCOPE_", "USE_MODELSCOPE", "OPENAI_")
             ):
                 patch.delenv(name)
         patch.setenv("GLMKIT_HOME", str(tmp_path_factory.mktemp("home")))
@@ -89,3 +90,36 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("no ../shared/data beside the project: public data sets are not at hand")
     return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def forks(_own_environment: None, tmp_path_factory: pytest.TempPathFactory):
+    """Run code in processes of its own, which have imported torch and the runtime already."""
+    server = Forks(tmp_path_factory.mktemp("forks"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Keep tiny matrices off the other cores, where threads only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def registered(one_thread: None):
+    """Give transformers glmkit's models, and let it be quiet."""
+    import transformers
+
+    import glmkit.hf
+
+    glmkit.hf.register()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity_warning()

@@ -14,6 +14,8 @@ from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.adapters import read_adapter
 from glmkit.runtime.loading import load_local
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 A0 = f"base_model.model.transformer.encoder.layers.0.self_attention.{FUSED}.lora_A.weight"
 
 

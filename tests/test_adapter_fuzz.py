@@ -14,6 +14,8 @@ from glmkit.runtime.adapters import read_adapter
 from glmkit.runtime.fitting import fit_lora, fit_prefix
 from glmkit.runtime.loading import load_local
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KEYS = (
     *("peft_type", "r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "bias"),
     *("use_rslora", "use_dora", "enable_lora", "layers_to_transform", "modules_to_save"),

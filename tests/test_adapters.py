@@ -13,6 +13,8 @@ from glmkit.errors import CheckpointError, UsageError
 from glmkit.runtime.adapters import read_adapter
 from glmkit.runtime.loading import load_local
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BASES = ("chatglm-6b-tiny", "chatglm2-6b-tiny", "chatglm3-6b-tiny")
 TRAINED = ("lora-a", "lora-b", "lora-all-linear")
 CHOICES = {

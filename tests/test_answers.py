@@ -18,6 +18,8 @@ from glmkit.runtime.sampling import StopText, greedy
 from glmkit.runtime.settings import Settings
 from glmkit.types import Chunk, GenerationOptions, Message, Reply, ToolCall
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOOLS = [Message("system", "", tools=({"name": "track"},)), Message("user", "?")]
 FAMILIES = {
     "chatglm": tiny.write_ice_text,

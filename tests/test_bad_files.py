@@ -5,8 +5,6 @@ import os
 import pickle
 import resource
 import struct
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +15,8 @@ from glmkit.errors import CheckpointError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.describe import describe
 from glmkit.runtime.loading import load_local
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NORM = "transformer.encoder.final_layernorm.weight"
 HEAD = "transformer.output_layer.weight"
@@ -419,28 +419,29 @@ def test_the_command_line_says_it_in_one_line(folder, spoil, capfd):
     assert said.startswith("error: ") and "\n" not in said
 
 
-def test_absurd_sizes_allocate_nothing(folder):
+def test_absurd_sizes_allocate_nothing(folder, forks):
     """A config that claims 10^11 numbers is refused within the memory that importing takes."""
     config(folder, padded_vocab_size=1 << 20, hidden_size=1 << 15, num_layers=400)
-    code = (
-        "import resource, sys, torch, glmkit.runtime.engines.local\nfrom pathlib import Path\n"
-        "from glmkit.errors import CheckpointError\n"
-        "from glmkit.runtime.loading import load_local\n"
-        "from glmkit.runtime.describe import describe\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "torch.nn.Linear(8, 8)(torch.ones(8)); start = peak()\n"
-        "for act in (load_local, describe):\n"
-        "    try: act(Path(sys.argv[1]))\n"
-        "    except CheckpointError as error: print(error)\n"
-        "print((peak() - start) // 1024)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    *errors, grown = done.stdout.splitlines()
+    code = """
+        import resource, sys, torch
+        from pathlib import Path
+        from glmkit.errors import CheckpointError
+        from glmkit.runtime.loading import load_local
+        from glmkit.runtime.describe import describe
+
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+        torch.nn.Linear(8, 8)(torch.ones(8))
+        start = peak()
+        for act in (load_local, describe):
+            try:
+                act(Path(sys.argv[1]))
+            except CheckpointError as error:
+                print(error)
+        print((peak() - start) // 1024)
+    """
+    *errors, grown = forks.run(code, folder).splitlines()
     assert len(errors) == 2 and all("different models" in each for each in errors)
     assert int(grown) < 100, "MB"
 

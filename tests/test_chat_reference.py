@@ -13,6 +13,8 @@ from glmkit.models.formats.replies import turns_of
 from glmkit.runtime.loading import load_local
 from glmkit.types import GenerationOptions, Message, Reply
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GREEDY = GenerationOptions(max_tokens=24, temperature=0)
 CASES = {
     "chatglm": ("chatglm-6b", "chatglm-6b-realvocab-tiny", "chatglm-6b-realvocab-tiny"),

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,6 +16,8 @@ from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime import convert as module
 from glmkit.runtime.convert import convert
 from glmkit.runtime.weights import Weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ORIGINAL = ("chatglm2", "chatglm3", "glm4-9b")
 REFERENCE = ("chatglm2-6b-tiny", "chatglm3-6b-tiny", "glm-4-9b-tiny")
@@ -241,16 +241,19 @@ def test_a_conversion_that_is_given_up_leaves_nothing(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["start"]
 
 
-def test_a_killed_run_never_looks_complete_and_the_next_one_cleans_up(tmp_path):
+def test_a_killed_run_never_looks_complete_and_the_next_one_cleans_up(tmp_path, forks):
     start = tiny_checkpoint(tmp_path / "start", layout="chatglm3")
-    code = (
-        "import os, sys; from glmkit.runtime.convert import convert; from pathlib import Path\n"
-        "work = convert(Path(sys.argv[1]), Path(sys.argv[2]), to='hf')\n"
-        "next(work); os.kill(os.getpid(), 9)"
-    )
+    code = """
+        import os, sys
+        from pathlib import Path
+        from glmkit.runtime.convert import convert
+
+        work = convert(Path(sys.argv[1]), Path(sys.argv[2]), to="hf")
+        next(work)
+        os.kill(os.getpid(), 9)
+    """
     out = tmp_path / "out"
-    done = subprocess.run([sys.executable, "-c", code, str(start), str(out)], timeout=60)
-    assert done.returncode == -9
+    assert forks.start(code, start, out).wait() == -9
     assert not out.exists() and (tmp_path / ".out.partial").is_dir()
     to_hub(start, out)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["out", "start"]

@@ -19,6 +19,8 @@ from glmkit.models.tokenizers import Tokenizer
 from glmkit.models.vocabularies import Pieces, Ranks
 from glmkit.runtime.convert import convert
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 TEXTS = st.one_of(
     st.text(),

@@ -14,6 +14,8 @@ from glmkit.runtime.describe import describe
 from glmkit.runtime.loading import load_local
 from glmkit.runtime.quantize import quantize_int4, quantize_int8
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYOUTS = {
     "hub": "glm",
     "chatglm": "chatglm",

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 PLUGINS = sorted((ROOT / "plugins").glob("glmkit_*"))
 LIGHT = ["glmkit", "glmkit.app", "glmkit.cli", "glmkit.chat", "glmkit.config", "glmkit.plugins"]
 LIGHT += ["glmkit.catalog", "glmkit.sources", "glmkit.testing", "glmkit.repl", "glmkit_knowledge"]
+LIGHT += ["glmkit.servers", "glmkit.remote.model"]
 HEAVY = ("torch", "transformers", "numpy", "faiss", "jieba", "huggingface_hub", "rich", "langchain")
 
 
@@ -35,13 +36,34 @@ def test_help_loads_nothing_heavy_and_no_command_module():
     assert not [name for name in loaded if name.startswith("glmkit.commands.")]
 
 
-def test_the_public_names_are_exactly_all():
-    code = (
-        "import glmkit\n"
-        "for name in glmkit.__all__: getattr(glmkit, name)\n"
-        "print(set(dir(glmkit)) >= set(glmkit.__all__))"
-    )
-    assert run(code).strip() == "True"
+RUNTIME = """
+import sys
+import glmkit.runtime.encoding
+print(*sys.modules)
+import glmkit.runtime.loading, glmkit.runtime.engines.local
+print(*sys.modules)
+import glmkit
+print(*[getattr(glmkit, name) and name for name in glmkit.__all__ if name in dir(glmkit)])
+"""
+
+
+@pytest.fixture(scope="module")
+def grown():
+    """Return what a fresh process has loaded by and by, as torch is dear to import."""
+    return [set(line.split()) for line in run(RUNTIME).splitlines()]
+
+
+def test_encoding_reaches_no_upper_floor(grown):
+    bad = {"transformers", "tokenizers", "glmkit.app", "glmkit.config", "glmkit.cli"}
+    assert "torch" in grown[0] and not grown[0] & bad
+
+
+def test_the_runtime_costs_no_transformers(grown):
+    assert not grown[1] & {"transformers", "gguf", "peft", "click"}
+
+
+def test_the_public_names_are_exactly_all(grown):
+    assert grown[2] == set(glmkit.__all__)
     source = ast.parse((ROOT / "glmkit" / "__init__.py").read_text(encoding="utf-8"))
     typed = {
         alias.asname or alias.name

@@ -14,6 +14,8 @@ from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.describe import describe
 from glmkit.runtime.loading import load_local
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYOUTS = ("hub", "chatglm", "chatglm2", "chatglm3", "glm4-9b")
 quick = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 many = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

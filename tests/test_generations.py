@@ -10,6 +10,8 @@ from glmkit.models.tiny import IDS, ORIGINAL, TINY_FIRST, tiny_checkpoint
 from glmkit.runtime.decode import Row, columns
 from glmkit.runtime.loading import load_local
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KINDS = [(layout, prefix) for layout in ORIGINAL for prefix in (0, 5)] + [("hub", 0)]
 TEXT = st.lists(st.integers(3, 258), min_size=1, max_size=20)
 

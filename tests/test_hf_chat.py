@@ -10,7 +10,6 @@ import transformers
 from tiny_vocabularies import write_ice_text, write_pieces, write_ranks
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-import glmkit.hf
 from glmkit.errors import CheckpointError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
 
@@ -42,16 +41,7 @@ for shown, kept in model.stream_chat(tokenizer, "你好", history=[], do_sample=
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _registered():
-    glmkit.hf.register()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity_warning()
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 class Talker:

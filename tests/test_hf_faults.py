@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from hf_rows import rows, scores
 from tiny_vocabularies import write_pieces
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
@@ -17,17 +16,7 @@ from glmkit.errors import CheckpointError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.types import GenerationOptions, Message, Reply
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered():
-    glmkit.hf.register()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity_warning()
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 @pytest.fixture

@@ -10,20 +10,11 @@ import pytest
 import torch
 import transformers
 
-import glmkit.hf
-
 GENERATIONS = ("chatglm-6b-tiny", "chatglm2-6b-tiny", "chatglm3-6b-tiny", "glm-4-9b-tiny")
 CALLED_WITH = ("input_ids", "attention_mask", "position_ids")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _registered():
-    glmkit.hf.register()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    transformers.logging.disable_progress_bar()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 class Recorded:

@@ -5,7 +5,6 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-import transformers
 from hf_rows import rows, scores
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
@@ -15,17 +14,7 @@ import glmkit.hf
 from glmkit.errors import UsageError
 from glmkit.models.tiny import ORIGINAL, tiny_checkpoint
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _registered():
-    glmkit.hf.register()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    transformers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity_warning()
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 # ChatGLM3's tensors and fields are ChatGLM2's.

@@ -14,6 +14,8 @@ from glmkit.models.glm import Glm, GlmConfig, rotations
 from glmkit.models.tiny import random_tensors
 from glmkit.runtime.loading import load_local
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HALVES = [torch.float16, torch.bfloat16]
 TOLERANCE = {
     ChatGlmConfig: {torch.float16: 0.02, torch.bfloat16: 0.12},

@@ -12,6 +12,8 @@ from glmkit.runtime.adapters import LowRank, read_adapter
 from glmkit.runtime.loading import load_local
 from glmkit.runtime.lora import LoraLinear, _Worn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYOUTS = ("hub", "chatglm", "chatglm2", "glm4-9b")
 EVERY = (FUSED, "dense", "dense_h_to_4h", "dense_4h_to_h")
 

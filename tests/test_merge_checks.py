@@ -14,6 +14,8 @@ from glmkit.runtime.lora import LoraLinear
 from glmkit.runtime.merging import merge
 from glmkit.runtime.probing import furthest_off
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IDS = torch.tensor([[5, 60, 7, 9]])
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -20,6 +20,8 @@ from glmkit.runtime.loading import load_local
 from glmkit.runtime.merging import merge
 from glmkit.runtime.saving import check, save_adapter
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVERY = (FUSED, "dense", "dense_h_to_4h", "dense_4h_to_h")
 
 

@@ -17,6 +17,8 @@ from glmkit.runtime.loading import load_local
 from glmkit.runtime.official import from_official
 from glmkit.runtime.quantize import Int4Weight, Int8Weight, has_own_kernel
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IDS = torch.tensor([[5, 60, 7, 100]])
 LINEARS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 REFERENCE = [

@@ -29,13 +29,7 @@ SIZES = {"vocab_size": 262, "initializer_range": 0.4}
 KINDS = ("llama", "qwen2", "gpt2")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Keep tiny matrices off the other cores, where they only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tokenizer(template=TEMPLATE):

@@ -227,7 +227,7 @@ def test_a_file_above_the_limit_is_named(folder, home):
     assert skipped == ("large.txt", "3 MiB, larger than the limit of 2 MiB: split it")
 
 
-def test_a_file_of_fifty_megabytes(tmp_path, home, monkeypatch):
+def test_a_large_file(tmp_path, home, monkeypatch):
     import numpy as np
 
     class Quick(HashEncoder):
@@ -241,16 +241,16 @@ def test_a_file_of_fifty_megabytes(tmp_path, home, monkeypatch):
     folder.mkdir()
     line = f"The river number {{}} is {'very ' * 40}long and flows through countries.\n"
     with (folder / "large.txt").open("w") as file:
-        file.writelines(line.format(n) for n in range(200_000))
+        file.writelines(line.format(n) for n in range(40_000))
     size = (folder / "large.txt").stat().st_size
-    assert size > 50e6
+    assert size > 10e6
     started = time.process_time()
     with KnowledgeBase.open(folder, home=home, encoder=Quick(64)) as base:
         report, steps = finish(base.update())
         assert report.chunks > size / 900
         assert base.chunks([report.chunks])[0].text.endswith("countries.")
-        assert time.process_time() - started < 60
-        assert len(steps) > 100
+        assert time.process_time() - started < 12
+        assert len(steps) > 20
 
 
 # -- The index ---------------------------------------------------------------------------------
