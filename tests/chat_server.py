@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -151,10 +151,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._hang_up()
 
     def _note_leaving(self) -> None:
-        readable, _, _ = select.select([self.connection], [], [], 10)
-        if readable and self.connection.recv(1, socket.MSG_PEEK) == b"":
-            self.state.left.set()
         self.close_connection = True
+        readable, _, _ = select.select([self.connection], [], [], 10)
+        with suppress(ConnectionResetError):
+            if not readable or self.connection.recv(1, socket.MSG_PEEK):
+                return
+        self.state.left.set()
 
     def _hang_up(self) -> None:
         self.close_connection = True

@@ -174,6 +174,8 @@ def test_leaving_ends_what_still_runs_and_the_server_sees_it(model, server):
     server.acts.append(Act(400))
     answers = model.answers(map(ask, range(100)), concurrency=6)
     next(answers)
+    while server.running < 5:
+        time.sleep(0.001)
     started = time.monotonic()
     answers.close()
     assert time.monotonic() - started < 3
