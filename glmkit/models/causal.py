@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .attention import Past
 from .prefix import Prefixed, PrefixEncoder, beside_prefix
 
 Position = int | tuple[int, ...]
@@ -44,17 +45,6 @@ class ModelConfig(Protocol):
     def tied_head(self) -> bool: ...  # noqa: D102
     @property
     def parameters(self) -> int: ...  # noqa: D102
-
-
-class Past(Protocol):
-    """What attention needs of a cache; see `runtime/cache.py`."""
-
-    def extend(self, layer: int, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys, then values, (B, T, 2G, D); return all that the new tokens may see.
-
-        :return: keys and values, each (B, G, S, D).
-        """
-        ...
 
 
 class Start(NamedTuple):
@@ -114,8 +104,9 @@ class CausalModel(nn.Module):
 
         :param ids: (B, T).
         :param positions: each token's place in its own row; see :meth:`start`.
-        :param mask: True where a query may see a key, (B, 1, T, S).
-        :param causal: each token sees itself and those before it; only without ``mask``.
+        :param mask: True where a query may see a key, (B, 1, T, S); None: as ``past`` knows.
+        :param causal: each token sees itself and those before it; only without ``mask``. A cache
+            of ours (`runtime/past.py`) knows that by itself.
         """
         raise NotImplementedError
 

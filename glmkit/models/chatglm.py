@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, UsageError
-from .causal import CausalModel, Past, Placer, Stack, Start, project
+from .attention import Past, mixed
+from .causal import CausalModel, Placer, Stack, Start, project
 from .limits import check_numbers, check_sizes
 from .prefix import PrefixConfig, PrefixEncoder
 
@@ -153,15 +154,15 @@ class SelfAttention(nn.Module):
         qkv = self.query_key_value(x).view(rows, tokens, self.heads, -1)
         q, k, v = qkv.chunk(3, dim=-1)
         q, k = rotate(q, seen.turns), rotate(k, seen.turns)
-        if seen.past is not None:
-            k, v = seen.past.extend(self.layer, torch.cat((k, v), dim=2))  # (B, H, S, D)
-        else:
-            k, v = k.transpose(1, 2), v.transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k, v, attn_mask=seen.mask, is_causal=seen.causal
-        )
-        flat = mixed.transpose(1, 2).reshape(rows, tokens, -1)
-        return project(self.dense, flat, onto=ALPHA * x)
+        known = None
+        if seen.past is not None and seen.mask is None:
+            known = seen.past.attend(self.layer, torch.cat((q, k, v), dim=2), None)
+        if known is None:
+            kv = torch.cat((k, v), dim=2)
+            known = mixed(
+                q, kv, layer=self.layer, mask=seen.mask, causal=seen.causal, past=seen.past
+            )
+        return project(self.dense, known, onto=ALPHA * x)
 
 
 class Mlp(nn.Module):

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .causal import CausalModel, Past, Placer, Stack, Start, project, visible
+from .attention import Past, mixed
+from .causal import CausalModel, Placer, Stack, Start, project, visible
 from .limits import check_numbers, check_sizes
 from .prefix import PrefixConfig, PrefixEncoder
 
@@ -177,22 +178,16 @@ class SelfAttention(nn.Module):
         """Return what ``x`` (B, T, hidden), normed, may see, mixed by attention; add ``onto``."""
         rows, tokens, _ = x.shape
         qkv = project(self.query_key_value, x, norm=norm).view(rows, tokens, -1, self.head_dim)
+        known = None
+        if seen.past is not None and seen.mask is None:
+            known = seen.past.attend(self.layer, qkv, seen.turns)
+        return project(self.dense, self._mixed(qkv, seen) if known is None else known, onto=onto)
+
+    def _mixed(self, qkv: Tensor, seen: Seen) -> Tensor:
+        """Return what each token of (B, T, H + 2G, D) sees, mixed by torch: (B, T, H D)."""
         rotate_(qkv[:, :, : self.heads + self.kv_heads], seen.turns)
         q, kv = qkv.split_with_sizes((self.heads, 2 * self.kv_heads), dim=2)
-        q = q.transpose(1, 2)  # (B, H, T, D)
-        if seen.past is not None:
-            k, v = seen.past.extend(self.layer, kv)  # (B, G, S, D)
-        else:
-            k, v = kv.transpose(1, 2).chunk(2, dim=1)
-        mixed = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=seen.mask,
-            is_causal=seen.causal,
-            enable_gqa=self.heads != self.kv_heads,
-        )
-        return project(self.dense, mixed.transpose(1, 2).reshape(rows, tokens, -1), onto=onto)
+        return mixed(q, kv, layer=self.layer, mask=seen.mask, causal=seen.causal, past=seen.past)
 
 
 class Mlp(nn.Module):

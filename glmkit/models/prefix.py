@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from .attention import Past
 
 _LONGEST = 1 << 16
 DROPOUT = 0.1
@@ -77,8 +78,8 @@ class PrefixEncoder(nn.Module):
         return each.transpose(0, 1)
 
 
-class Prefixed:
-    """A prefix in front of rows that have no cache; a :class:`~glmkit.models.causal.Past`.
+class Prefixed(Past):
+    """A prefix in front of rows that have no cache.
 
     :param kv: what the encoder returns, (L, P, 2G, D).
     """

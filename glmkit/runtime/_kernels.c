@@ -25,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "_attention.h"
 #include "_threads.h"
 
 enum { GROUP = 32, BLOCK = 8, MOST_COLUMNS = 1 << 20 };
@@ -411,6 +412,7 @@ static PyMethodDef methods[] = {
     {"supported", supported, METH_NOARGS, "Tell whether this processor has what the kernels need."},
     {"pack", pack, METH_VARARGS, "Lay a quantised matrix out for multiply."},
     {"expand", expand, METH_VARARGS, "Write a packed matrix as ordinary numbers."},
+    {"attend", attend, METH_VARARGS, "Let new tokens see what the cache holds of their rows."},
     {"multiply", multiply, METH_VARARGS, "Multiply vectors by a packed matrix."},
     {NULL, NULL, 0, NULL},
 };

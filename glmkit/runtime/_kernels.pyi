@@ -16,3 +16,19 @@ def multiply(
     fine: int = 0,
     /,
 ) -> None: ...
+def attend(
+    qkv: int,
+    turns: int,
+    held: int,
+    starts: int,
+    out: int,
+    rows: int,
+    tokens: int,
+    heads: int,
+    shared: int,
+    size: int,
+    turned: int,
+    room: int,
+    threads: int,
+    /,
+) -> None: ...

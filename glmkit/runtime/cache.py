@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..models.causal import ModelConfig
@@ -52,6 +53,8 @@ class KVCache:
         self.ahead = 0 if prefix is None else prefix.shape[1]
         """P: entries of a slot before its first token."""
         self.layers: list[Tensor] = [each.new_zeros(self._shape(0, 0)) for each in likes]
+        self.threads = torch.get_num_threads()
+        """What attention may use."""
 
     def size_of(self, tokens: int) -> int:
         """Return the bytes of a slot for so many tokens."""

@@ -184,7 +184,7 @@ def _step(model: CausalModel, cache: KVCache, running: list[Row]) -> Tensor:
     device = front.places.device
     ids = torch.tensor([[row.new[-1]] for row in running], device=device)
     places = torch.tensor([row.place(row.length) for row in running], device=device)
-    hidden = model.hidden(ids, places[..., None], mask=front.mask(), past=front)
+    hidden = model.hidden(ids, places[..., None], past=front)
     return model.scores(hidden[:, -1])
 
 

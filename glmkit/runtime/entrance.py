@@ -287,9 +287,7 @@ class Entrance:
         positions, mask = self._placed(ids, start)
         span = Span(self.cache, slot, start, tokens, rows=len(group))
         with self.dress([each.row for each in group]):
-            hidden = self.model.hidden(
-                ids, positions, mask=mask, causal=mask is None and tokens > 1, past=span
-            )
+            hidden = self.model.hidden(ids, positions, mask=mask, past=span)
             if not whole:
                 return None
             last = torch.tensor([each.left - 1 for each in group], device=hidden.device)
@@ -297,16 +295,17 @@ class Entrance:
             return self.model.scores(hidden[rows, last])
 
     def _placed(self, ids: Tensor, start: int) -> tuple[Tensor, Tensor | None]:
-        """Return positions and mask of new tokens behind ``start`` known ones."""
-        ahead = self.cache.ahead
+        """Return positions and mask of new tokens behind ``start`` known ones.
+
+        Without a mask each token sees what is before it, as the cache knows.
+        """
         if not start:
             positions, mask = self.model.start(ids)
-            return positions, beside_prefix(mask, ahead, ids) if ahead else mask
+            beside = mask is not None and self.cache.ahead
+            return positions, beside_prefix(mask, self.cache.ahead, ids) if beside else mask
         rows, tokens = ids.shape
-        positions = torch.arange(start, start + tokens, device=ids.device).expand(rows, -1)
-        before = ahead + start
-        mask = torch.ones(tokens, before + tokens, dtype=torch.bool, device=ids.device)
-        return positions, mask.tril(before)[None, None]
+        positions = torch.arange(start, start + tokens, device=ids.device)
+        return positions.expand(rows, -1), None
 
     def _take_over(self, slot: int, waiting: Waiting) -> None:
         source, known, ahead = waiting.source, waiting.known, self.cache.ahead

@@ -11,12 +11,13 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from ...errors import UsageError
+from ..attention import Past
 from ..causal import CausalModel, Start, visible
 from ..chatglm import ChatGlm
 
 
-class Remembered:
-    """A cache with the model's prefix before it; a `Past` for the plain modules.
+class Remembered(Past):
+    """A cache with the model's prefix before it, for the plain modules.
 
     The prefix is no part of the cache, so that the cache is as long as the tokens it has seen.
 
