@@ -62,6 +62,8 @@ def pick(rows: Sequence[Row], scores: Tensor) -> None:
     """Let every row pick from its scores, (B, V); one whose scores are no numbers fails."""
     best, tokens = scores.max(-1)
     sound = torch.isfinite(best).tolist()
+    if any(row.pick is not greedy for row in rows):
+        scores = scores.float().cpu()  # at once: one by one the way is long
     for at, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
         if sound[at]:
             row.take(token if row.pick is greedy else row.pick(scores[at]))
