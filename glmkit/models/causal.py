@@ -172,6 +172,8 @@ class Turn(Protocol):
 
     device: torch.device
     """Where it computes."""
+    carried: bool
+    """Its weights are elsewhere between its turns."""
 
     def brought(self) -> AbstractContextManager[None]:
         """See that its weights are there while it runs."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,9 +15,11 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..models.causal import CausalModel, ModelConfig
 from ..models.layouts import Layout
+from .carrying import Carried, Leaves, Staying, from_memory
 from .headers import check_headers, refuse_parts
 from .linears import Int4Linear, Int8Linear, QuantizedEmbedding, StoredEmbedding
 from .official import from_official
+from .placement import CPU, DISK, Home
 from .quantize import (
     GROUP,
     Int4Weight,
@@ -45,6 +50,7 @@ class Plan:
     layout: Layout
     config: ModelConfig
     device: torch.device
+    """Where the last norm and the head are."""
     dtype: torch.dtype
     """Of activations, norms and matrices that are not quantised."""
     expand: bool
@@ -52,6 +58,16 @@ class Plan:
     quantize: str | None
     bits: int | None = None
     """What config.json says of an official quantised checkpoint."""
+    homes: tuple[Home, ...] = ()
+    """Where each block is; empty: all of them are on ``device``."""
+
+    def home(self, stem: str) -> Home:
+        """Return where the module called ``stem`` is; the token table is where the blocks begin."""
+        number = re.search(r"\.layers\.(\d+)\.", stem)
+        if self.homes and number is not None:
+            return self.homes[int(number[1])]
+        table = self.homes and stem.endswith(".word_embeddings")
+        return Home(self.homes[0].device if table else str(self.device))
 
 
 def build(plan: Plan) -> CausalModel:
@@ -82,6 +98,8 @@ class _Filling:
     def __init__(self, plan: Plan, weights: Weights) -> None:
         self.plan, self.weights = plan, weights
         self.taken: set[str] = set()
+        self.here = self.runs = plan.device
+        """Where the leaf that is being filled lies, and where it computes."""
         self._open: list[str] = []
         """What was read for the leaf that is being filled."""
 
@@ -91,15 +109,62 @@ class _Filling:
         for stem, module in list(_leaves(model)):
             if stem == head and self.plan.config.tied_head:
                 continue
+            if self._enter(stem, module) == DISK:
+                self._leave_on_disk(stem)
+                continue
             model.set_submodule(stem, self._filled(stem, module, head=stem == head))
             self._close()
+        self.here = self.runs = self.plan.device
         if self.plan.config.tied_head:
             model.set_submodule(head, self._tied(model.get_submodule(model.EMBEDDING)))
             self._open.append(f"{self.plan.layout.sources(model.EMBEDDING)[0]}.weight")
             self._close()
             self.taken.update(key for key in self.weights if key.startswith(_HEADS))
         self._refuse_left_over()
+        if self.plan.homes:
+            model.stack.turns = [self._turn(model, each) for each in range(len(self.plan.homes))]
         return model.eval().requires_grad_(False)
+
+    def _enter(self, stem: str, module: nn.Module) -> str:
+        """Go where a leaf lies; return where its weights are kept, empty: there.
+
+        Only linears are kept elsewhere: norms are small, and stay where their block computes.
+        """
+        home = self.plan.home(stem)
+        kept = home.kept if hasattr(module, "in_features") else ""
+        self.runs = torch.device(home.device)
+        self.here = torch.device(CPU) if kept == CPU else self.runs
+        return kept
+
+    def _leave_on_disk(self, stem: str) -> None:
+        stems = tuple(f"{each}." for each in self.plan.layout.sources(stem))
+        self.taken.update(key for key in self.weights if key.startswith(stems))
+
+    def _turn(self, model: CausalModel, number: int) -> Staying | Carried:
+        """Return how a block runs."""
+        home = self.plan.homes[number]
+        device, block = torch.device(home.device), model.stack.layers[number]
+        if not home.kept:
+            return Staying(device)
+        linears = {
+            stem: each for stem, each in block.named_modules() if hasattr(each, "in_features")
+        }
+        if home.kept == CPU:
+            return Carried(block, device, from_memory(linears, device))
+        begin = next(stem for stem, each in model.named_modules() if each is block)
+        return Carried(block, device, partial(self._from_disk, begin, linears))
+
+    @contextmanager
+    def _from_disk(self, begin: str, linears: Leaves) -> Iterator[Leaves]:
+        """Fill the linears of a block as when it is loaded; let go of the files behind it."""
+        try:
+            leaves = {}
+            for stem, meta in linears.items():
+                self._enter(f"{begin}.{stem}", meta)
+                leaves[stem] = self._filled(f"{begin}.{stem}", meta, head=False)
+            yield leaves
+        finally:
+            self._close()
 
     def _close(self) -> None:
         """Let go of what a leaf was made from; what it kept is read again when it is used."""
@@ -133,20 +198,20 @@ class _Filling:
         """Read a matrix as it lies on disk, or in the plan's dtype where it will be so used."""
         if f"{stems[0]}.weight_scale" not in self.weights:
             # Rows of a table are converted when they are looked up, matrices when they are rounded.
-            on_disk = self.plan.device.type == "cpu" if table else self.plan.quantize is not None
+            on_disk = self.here.type == "cpu" if table else self.plan.quantize is not None
             dtype = self._take(f"{stems[0]}.weight").dtype if on_disk else None
             return self._plain(stems, "weight", shape, dtype)
         weight = self._quantized(stems, shape)
         if weight.shape != shape:
             raise CheckpointError(self._misfit(stems, weight.shape, shape))
-        weight = weight.to(self.plan.device)
+        weight = weight.to(self.here)
         return weight.expand(self.plan.dtype) if self._expands else weight
 
     @property
     def _expands(self) -> bool:
         if self.plan.expand:
             return True
-        if self.plan.device.type == "cpu" and (has_own_kernel() or has_int4_kernel()):
+        if self.runs.type == "cpu" and (has_own_kernel() or has_int4_kernel()):
             return False
         return 4 * self.plan.config.parameters <= _EXPAND_UP_TO
 
@@ -200,8 +265,8 @@ class _Filling:
     def _joined(self, parts: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Put parts on top of each other without a second copy of any."""
         if len(parts) == 1:
-            return parts[0].to(self.plan.device, dtype)
-        whole = torch.empty(shape, device=self.plan.device, dtype=dtype)
+            return parts[0].to(self.here, dtype)
+        whole = torch.empty(shape, device=self.here, dtype=dtype)
         start = 0
         for part in parts:
             whole[start : start + len(part)] = part
@@ -232,11 +297,14 @@ class _Filling:
             weight = self._rounded(weight, "int8" if head else self.plan.quantize)
         # An official file promises what its integers say, to single precision.
         fine = self.plan.bits is not None
+        same = self.here == self.runs
         if isinstance(weight, Int4Weight):
             keep = 4 * self.plan.config.parameters <= _KEEP_UP_TO
-            return Int4Linear(weight, bias, kernel=int4_kernel(weight), keep=keep, fine=fine)
+            return Int4Linear(
+                weight, bias, kernel=int4_kernel(weight) if same else None, keep=keep, fine=fine
+            )
         if isinstance(weight, Int8Weight):
-            return Int8Linear(weight, bias, kernel=int8_kernel(weight), fine=fine)
+            return Int8Linear(weight, bias, kernel=int8_kernel(weight) if same else None, fine=fine)
         return _dense(weight, bias)
 
     def _rounded(self, weight: Tensor, how: str | None) -> Tensor | QuantizedWeight:
@@ -253,8 +321,9 @@ class _Filling:
 
     def _tied(self, table: nn.Module) -> nn.Module:
         if isinstance(table, QuantizedEmbedding):
-            return self._linear(table.table, None, head=True)
+            return self._linear(table.table.to(self.here), None, head=True)
         weight = table.get_parameter("weight").detach()
+        weight = weight.to(self.here)
         if self.plan.quantize is None:
             weight = weight.to(self.plan.dtype)
         return self._linear(weight, None, head=True)

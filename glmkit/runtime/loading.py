@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,10 @@ from ..errors import UsageError
 from ..models.causal import ModelConfig
 from ..models.layouts import Recognised, located, read_model
 from ..models.shapes import doubts
+from .demand import Job, demand
+from .devices import devices_of, limits_of, spread
 from .filling import Plan, build
+from .footprint import anatomy
 from .headers import check_folder
 from .official import bits_of
 from .pages import available_memory
@@ -33,6 +37,7 @@ def load_local(
     path: Path,
     *,
     device: str | None = None,
+    max_memory: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
     adapter: Path | str | None = None,
@@ -44,7 +49,11 @@ def load_local(
 ) -> LocalModel:
     """Load the model in a folder.
 
-    :param device: as torch names it; None: the first CUDA device, else the processor.
+    :param device: as torch names it, or several that share the layers: ``"cuda:0,cuda:1"``,
+        ``"cuda:0,cpu"``; None or ``"auto"``: as many CUDA devices as it takes, else the processor.
+    :param max_memory: most that the model and its job may take: ``"0=10GiB,cpu=30GiB"``, or
+        ``"10GiB,12GiB"`` in the order of the devices. What has no room is kept in the processor's
+        memory, then on the disk.
     :param dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``. Given, every matrix is multiplied
         in it, also one that lies quantised on disk; None picks what is fast here.
     :param quantize: ``"int4"`` or ``"int8"``: round the linears while loading; None keeps them.
@@ -66,6 +75,7 @@ def load_local(
     check_folder(folder)
     found = read_model(folder, family)
     plan = _planned(folder, found, device=device, dtype=dtype, quantize=quantize)
+    plan = _spread(plan, found, device, max_memory)
     use_physical_cores()
     model = build(plan)
     family = found.finding.family
@@ -108,18 +118,41 @@ def _planned(
     with located(folder):
         bits = bits_of(raw)
     _refuse_again(folder, quantize, bits or _own_bits(raw))
-    where = device_of(device)
+    devices = devices_of(device)
+    where = devices[0]
     rounded = quantize is not None or bits is not None or "quantization_config" in raw
     return Plan(
         folder,
         found.layout,
         config,
-        where,
+        devices[-1],
         _dtype(dtype, where, config, raw, rounded=rounded),
         expand=dtype is not None and quantize is None,
         quantize=quantize,
         bits=bits,
     )
+
+
+def _spread(plan: Plan, found: Recognised, device: str | None, limits: str | None) -> Plan:
+    """Say where each layer goes, where there is a choice or a bound."""
+    devices = devices_of(device)
+    if limits is None and len(devices) == 1 and devices[0].type != "cuda":
+        return plan
+    with torch.device("meta"):
+        parts = anatomy(plan.layout.model(plan.config))
+    bits = plan.bits or _own_bits(found.raw)
+    quantize = plan.quantize or (f"int{bits}" if bits and not plan.expand else None)
+    length = min(plan.config.context_length, _FORESEEN)
+    job = Job(length=length, dtype=str(plan.dtype).removeprefix("torch."), quantize=quantize)
+    needed = demand(parts, job, table=plan.dtype.itemsize)
+    auto = device is None or device == "auto"
+    homes = spread(needed, devices, limits_of(limits, devices), fewest=auto)
+    last = torch.device(homes[-1].device) if homes else devices[-1]
+    return replace(plan, homes=homes, device=last)
+
+
+_FORESEEN = 2_048
+"""Tokens of an answer that layers are spread for; more of them still find room where there is."""
 
 
 def _refuse_again(folder: Path, quantize: str | None, bits: int | None) -> None:
@@ -141,17 +174,11 @@ def _own_bits(raw: dict[str, Any]) -> int | None:
 def device_of(name: str | None) -> torch.device:
     """Return the device of a name; None is the first CUDA device, else the processor.
 
-    :raises UsageError: if it cannot be used.
+    :raises UsageError: if it cannot be used, or several are named.
     """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used ({reason}); try 'cpu'") from error
-    return device
+    if name is not None and "," in name:
+        raise UsageError(f"one device is needed here, got {name!r}; name one of them")
+    return devices_of(name)[0]
 
 
 def _dtype(

@@ -187,10 +187,10 @@ class AdapterSet:
         self.changes += 1
 
     def _put(self, name: str, fitted: Mapping[str, LowRank]) -> None:
-        device = self.model.like.device
         for stem, part in fitted.items():
             # Float32 whatever the model is: the halves are small and were trained so.
-            a, b = (each.to(device, torch.float32).contiguous() for each in (part.a, part.b))
+            where = self.model.where(stem)
+            a, b = (each.to(where, torch.float32).contiguous() for each in (part.a, part.b))
             if stem not in self._layers:
                 layer = LoraLinear(self.model.get_submodule(stem), self._worn)
                 self.model.set_submodule(stem, layer)
@@ -322,6 +322,11 @@ class AdapterSet:
         self._refuse_merged("merge")
         self._refuse_running("merge adapters")
         loras = tuple(each for each in self.active if each[0] not in self._prefixes)
+        if any(each.carried for each in self.model.stack.turns):
+            raise UsageError(
+                "some layers are brought in for each pass, and would come without what is merged; "
+                "write a merged model with: glmkit adapters merge"
+            )
         if not loras:
             raise UsageError("no LoRA adapter is active, so there is nothing to merge")
         worn = scores(self.model)

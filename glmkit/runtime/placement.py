@@ -33,9 +33,14 @@ class Device:
     """Bytes that may be used, overhead included."""
 
     @property
+    def is_processor(self) -> bool:
+        """Whether it is the processor with its memory."""
+        return self.name.partition(":")[0] == CPU
+
+    @property
     def overhead(self) -> int:
         """Bytes that nobody gets."""
-        return CPU_OVERHEAD if self.name == CPU else CUDA_OVERHEAD
+        return CPU_OVERHEAD if self.is_processor else CUDA_OVERHEAD
 
     @property
     def room(self) -> int:
@@ -166,8 +171,7 @@ def _split(demand: Demand, devices: Sequence[Device], more: Parts = NOTHING) -> 
     :param more: what the last device takes besides.
     """
     devices = list(devices[: demand.layers])
-    behind = len(devices) > 1 and devices[-1].name == CPU
-    if behind:
+    if devices[-1].is_processor and not devices[0].is_processor:
         return _filled(demand, devices)
 
     def share(at: int, layers: int) -> float:
@@ -237,7 +241,9 @@ def _carried(
     homes: tuple[Home, ...], uses: tuple[Use, ...], carried: int, weights: int, spare: int
 ) -> Placement:
     last = homes[-1].device
-    in_memory = 0 if last == CPU else min(carried, max(spare, 0) // max(weights, 1))
+    in_memory = (
+        0 if uses[-1].device.is_processor else min(carried, max(spare, 0) // max(weights, 1))
+    )
     on_disk = carried - in_memory
     return Placement(
         (*homes, *[Home(last, CPU)] * in_memory, *[Home(last, DISK)] * on_disk),

@@ -1,0 +1,177 @@
+"""Which devices a model is spread over, and how people write them and their sizes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..errors import OutOfMemoryError, UsageError
+from .demand import Demand
+from .memory import memory_of
+from .pages import available_memory
+from .placement import CPU, GIB, Device, Home, Placement, place
+
+log = logging.getLogger(__name__)
+
+_UNITS = {
+    **{"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12},
+    **{"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40},
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
+_LINK = 12e9
+_DISK = 1.5e9
+"""Bytes a second that a card gets from the processor's memory, and a fast disk gives: what usual
+machines have, for warnings."""
+
+
+def parse_size(text: str) -> int:
+    """Read a size: ``16GiB`` is 2**30 bytes each, ``16GB`` is 10**9, a bare number is bytes.
+
+    :raises UsageError: if it is something else.
+    """
+    found = _SIZE.fullmatch(text)
+    unit = found[2].lower() if found else "?"
+    if found is None or unit not in _UNITS or not float(found[1]):
+        raise UsageError(
+            f"{text!r} is no size; write 16GiB (2**30 bytes each), 16GB (10**9) or MiB, MB, bytes"
+        )
+    return int(float(found[1]) * _UNITS[unit])
+
+
+def parse_cards(text: str) -> list[Device]:
+    """Read what a plan is for: ``2x16GiB``, ``24GB,16GB``, or ``none`` for the processor alone.
+
+    :raises UsageError: if it is something else.
+    """
+    if text.strip().lower() in ("none", CPU, "0"):
+        return [Device(CPU, available_memory())]
+    sizes: list[int] = []
+    for part in text.split(","):
+        times, _, size = part.lower().rpartition("x")
+        if times and not times.strip().isdigit():
+            raise UsageError(f"{part!r} is no card; write 2x16GiB, 24GB,16GB or none")
+        sizes += [parse_size(size)] * int(times or 1)
+    if not 0 < len(sizes) <= _MOST:
+        raise UsageError(f"{text!r} names {len(sizes)} cards; a plan is for 1 to {_MOST}")
+    return [Device(f"cuda:{at}", size) for at, size in enumerate(sizes)]
+
+
+_MOST = 64
+
+
+def here() -> list[Device]:
+    """Return the cards of this machine with their whole memory, or the processor."""
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    found = [Device(f"cuda:{at}", int(torch.cuda.mem_get_info(at)[1])) for at in cards]
+    return found or [Device(CPU, available_memory())]
+
+
+def devices_of(text: str | None) -> list[torch.device]:
+    """Read ``cpu``, ``cuda:0,cuda:1``, ``cuda:0,cpu``, ``mps``, or ``auto`` (None): what is here.
+
+    :raises UsageError: if one cannot be used, or is named twice.
+    """
+    if text is None or text.strip().lower() == "auto":
+        cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+        return [torch.device("cuda", at) for at in cards] or [torch.device(CPU)]
+    names = [each.strip() for each in text.split(",")]
+    if len(set(names)) != len(names):
+        raise UsageError(f"--devices {text!r} names a device twice")
+    return [_usable(each) for each in names]
+
+
+def _usable(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} cannot be used ({reason}); try 'cpu'") from error
+    return device
+
+
+def limits_of(text: str | None, devices: Sequence[torch.device]) -> dict[str, int]:
+    """Read ``0=10GiB,cpu=30GiB``, or ``10GiB,12GiB`` in the order of the devices.
+
+    :return: bytes by device; ``cpu`` also bounds what is kept there for the others.
+    :raises UsageError: if it is something else, or names a device that is not used.
+    """
+    found: dict[str, int] = {}
+    names = [str(each) for each in devices]
+    for at, part in enumerate(text.split(",") if text else ()):
+        named, given, size = part.rpartition("=")
+        name = named.strip() if given else names[at] if at < len(names) else "?"
+        if name.isdigit():
+            name = f"cuda:{name}"
+        if name not in (*names, CPU):
+            raise UsageError(
+                f"--max-memory {text!r} bounds {name}, which is not used; used are "
+                f"{', '.join(names)}, and cpu for what has no room there"
+            )
+        found[name] = parse_size(size)
+    return found
+
+
+def spread(
+    needed: Demand,
+    devices: Sequence[torch.device],
+    limits: Mapping[str, int],
+    *,
+    fewest: bool,
+) -> tuple[Home, ...]:
+    """Return where each layer goes; empty: all of them are on the last device.
+
+    What has no room on the devices goes to the processor's memory, then to the disk, and a warning
+    says what that costs.
+
+    :param limits: bytes that the model and its job may take of a device.
+    :param fewest: leave devices out that are not needed.
+    :raises OutOfMemoryError: if it cannot run even so.
+    """
+    sized = [_sized(each, limits) for each in devices]
+    spare = limits.get(CPU, int(0.8 * available_memory()))
+    placed = place(needed, sized, spare=spare, fewest=fewest)
+    if not placed.runs:
+        raise OutOfMemoryError(_too_large(placed))
+    for line in costs(placed):
+        log.warning(line)
+    alike = len(set(placed.homes)) == 1 and not placed.homes[0].kept
+    return () if alike and placed.homes[0].device == str(devices[-1]) else placed.homes
+
+
+def _sized(device: torch.device, limits: Mapping[str, int]) -> Device:
+    """Return a device with what is free of it; its overhead is paid already."""
+    plain = Device(str(device), 0)
+    free = memory_of(device)
+    return Device(plain.name, min(free, limits.get(plain.name, free)) + plain.overhead)
+
+
+def _too_large(placed: Placement) -> str:
+    most = max(placed.uses, key=lambda each: each.parts.total - each.device.size)
+    need = (most.parts.total - most.device.overhead) / GIB
+    return (
+        f"{most.device.name} needs {need:.2f} GiB for what must be on it and has "
+        f"{most.device.room / GIB:.2f} GiB; name more devices (--devices), raise --max-memory, or "
+        "round the weights (--quantize int4)"
+    )
+
+
+def costs(placed: Placement) -> list[str]:
+    """Say what it costs that layers are not where they are computed, a line for each place."""
+    lines = []
+    for kept, where, size, speed in (
+        (CPU, "the processor's memory", placed.carried.weights, _LINK),
+        ("disk", "the disk", placed.on_disk, _DISK),
+    ):
+        count = sum(each.kept == kept for each in placed.homes)
+        if count:
+            lines.append(
+                f"{count} of {len(placed.homes)} layers ({size / GIB:.2f} GiB) have no room and "
+                f"stay in {where}: every pass brings them in again, which takes about "
+                f"{size / speed:.2g} s for each token of an answer (at {speed / 1e9:g} GB/s); "
+                "--quantize int4, another device or a smaller model is faster"
+            )
+    return lines
