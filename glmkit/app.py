@@ -130,7 +130,8 @@ class Glmkit:
         spec = self._models.get(name)
         given: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize}
         given |= {"adapter": adapter, "adapter_alpha": adapter_alpha, "family": family}
-        if (engine or self.config.engine) == RAY:
+        if (engine or (self.config.engine if server is None else OPENAI)) == RAY:
+            self._server(RAY, server)  # which it has none of
             return self._on_cluster(name, cluster, given)
         remote = self._server(engine, server) if spec is None else None
         if remote is not None:

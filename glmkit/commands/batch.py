@@ -128,7 +128,7 @@ def _cluster(app: Glmkit, given: dict[str, Any]) -> Cluster | None:
     from ..runtime.engines.ray.cluster import Cluster
 
     said = given_of(given, (*_CLUSTER, "ray_address"))
-    if (given.get("engine") or app.config.engine) == "ray":
+    if _engine(app, given) == "ray":
         address = given.get("ray_address") or app.config.ray_address
         return Cluster(address, **given_of(given, _CLUSTER))
     if said:

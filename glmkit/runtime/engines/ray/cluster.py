@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 LOCAL = "local"
 AUTO = "auto"
 _REACH_S = 5.0
+_STORE = 128 << 20
+"""Bytes for what is on its way between processes: rows, which take kilobytes."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,12 @@ class Cluster:
     """``local``: a cluster of this machine alone, for as long as the job runs; ``auto``: the one
     that runs here; or ``HOST:PORT`` of its head."""
     workers: int | None = None
-    """None: as many as there is room for; without GPUs one for each machine."""
+    """None: as many as there is room for."""
     gpus_per_worker: float | None = None
     """May be a fraction; None: 1 where there are GPUs, unless ``cpus_per_worker`` is given."""
     cpus_per_worker: int | None = None
-    """Threads of a worker; None: 1 beside a GPU, else a machine's, divided among its workers."""
+    """Threads of a worker; None: 1 beside a GPU, else all of a machine's (of the smallest one),
+    divided among its workers."""
 
     def __post_init__(self) -> None:
         _host_and_port(self.address)
@@ -92,10 +95,10 @@ def shared_out(cluster: Cluster, nodes: Iterable[Node]) -> Share:
         cpus = 1 if gpus else _even_cpus(nodes, cluster.workers)
     room = sum(_fitting(node, cpus, gpus) for node in nodes)
     if not room:
-        has = "; ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes)
+        has = "; ".join(f"CPU {node.cpus:g}, GPU {node.gpus:g}" for node in nodes)
         raise UsageError(
-            f"a worker of {cpus} CPUs and {gpus:g} GPUs fits on no machine of the cluster, which "
-            f"have: {has or 'nothing'}; ask for less, or for more of such machines"
+            f"a worker of CPU {cpus}, GPU {gpus:g} fits on no machine of the cluster; they have "
+            f"{has or 'nothing'}: ask for less, or join larger machines"
         )
     return Share(cluster.workers or room, cpus, gpus)
 
@@ -132,10 +135,11 @@ def joined(cluster: Cluster) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    with _own_signals():
-        _refuse_unreachable(cluster.address)
+    _refuse_unreachable(cluster.address)
+    with _no_prints(ray):
         try:
-            _join(ray, cluster.address)
+            with _own_signals():
+                _join(ray, cluster.address)
             yield ray
         finally:
             ray.shutdown()
@@ -144,7 +148,8 @@ def joined(cluster: Cluster) -> Iterator[Any]:
 def _join(ray: Any, address: str) -> None:  # noqa: ANN401
     # A local cluster sends no usage statistics; one that runs does as its head was started.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    quiet["include_dashboard"] = False if address == LOCAL else None
+    if address == LOCAL:
+        quiet |= {"include_dashboard": False, "object_store_memory": _STORE}
     try:
         ray.init(address=address, **quiet)
     except ConnectionError as error:
@@ -183,7 +188,7 @@ def _refuse_unreachable(address: str) -> None:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Give a signal back that Ray takes for itself."""
+    """Take a signal back that Ray takes for itself, and then ends with an abort and a stack."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -192,6 +197,33 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _no_prints(ray: Any) -> Iterator[None]:  # noqa: ANN401
+    """Keep Ray from printing what its other processes complain of where our caller prints.
+
+    There is no switch for that, and what concerns us comes as exceptions.
+    """
+    module = ray._private.worker
+    before = getattr(module, "print_to_stdstream", None)
+    module.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        module.print_to_stdstream = before
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in one line why a worker was lost, and where.
+
+    Ray says it in many: a traceback, or a table and a paragraph.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    where = next((f" on {line[4:]}" for line in lines if line.startswith("ip: ")), "")
+    said = lines[-1] if lines else type(error).__name__
+    sentence = (said.partition("Worker exit detail: ")[2] or said).split(". ")[0].rstrip(".")
+    return f"{sentence}{where}"
 
 
 def nodes_of(ray: Any) -> list[Node]:  # noqa: ANN401

@@ -12,7 +12,7 @@ from typing import Any
 from .... import __version__
 from ....errors import GlmkitError
 from ....types import Ask, ChatModel, Reply
-from .cluster import Cluster, Share, joined, nodes_of, shared_out
+from .cluster import Cluster, Share, joined, nodes_of, reason_of, shared_out
 from .sharing import AHEAD, Sharing, WorkerLostError
 from .worker import Failed, Opened, Report, Worker
 
@@ -29,6 +29,10 @@ _STILLBORN = 3
 _SLOW_S = 60.0
 """After so long without any worker, what the job waits for is said."""
 
+_NOT_BEGUN = (
+    f"a worker cannot begin: {{why}}; every machine of the cluster needs glmkit {__version__}, "
+    "installed where its Ray runs"
+)
 _GIVEN_UP = "three workers ended at this row, the last while it answered nothing else: {why}"
 
 
@@ -63,6 +67,7 @@ class _Hired:
     actor: Any
     call: Any = None
     ready: bool = False
+    host: str = "?"
     waiting: int = 0
     """Rows that it had and had not begun, when it last reported."""
 
@@ -134,7 +139,9 @@ class _Pool:
         except self._ray.exceptions.RayTaskError:
             raise  # our own code failed
         except self._ray.exceptions.RayError as error:
-            yield from self._lost(hired, _first_line(error))
+            if getattr(error, "actor_init_failed", False):
+                raise GlmkitError(_NOT_BEGUN.format(why=reason_of(error))) from error
+            yield from self._lost(hired, reason_of(error))
             return
         for text in said.warnings:
             self._say(text)
@@ -143,16 +150,17 @@ class _Pool:
         else:
             yield from self._settled(hired, said)
         if isinstance(said.fault, Failed):
-            raise said.fault.error()
+            raise said.fault._replace(said=f"on {hired.host}: {said.fault.said}").error()
         if said.fault is not None:
-            yield from self._lost(hired, said.fault)
+            yield from self._lost(hired, f"{said.fault} on {hired.host}")
 
     def _opened(self, hired: _Hired, said: Opened) -> None:
         if said.version != __version__:
             raise GlmkitError(
-                f"a worker runs glmkit {said.version}, this is {__version__}; install the same "
-                "version on all machines of the cluster"
+                f"the worker on {said.host} runs glmkit {said.version}, this is {__version__}; "
+                "install the same version on all machines of the cluster"
             )
+        hired.host = said.host
         if said.fault is None:
             hired.ready = True
             self._stillborn = 0
@@ -200,7 +208,3 @@ class _Pool:
         if text not in self._said:
             self._said.add(text)
             log.warning("%s", text)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")

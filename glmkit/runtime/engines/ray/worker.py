@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections import deque
@@ -59,6 +60,7 @@ class Opened(NamedTuple):
     """What a worker says once it has its model."""
 
     version: str
+    host: str
     warnings: list[str]
     fault: Failed | str | None
 
@@ -83,7 +85,7 @@ class Worker:
         # The model runs where it was loaded: torch keeps its number of threads by thread.
         threading.Thread(target=self._run, args=(load, concurrency), daemon=True).start()
         self._loaded.wait()
-        return Opened(__version__, self._warnings.taken(), self._fault)
+        return Opened(__version__, socket.gethostname(), self._warnings.taken(), self._fault)
 
     def exchange(self, asks: list[Ask], more: bool, give_back: int) -> Report:
         """Take rows in and report what happened since the last call, as soon as something has.
