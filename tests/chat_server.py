@@ -122,6 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             time.sleep(self.state.pause_s)
             self._act(act or self.state.always(body) or _answer(body))
+        except ConnectionError:
+            self.state.left.set()
         finally:
             with self.state.lock:
                 self.state.running -= 1
@@ -153,14 +155,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _note_leaving(self) -> None:
         self.close_connection = True
         readable, _, _ = select.select([self.connection], [], [], 10)
-        with suppress(ConnectionResetError):
-            if not readable or self.connection.recv(1, socket.MSG_PEEK):
-                return
-        self.state.left.set()
+        if readable and not self.connection.recv(1, socket.MSG_PEEK):
+            self.state.left.set()
 
     def _hang_up(self) -> None:
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the client was faster
+            self.connection.shutdown(socket.SHUT_RDWR)
 
 
 def _answer(body: Body) -> Act:
