@@ -115,14 +115,25 @@ def test_int8_linear_multiplies(tokens, kernel):
 
 
 def test_a_kept_matrix_gives_the_same(monkeypatch):
+    need("torch", has_int4_kernel)
     weight = quantize_int4(random(128, 96))
-    linear = Int4Linear(weight, kernel=int4_kernel(weight), keep=True)
+    linear = Int4Linear(weight, kernel="torch", keep=True)
     long, short = random(200, 96, seed=1), random(20, 96, seed=2)
     before = linear(short)
     assert torch.equal(linear(long), linear(long))
     monkeypatch.setattr(Int4Weight, "expand", None)
     assert relative(linear(short), before) < 0.01
     assert torch.equal(linear(short), short @ linear._kept.t())
+
+
+def test_our_kernel_needs_no_expanded_matrix(monkeypatch):
+    need("own", has_own_kernel)
+    weight, bias = quantize_int4(random(128, 96)), random(128, seed=2)
+    linear = Int4Linear(weight, bias, kernel="own", keep=True)
+    monkeypatch.setattr(OwnKernel, "expand", None)
+    x = random(300, 96, seed=1)
+    assert torch.equal(linear(x)[7:8], linear(x[7:8]))
+    assert linear(x[:0]).shape == (0, 128)
 
 
 def test_an_odd_number_of_rows_takes_the_slow_way():
@@ -140,34 +151,142 @@ def grouped_int8(rows, columns, seed=0):
     return Int8Weight(integers, torch.rand(rows, columns // 32, generator=generator).half())
 
 
-@settings(max_examples=40, deadline=None)
+def grouped(weight, eight):
+    return grouped_int8(*weight.shape) if eight else quantize_int4(weight)
+
+
+def furthest(x, weight, width):
+    """Return how far the product of rounded tokens may be from the exact one, (M, N).
+
+    Each number of a group is off by half a step, which is its largest number by so many; the sums
+    of a group are off by single precision.
+    """
+    steps = {8: 127, 16: 32767, 32: 32767 * 65534}[width]
+    groups = x.double().abs().view(len(x), -1, 32)
+    most = groups.amax(-1)
+    matrix = weight.expand().double().abs().view(weight.shape[0], -1, 32)
+    rounded = (most / (2 * steps)) @ matrix.sum(-1).t() * 1.01
+    small = torch.finfo(torch.float32).eps * (len(most[0]) + 4)
+    # Nibbles are added up before the minimum is taken off.
+    high = matrix.amax(-1) if isinstance(weight, Int8Weight) else 32 * weight.scale.double() * 15
+    low = 0 if isinstance(weight, Int8Weight) else 32 * weight.minimum.double().abs()
+    return rounded + small * (most @ (32 * high + low).t())
+
+
+MATRICES = {"blocks": st.integers(1, 40), "groups": st.integers(1, 21), "eight": st.booleans()}
+
+
+@settings(max_examples=60, deadline=None)
 @given(
-    blocks=st.integers(1, 40),
-    groups=st.integers(1, 21),
+    **MATRICES,
     tokens=st.integers(1, 9),
-    eight=st.booleans(),
+    width=st.sampled_from((8, 16, 32)),
+    seed=st.integers(0, 1000),
+    spread=st.floats(0, 3),
 )
-def test_our_kernel_multiplies_matrices_of_any_size(blocks, groups, tokens, eight):
+def test_our_kernel_multiplies_matrices_of_any_size(
+    blocks, groups, eight, tokens, width, seed, spread
+):
     need("own", has_own_kernel)
     rows, columns = 8 * blocks, groups * 32
-    weight = grouped_int8(rows, columns) if eight else quantize_int4(random(rows, columns))
-    x = random(tokens, columns, seed=1)
-    got, expected = multiply_own(x, weight), x @ weight.expand().t()
-    bound = 1e-4 * x.norm(dim=1)[:, None] * weight.expand().norm(dim=1)
+    weight = grouped(random(rows, columns, seed=seed), eight)
+    x = random(tokens, columns, seed=seed + 1) * torch.logspace(-spread, spread, columns)
+    got, expected = multiply_own(x, weight, width=width), x.double() @ weight.expand().double().t()
+    bound = furthest(x, weight, max(width, 16) if eight else width)
     assert bool(((got - expected).abs() <= bound).all())
-    alone = torch.cat([multiply_own(each[None], weight) for each in x])
-    assert torch.equal(alone, got), "a token's result does not depend on its neighbours"
 
 
-def test_our_kernel_keeps_zeros_and_shows_damage():
+@settings(max_examples=40, deadline=None)
+@given(
+    **MATRICES,
+    tokens=st.integers(2, 200),
+    width=st.sampled_from((8, 16, 32)),
+    around=st.sampled_from(("nothing", "norm", "gate", "sum")),
+    threads=st.sampled_from((1, 2, 3)),
+    data=st.data(),
+)
+def test_a_token_alone_and_among_others_gives_the_same_bits(
+    blocks, groups, eight, tokens, width, around, threads, data
+):
+    need("own", has_own_kernel)
+    rows, columns = 16 * blocks, groups * 32
+    kernel = OwnKernel(grouped(random(rows, columns), eight), width=width)
+    kernel.threads = threads
+    x, onto = random(tokens, columns, seed=1), random(tokens, rows, seed=2)
+
+    def multiplied(part):
+        if around == "sum":
+            return kernel(x[part].contiguous(), onto=onto[part].clone())
+        norm = random(1, columns, seed=3)[0] if around == "norm" else None
+        return kernel(x[part].contiguous(), norm=norm, eps=1e-5, gated=around == "gate")
+
+    whole = multiplied(slice(None))
+    start = data.draw(st.integers(0, tokens - 1))
+    end = data.draw(st.integers(start + 1, tokens))
+    assert torch.equal(multiplied(slice(start, end)), whole[start:end])
+    assert torch.equal(multiplied(slice(start, start + 1)), whole[start : start + 1])
+
+
+@pytest.mark.parametrize("tokens", [1, 70])
+@pytest.mark.parametrize("width", [8, 16, 32])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_integers_do_not_overflow(tokens, width, sign):
+    need("own", has_own_kernel)
+    nibbles = torch.full((24, 32), 255, dtype=torch.uint8)
+    ones, zeros = torch.ones(24, 2).half(), torch.zeros(24, 2).half()
+    x = torch.full((tokens, 64), 127.0 * sign)
+    got = multiply_own(x, Int4Weight(nibbles, ones, zeros), width=width)
+    torch.testing.assert_close(got, torch.full((tokens, 24), 64 * 15 * 127.0 * sign))
+    eight = Int8Weight(torch.full((24, 64), -128, dtype=torch.int8), ones)
+    got = multiply_own(x, eight, width=width)
+    torch.testing.assert_close(got, torch.full((tokens, 24), -128 * 64 * 127.0 * sign))
+
+
+@pytest.mark.parametrize("width", [8, 16, 32])
+@pytest.mark.parametrize("damage", [float("nan"), float("inf"), -float("inf")])
+def test_our_kernel_keeps_zeros_and_shows_damage_where_it_is(width, damage):
     need("own", has_own_kernel)
     weight = quantize_int4(random(72, 64))
-    assert torch.equal(multiply_own(torch.zeros(1, 64), weight), torch.zeros(1, 72))
-    for damage in (float("nan"), float("inf")):
-        x = random(2, 64)
-        x[1, 40] = damage
-        got = multiply_own(x, weight)
-        assert torch.isfinite(got[0]).all() and got[1].isnan().all()
+    assert torch.equal(multiply_own(torch.zeros(1, 64), weight, width=width), torch.zeros(1, 72))
+    assert torch.isfinite(multiply_own(torch.full((1, 64), 1e-39), weight, width=width)).all()
+    for kind in (weight, grouped_int8(72, 64)):
+        x = random(70, 64)
+        expected = multiply_own(x, kind, width=width)
+        x[33, 40] = damage
+        got = multiply_own(x, kind, width=width)
+        assert got[33].isnan().all()
+        rest = torch.arange(70) != 33
+        assert torch.equal(got[rest], expected[rest])
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-20, -80.0, 80.0, -100.0, 100.0, float("nan")])
+def test_gates_are_as_torch_computes_them(value):
+    need("own", has_own_kernel)
+    weight = torch.zeros(16, 64)
+    weight[:8, 0], weight[8:, 32] = 1, 1
+    kernel = OwnKernel(Int8Weight(weight.to(torch.int8), torch.ones(16, 1).half()), width=32)
+    x = torch.zeros(1, 64)
+    x[0, 0], x[0, 32] = value, 1
+    expected = torch.nn.functional.silu(torch.tensor(value)).expand(1, 8)
+    torch.testing.assert_close(
+        kernel(x, gated=True), expected, equal_nan=True, rtol=1e-6, atol=1e-30
+    )
+
+
+def test_tokens_of_most_matrices_are_rounded_to_8_bits(tmp_path):
+    need("own", has_own_kernel)
+    folder = tiny_checkpoint(tmp_path)
+    model = load_local(folder, quantize="int4").model
+    widths = {
+        stem.split("layers.")[1]: each.own.width
+        for stem, each in model.named_modules()
+        if isinstance(each, Int4Linear)
+    }
+    last = str(model.config.layers - 1)
+    assert set(widths.values()) == {8, 16}
+    for stem, width in widths.items():
+        sensitive = stem.endswith("query_key_value") or stem.startswith(last)
+        assert width == (16 if sensitive else 8), stem
 
 
 @pytest.mark.parametrize("make", [quantize_int4, lambda weight: grouped_int8(*weight.shape)])

@@ -1,3 +1,5 @@
+FORM: int
+
 def supported() -> bool: ...
 def pack(weight: int, scale: int, least: int, n: int, k: int, out: int, /) -> None: ...
 def expand(packed: int, bits: int, n: int, k: int, out: int, /) -> None: ...
@@ -13,7 +15,7 @@ def multiply(
     norm: int,
     eps: float,
     then: int,
-    fine: int = 0,
+    width: int,
     /,
 ) -> None: ...
 def attend(

@@ -17,7 +17,13 @@ from ..models.causal import CausalModel, ModelConfig
 from ..models.layouts import Layout
 from .carrying import Carried, Leaves, Staying, from_memory
 from .headers import check_headers, refuse_parts
-from .linears import Int4Linear, Int8Linear, QuantizedEmbedding, StoredEmbedding
+from .linears import (
+    Int4Linear,
+    Int8Linear,
+    QuantizedEmbedding,
+    StoredEmbedding,
+    choose_widths,
+)
 from .official import from_official
 from .placement import CPU, DISK, Home
 from .quantize import (
@@ -89,7 +95,11 @@ def build(plan: Plan) -> CausalModel:
             f"quantize='int{plan.bits}'"
         )
     check_headers(weights, plan.layout, model)
-    return _Filling(plan, weights).fill(model)
+    model = _Filling(plan, weights).fill(model)
+    # An official file promises what its integers say, to single precision.
+    if plan.bits is None:
+        choose_widths(model)
+    return model
 
 
 class _Filling:

@@ -1,12 +1,16 @@
 """Linear layers and token tables over quantised matrices.
 
-Few tokens go through a kernel, where there is one; with many at once (a prompt) multiplying is
-cheaper than unpacking again and again, so the matrix is expanded once for all of them.
+Our own kernel takes any number of tokens, and gives each the same whatever their number. Torch's
+take few; with many at once (a prompt) multiplying is cheaper than unpacking again and again, so the
+matrix is expanded once for all of them, as it is where there is no kernel.
 
 Shapes: N output rows, K input columns, M tokens.
 """
 
 from __future__ import annotations
+
+import math
+import re
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +27,7 @@ from .quantize import (
     QuantizedWeight,
     multiply_int4,
     pack_int4,
+    width_for,
 )
 
 
@@ -51,31 +56,34 @@ class _QuantizedLinear(nn.Module):
     ) -> Tensor | None:
         """Do all of :func:`glmkit.models.glm.project` in one call; None where that can't be."""
         columns = x.shape[-1]
-        if self.own is None or x.dtype != torch.float32 or x.numel() >= columns * EXPANDED_FROM:
+        if self.own is None or x.dtype != torch.float32:
             return None
         if (self.bias is not None and (gated or onto is not None)) or (
             gated and self.own.rows % (2 * BLOCK)
         ):
             return None
-        rows = x.numel() // columns
+        rows = math.prod(x.shape[:-1])
         flat = None if onto is None else onto.view(rows, -1)
-        out = self.own(x.reshape(rows, columns), norm=norm, eps=eps, gated=gated, onto=flat).view(
-            *x.shape[:-1], -1
-        )
+        out = self.own(x.reshape(rows, columns), norm=norm, eps=eps, gated=gated, onto=flat)
+        out = out.view(*x.shape[:-1], out.shape[-1])
         return out if self.bias is None else out.add_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., N) for ``x`` (..., K), in the dtype of ``x``."""
         columns = x.shape[-1]
         few = EXPAND_FROM if self._kept is None else EXPANDED_FROM
-        flat = self._few(x.view(-1, columns)) if x.numel() < columns * few else None
+        flat = None
+        if self.own is not None:
+            flat = self.own(x.reshape(-1, columns).float().contiguous())
+        elif x.numel() < columns * few:
+            flat = self._few(x.view(-1, columns))
         if flat is None:
             return F.linear(x, self._expanded(x.dtype), self.bias)
-        out = flat.view(*x.shape[:-1], -1).to(x.dtype)
+        out = flat.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return out if self.bias is None else out.add_(self.bias)
 
     def _few(self, x: Tensor) -> Tensor | None:
-        """Multiply few tokens (M, K) with the kernel; None where there is none."""
+        """Multiply few tokens (M, K) with torch's kernel; None where there is none."""
         raise NotImplementedError
 
     def _expanded(self, dtype: torch.dtype) -> Tensor:
@@ -105,13 +113,13 @@ class Int4Linear(_QuantizedLinear):
         fine: bool = False,
     ) -> None:
         super().__init__(
-            OwnKernel(weight, fine=fine) if kernel == "own" else weight, bias, keep=keep
+            OwnKernel(weight, width=32 if fine else 16) if kernel == "own" else weight,
+            bias,
+            keep=keep,
         )
         self.packed = pack_int4(weight) if kernel == "torch" else None
 
     def _few(self, x: Tensor) -> Tensor | None:
-        if self.own is not None:
-            return self.own(x.float().contiguous())
         if self.packed is not None:
             return multiply_int4(x.to(torch.bfloat16), *self.packed)
         return None
@@ -135,16 +143,28 @@ class Int8Linear(_QuantizedLinear):
         if kernel == "torch":
             weight = weight.per_row()
         super().__init__(
-            OwnKernel(weight, fine=fine) if kernel == "own" else weight, bias, keep=False
+            OwnKernel(weight, width=32 if fine else 16) if kernel == "own" else weight,
+            bias,
+            keep=False,
         )
         self.scale = weight.scale[:, 0].bfloat16() if kernel == "torch" else None
 
     def _few(self, x: Tensor) -> Tensor | None:
-        if self.own is not None:
-            return self.own(x.float().contiguous())
         if self.scale is not None and isinstance(self.matrix, Int8Weight):
             return torch._weight_int8pack_mm(x.to(torch.bfloat16), self.matrix.integers, self.scale)
         return None
+
+
+def choose_widths(model: nn.Module) -> None:
+    """Let tokens be rounded to 8 bits wherever :func:`width_for` allows it."""
+    found = {stem: each for stem, each in model.named_modules() if isinstance(each, Int4Linear)}
+    blocks = [int(each[1]) for each in map(_BLOCK.search, found) if each is not None]
+    for stem, linear in found.items():
+        if linear.own is not None:
+            linear.own.width = width_for(stem, max(blocks, default=0) + 1)
+
+
+_BLOCK = re.compile(r"\.layers\.(\d+)\.")
 
 
 class StoredEmbedding(nn.Embedding):
