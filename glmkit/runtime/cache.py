@@ -91,7 +91,9 @@ class KVCache:
         slots = self.rows if rows <= self.rows else min(self.slots, max(rows, 2 * self.rows))
         capacity = self.capacity
         if tokens > capacity:
-            capacity = -(-max(tokens, capacity * 5 // 4) // _STEP) * _STEP
+            # On a card recorded steps are forgotten each time: it moves less often.
+            more = 2 * capacity if self.layers[0].is_cuda else capacity * 5 // 4
+            capacity = -(-max(tokens, more) // _STEP) * _STEP
             capacity = max(tokens, min(capacity, self.config.context_length + self.ahead))
         if slots > self.room(capacity - self.ahead):
             return rows, tokens

@@ -21,6 +21,7 @@ from ..errors import OutOfMemoryError
 from ..models.causal import CausalModel
 from .cache import CacheFullError, KVCache
 from .entrance import Dress, Entrance, Plain
+from .graphs import Graphs, Recorder, recorder
 from .memory import cache_limit, gibibytes, ran_out
 from .past import Front
 from .reuse import Kept
@@ -41,6 +42,7 @@ def columns(
     kept: Kept | None = None,
     lock: AbstractContextManager[object] | None = None,
     limit: int | None = None,
+    record: Recorder | None = None,
 ) -> Generator[Column, None, None]:
     """Decode rows, at most ``slots`` at a time; yield once per step.
 
@@ -52,14 +54,16 @@ def columns(
     :param kept: what earlier rows left in the cache, for those that begin alike.
     :param lock: held while the model runs; for models that several threads ask.
     :param limit: bytes that keys and values may take; None: what the devices have free.
+    :param record: records steps of fixed shapes; None: as CUDA graphs, on a CUDA device.
     """
     dress, lock = dress or Plain(), lock or nullcontext()
     with lock, torch.inference_mode(), dress(()):
         prefix = model.prefix() if model.prefix is not None else None
-        likes = [model.like] * model.config.layers
+        likes = model.likes
         limit = cache_limit([each.device for each in likes]) if limit is None else limit
         cache = KVCache(model.config, slots, likes=likes, prefix=prefix, limit=limit)
-    decoder = _Decoder(model, cache, Entrance(model, cache, iter(rows), dress, kept), dress)
+    entrance = Entrance(model, cache, iter(rows), dress, kept)
+    decoder = _Decoder(model, cache, entrance, dress, record)
     try:
         while True:
             with lock, torch.inference_mode():
@@ -80,9 +84,17 @@ class _Decoder:
     """The rows that run, and what moves them on."""
 
     def __init__(
-        self, model: CausalModel, cache: KVCache, entrance: Entrance, dress: Dress
+        self,
+        model: CausalModel,
+        cache: KVCache,
+        entrance: Entrance,
+        dress: Dress,
+        record: Recorder | None,
     ) -> None:
         self.model, self.cache, self.entrance, self.dress = model, cache, entrance, dress
+        if record is None and all(each.is_cuda for each in cache.layers) and not model.stack.turns:
+            record = recorder()
+        self._graphs = Graphs(model, cache, record) if record is not None else None
         self.running: list[Row] = []
 
     def advance(self) -> Column | None:
@@ -133,13 +145,21 @@ class _Decoder:
             try:
                 self.cache.reserve(len(running), max(row.length for row in running) + 1)
                 with _one_thread(running, self.model.like), self.dress(running):
-                    return [_step(self.model, self.cache, running)]
+                    return [self._scores()]
             except (RuntimeError, MemoryError) as error:
                 if not ran_out(error):
                     raise
                 full = isinstance(error, CacheFullError)
             self._shrink(full=full)  # out here, where the error holds no memory any more
         return []
+
+    def _scores(self) -> Tensor:
+        """Return the next scores (B, V) of all rows."""
+        running = self.running
+        known = None
+        if self._graphs is not None and self.dress.bare(running):
+            known = self._graphs.step(running)
+        return _step(self.model, self.cache, running) if known is None else known
 
     def _shrink(self, *, full: bool) -> None:
         """Let fewer rows run: one less where the cache is full, else half of them."""

@@ -28,6 +28,10 @@ class Within:
         with self.adapters.wearing([self._mixes[row] for row in rows] or [self.first]):
             yield
 
+    def bare(self, rows: Sequence[Row]) -> bool:
+        """Tell whether none of the rows wears anything."""
+        return not any(self._mixes[row] for row in rows)
+
     def begin(self, row: Row) -> tuple[int, Mix]:
         """Settle what a row wears, and hold it until the row ends.
 

@@ -38,6 +38,10 @@ class Dress(Protocol):
         """Dress the model for the rows that run next; for no rows, while the cache is begun."""
         ...
 
+    def bare(self, rows: Sequence[Row]) -> bool:
+        """Tell whether none of the rows wears anything."""
+        ...
+
     def begin(self, row: Row) -> Hashable:
         """Settle what a row wears to its end; return what tells it from rows that wear others."""
         ...
@@ -53,6 +57,10 @@ class Plain:
     def __call__(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
         """Change nothing."""
         return nullcontext()
+
+    def bare(self, rows: Sequence[Row]) -> bool:
+        """Nothing is worn."""
+        return True
 
     def begin(self, row: Row) -> Hashable:
         """Tell no rows apart."""
