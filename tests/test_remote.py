@@ -369,6 +369,8 @@ def test_without_a_name_the_only_model_answers(server):
     server.models = []
     with pytest.raises(ServerError, match="has no model"):
         connect(None, Server(server.url))
+    with pytest.raises(ServerError, match="cannot list the models: .*name one with --model"):
+        connect(None, Server(server.url + "/else/v1"))
 
 
 def test_what_belongs_to_other_engines_is_refused(server):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -140,6 +141,18 @@ def test_what_no_row_can_change_ends_the_job_with_its_first_row(model, server, t
         drain(run_job(model, job))
     assert job.output.read_text() == ""
     assert len(server.asked) <= 4
+
+
+def test_what_all_rows_are_refused_for_ends_the_job(model, server, tmp_path):
+    server.always = lambda body: error(422, "Unexpected fields in the request: {'top_k'}")
+    source = rows(tmp_path, 300)
+    job = Job(source, tmp_path / "out.jsonl", "tiny", options=GenerationOptions(top_k=3))
+    with pytest.raises(ServerError, match="the first 20 rows were all refused.*leave out top_k"):
+        drain(run_job(model, job))
+    assert len(written(job.output)) == 20
+    server.always = lambda body: None
+    summary = drain(run_job(model, replace(job, retry_errors=True)))
+    assert (summary.before, summary.answered) == (0, 300)
 
 
 def test_an_adapter_that_the_server_lacks_is_a_row_s_error(model, server):

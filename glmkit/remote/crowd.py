@@ -8,10 +8,13 @@ from queue import SimpleQueue
 
 from ..errors import GlmkitError, ServerError
 from ..types import Ask, Reply
-from .faults import FailingError, ShutError
+from .faults import FailingError, ShutError, TooLongError
 
 IN_A_ROW = 5
 """So many requests that failed for good, and no answer in between, end a job."""
+
+ALIKE = 20
+"""So many rows that were refused in the same words, and none answered so far, end a job too."""
 
 Settled = tuple[int, Reply | GlmkitError]
 _Done = tuple[int, "Future[Reply]"]
@@ -75,6 +78,8 @@ class _Verdict:
     def __init__(self) -> None:
         self._doubtful: list[tuple[int, GlmkitError]] = []
         self._heard = False
+        self._answered = False
+        self._refusal, self._alike = "", 0
 
     def on(self, key: int, ended: Future[Reply]) -> Iterator[Settled]:
         """Take one ended question; yield what is settled by it.
@@ -96,6 +101,20 @@ class _Verdict:
         yield from self._doubtful
         self._doubtful.clear()
         yield key, result
+        self._compare(result)
+
+    def _compare(self, result: Reply | GlmkitError) -> None:
+        """Stop where all is refused alike: a field or a model that the server does not know."""
+        self._answered = self._answered or isinstance(result, Reply)
+        if self._answered or isinstance(result, TooLongError):
+            return
+        self._alike = self._alike + 1 if str(result) == self._refusal else 1
+        self._refusal = str(result)
+        if self._alike == ALIKE:
+            raise ServerError(
+                f"the first {ALIKE} rows were all refused: {self._refusal}; mend that, and run "
+                "again with --retry-errors"
+            )
 
     def last(self) -> Iterator[Settled]:
         """Yield what is left when there are no more questions."""

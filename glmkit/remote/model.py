@@ -21,6 +21,8 @@ from ..types import (
 )
 from .crowd import answered_by_many
 from .faults import (
+    FailingError,
+    MissingEndpointError,
     ShutError,
     TooLongError,
     TransientError,
@@ -35,6 +37,8 @@ from .wire import Json, Reading, fields_of, model_of, turns_of, whole_reply
 CONCURRENCY = 16
 """Answers of a batch side by side where nobody said how many."""
 _MANY = 1 << 30
+_LISTING_S = 10.0
+"""How long to ask for the list of models, which whoever names one does without."""
 _MENDABLE = (TooLongError, UnknownModelError, UnwantedFieldError)
 """What a changed request may do about, as long as nothing was answered."""
 
@@ -303,20 +307,26 @@ _SERVED = {
 }
 
 
+def _models_of(server: Server) -> list[str]:
+    with closing(Line(server)) as line:
+        patience = Patience(Pace(1), min(server.patience_s, _LISTING_S), heard=lambda: line.heard)
+        while True:
+            try:
+                return line.models()
+            except TransientError as error:
+                patience.wait(error)
+
+
 def only_model(server: Server) -> str:
     """Return the name of the only model that a server has.
 
     :raises UsageError: if there are several, naming them.
     :raises ServerError: if it cannot be reached, has none, or does not say.
     """
-    with closing(Line(server)) as line:
-        patience = Patience(Pace(1), server.patience_s, heard=lambda: line.heard)
-        while True:
-            try:
-                names = line.models()
-                break
-            except TransientError as error:
-                patience.wait(error)
+    try:
+        names = _models_of(server)
+    except (FailingError, MissingEndpointError) as error:
+        raise ServerError(f"cannot list the models: {error}; name one with --model") from error
     if not names:
         raise ServerError(f"{server.shown} has no model; load one there, then ask again")
     if len(names) > 1:
