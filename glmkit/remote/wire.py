@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..models.passages import speaks_chinese, with_passages
-from ..texts import readable
+from ..texts import is_unicode, readable, texts_in
 from ..types import (
     Chunk,
     FinishReason,
@@ -232,12 +232,12 @@ class _Call:
 
     def call(self) -> ToolCall | None:
         """Return the call; None where its arguments are no JSON object."""
-        if not self._name:
-            return None
+        name, _, arguments = self.text().partition("\n")
         try:
-            return ToolCall.of({"name": self._name, "arguments": self.text().split("\n", 1)[1]})
+            call = ToolCall.of({"name": name, "arguments": arguments})
         except UsageError:
             return None
+        return call if name and all(map(is_unicode, texts_in(call.arguments))) else None
 
 
 def _usage(value: object) -> Usage | None:
