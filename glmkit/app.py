@@ -96,6 +96,7 @@ class Glmkit:
         name: str | None = None,
         *,
         device: str | None = None,
+        max_memory: str | None = None,
         dtype: str | None = None,
         quantize: str | None = None,
         adapter: str | Path | None = None,
@@ -108,7 +109,9 @@ class Glmkit:
         """Load a chat model by catalog name, hub id, folder, or the name a plugin gave it.
 
         :param name: None for the configured one.
-        :param device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; None picks.
+        :param device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or several that share the layers:
+            ``cuda:0,cuda:1``, ``cuda:0,cpu``; ``auto`` or None picks.
+        :param max_memory: most that it may take of each, ``0=10GiB,cpu=30GiB``; None: what is free.
         :param dtype: ``float32``, ``bfloat16``, ``float16``; None keeps what suits file and device.
         :param quantize: ``int4`` or ``int8`` to quantise while loading.
         :param adapter: a LoRA folder or file, or a P-Tuning prefix folder, to put on.
@@ -130,6 +133,7 @@ class Glmkit:
         spec = self._models.get(name)
         given: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize}
         given |= {"adapter": adapter, "adapter_alpha": adapter_alpha, "family": family}
+        given |= {} if max_memory is None else {"max_memory": max_memory}
         if (engine or (self.config.engine if server is None else OPENAI)) == RAY:
             self._server(RAY, server)  # which it has none of
             return self._on_cluster(name, cluster, given)
@@ -142,6 +146,8 @@ class Glmkit:
             return cast("ChatModel", load_target(spec.loader)(name, self))
         located = self._locate(name, "model", self._models)
         given["device"] = device or self.config.device
+        if self.config.max_memory is not None:
+            given.setdefault("max_memory", self.config.max_memory)
         if name == self.config.model:
             given["family"] = family or self.config.family
         load = self._engine(given.pop("engine"), located.path)
@@ -278,6 +284,7 @@ def load(
     name_or_path: str | Path = "default",
     *,
     device: str | None = None,
+    max_memory: str | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
     adapter: str | Path | None = None,
@@ -293,6 +300,7 @@ def load(
     return Glmkit().load_model(
         str(name_or_path),
         device=device,
+        max_memory=max_memory,
         dtype=dtype,
         quantize=quantize,
         adapter=adapter,

@@ -29,6 +29,7 @@ COMMANDS = (
         "Write a checkpoint in the other layout: original or Hugging Face's.",
         "glmkit.commands.convert:convert",
     ),
+    Command("plan", "Foretell memory, and where layers go.", "glmkit.commands.plan:plan"),
     Command(
         "batch", "Answer a file of prompts into a file of answers.", "glmkit.commands.batch:batch"
     ),

@@ -72,6 +72,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "encoder": Setting(_text, ("GLMKIT_ENCODER",)),
         "engine": Setting(_text, ("GLMKIT_ENGINE",)),
         "device": Setting(_text, ("GLMKIT_DEVICE",)),
+        "max_memory": Setting(_text, ("GLMKIT_MAX_MEMORY",)),
         "offline": Setting(_flag, ("GLMKIT_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")),
         "plugins_allowed": Setting(_names, ("GLMKIT_PLUGINS",)),
         "use_modelscope": Setting(_flag, ("USE_MODELSCOPE_HUB", "FASTCHAT_USE_MODELSCOPE")),
@@ -101,7 +102,9 @@ class Config:
     engine: str | None = None
     """What runs the model: ``local``, ``transformers``, ``ray``, ``openai``; None: what suits."""
     device: str | None = None
-    """``cpu``, ``cuda``, ``cuda:1``, ``mps``; None picks the best one here."""
+    """``auto``, ``cpu``, ``cuda:1``, ``mps``, ``cuda:0,cuda:1``; None picks the best here."""
+    max_memory: str | None = None
+    """Most that a model may take, ``0=10GiB,cpu=30GiB``; None: what is free."""
     offline: bool = False
     """Never open a network connection."""
     plugins_allowed: tuple[str, ...] | None = None

@@ -166,7 +166,7 @@ def _loading(app: Glmkit, given: dict[str, Any]) -> dict[str, Any]:
     A worker of the ray engine answers as this machine would: a job may go on there and back.
     """
     configured = {"engine": _engine(app, given), "family": app.config.family}
-    names = (each for each in LOADING if each not in ("device", "server"))
+    names = (each for each in LOADING if each not in ("device", "max_memory", "server"))
     loading = {each.replace("_", " "): given.get(each) or configured.get(each) for each in names}
     loading["engine"] = None if loading["engine"] in _SAME else loading["engine"]
     if loading["engine"] == "openai" and app.config.openai.extra:

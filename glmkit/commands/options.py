@@ -14,7 +14,17 @@ _MODEL = (
         "--model",
         help="Catalog name, hub id, folder, or what a server calls it; default: as configured.",
     ),
-    click.option("--device", help="cpu, cuda, cuda:1 or mps."),
+    click.option(
+        "--devices",
+        "--device",
+        "device",
+        help="auto, cpu, mps, cuda:1, or several that share the layers: cuda:0,cuda:1 or "
+        "cuda:0,cpu.",
+    ),
+    click.option(
+        "--max-memory",
+        help="Most that is used: 0=10GiB,cpu=30GiB, or 10GiB,12GiB in the order of the devices.",
+    ),
     click.option("--dtype", help="float32, bfloat16 or float16; default: what suits the machine."),
     click.option(
         "--quantize", type=click.Choice(["int4", "int8"]), help="Round the weights while loading."
@@ -46,7 +56,10 @@ _SAMPLING = (
     click.option("--repetition-penalty", type=float, help="Above 1 discourages repetition."),
     click.option("--seed", type=int, help="Same seed, same answer."),
 )
-LOADING = ("device", "dtype", "quantize", "adapter_alpha", "family", "engine", "server")
+LOADING = (
+    *("device", "max_memory", "dtype", "quantize"),
+    *("adapter_alpha", "family", "engine", "server"),
+)
 """The parameters of ``load_model`` that :func:`model_options` gives, beside the name."""
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 """The fields of ``GenerationOptions`` that :func:`sampling_options` gives."""

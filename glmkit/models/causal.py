@@ -130,7 +130,7 @@ class CausalModel(nn.Module):
         like, turns = self.like, self.stack.turns
         if not turns:
             return [like] * self.config.layers
-        return [like.to(each.device) for each in turns]
+        return [like.new_empty(0, device=each.device) for each in turns]
 
     def where(self, stem: str) -> torch.device:
         """Return the device that the module called ``stem`` computes on."""

@@ -69,8 +69,8 @@ def _put(block: nn.Module, stem: str, leaf: nn.Module) -> nn.Module:
     """Put a module in its place, below the adapters that are on it; return what was there."""
     there = block.get_submodule(stem)
     if isinstance(there, LoraLinear):
-        there, there.base = there.base, leaf
-        return there
+        before, there.base = there.base, leaf
+        return before
     block.set_submodule(stem, leaf)
     return there
 

@@ -163,14 +163,14 @@ def costs(placed: Placement) -> list[str]:
     """Say what it costs that layers are not where they are computed, a line for each place."""
     lines = []
     for kept, where, size, speed in (
-        (CPU, "the processor's memory", placed.carried.weights, _LINK),
-        ("disk", "the disk", placed.on_disk, _DISK),
+        (CPU, "in the processor's memory", placed.carried.weights, _LINK),
+        ("disk", "on the disk", placed.on_disk, _DISK),
     ):
         count = sum(each.kept == kept for each in placed.homes)
         if count:
             lines.append(
                 f"{count} of {len(placed.homes)} layers ({size / GIB:.2f} GiB) have no room and "
-                f"stay in {where}: every pass brings them in again, which takes about "
+                f"stay {where}: every pass brings them in again, which takes about "
                 f"{size / speed:.2g} s for each token of an answer (at {speed / 1e9:g} GB/s); "
                 "--quantize int4, another device or a smaller model is faster"
             )

@@ -258,7 +258,7 @@ def load_transformers(
     :raises MissingExtraError: if transformers is not installed.
     :raises CheckpointError: if transformers cannot load the folder, or only with code in it.
     """
-    for option in ("quantize", "adapter", "adapter_alpha", "family"):
+    for option in ("quantize", "adapter", "adapter_alpha", "family", "max_memory"):
         if others.get(option) is not None:
             raise UsageError(
                 f"the transformers engine takes no {option} (got {others[option]!r}); leave it out"

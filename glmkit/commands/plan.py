@@ -1,0 +1,211 @@
+"""``glmkit plan``: whether a model fits, where its layers go, and what would make it fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import UnknownNameError, UsageError
+from .options import given_of
+
+if TYPE_CHECKING:
+    from ..app import Glmkit
+    from ..runtime.footprint import Anatomy
+    from ..runtime.planning import Forecast
+
+_JOB = ("batch", "length", "train", "dtype", "quantize", "checkpointing", "rank", "prefix")
+_GIB = 1 << 30
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--gpus",
+    metavar="2x16GiB|24GB,16GB|none",
+    help="Cards and their sizes; none: the processor alone. Default: what this machine has.",
+)
+@click.option("--batch", type=click.IntRange(1), help="Rows side by side; default: 1.")
+@click.option(
+    "--length", type=click.IntRange(1), help="Tokens of a row with its answer; default: 2048."
+)
+@click.option(
+    "--train", type=click.Choice(["lora", "full", "ptuning"]), help="Train; default: answer."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    help="Default: float16 on cards, float32 on the processor.",
+)
+@click.option("--quantize", type=click.Choice(["int8", "int4"]), help="Rounded weights.")
+@click.option(
+    "--checkpointing/--no-checkpointing",
+    default=None,
+    help="In training, compute blocks again instead of keeping what is inside; default: so.",
+)
+@click.option("--rank", type=click.IntRange(1), help="Of LoRA; default: 8.")
+@click.option(
+    "--targets", help="Linears that get LoRA: query_key_value,dense or all; default: the first."
+)
+@click.option("--pre-seq-len", "prefix", type=click.IntRange(1), help="Of P-Tuning; default: 128.")
+@click.option("--optimizer", type=click.Choice(["adamw", "adamw_8bit"]), help="Default: adamw.")
+@click.option(
+    "--loss-dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="In which scores meet labels; default: float32, as transformers takes it.",
+)
+@click.option("--split", help="Layers of each card, 14,14 for example; default: as even as can be.")
+@click.option(
+    "--cpu-memory", help="Processor memory for layers without room; default: what is free."
+)
+@click.option("--family", help="What the model is, where its files do not say: chatglm2, ...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def plan(app: Glmkit, /, model: str, as_json: bool, **given: Any) -> None:  # noqa: ANN401
+    """Foretell the memory of a job, part by part, and where each layer goes.
+
+    MODEL is a folder with a config.json (weights are not needed), or a name of the catalog or of a
+    family. 1 GiB is 2**30 bytes: cards are sold and shown by it; 1 GB is 10**9.
+    """
+    name, parts, rounded = _model(app, model, given["family"])
+    found = _forecast(parts, rounded, given)
+    if as_json:
+        click.echo(json.dumps(_described(name, found)))
+        return
+    for line in _lines(name, found):
+        click.echo(line)
+
+
+def _model(app: Glmkit, name: str, family: str | None) -> tuple[str, Anatomy, str | None]:
+    """Return the name, the parts, and how the weights lie rounded, of a folder or a known name."""
+    from .. import store
+    from ..models.published import QUANTISED, SHAPES, published
+    from ..runtime.planning import of_folder, of_shape
+
+    path = Path(name).expanduser()
+    pulled = store.get(app.config, name)
+    if not (path / "config.json").is_file():
+        if pulled is None and (known := published(name)) is not None:
+            return known[0], of_shape(known[1]), QUANTISED.get(known[0])
+        if pulled is None:
+            raise UnknownNameError("model", name, SHAPES, hint="Or give a folder with config.json")
+        path = pulled.path
+    parts, rounded = of_folder(path, family)
+    return pulled.manifest.name if pulled else path.name, parts, rounded
+
+
+def _forecast(parts: Anatomy, rounded: str | None, given: dict[str, Any]) -> Forecast:
+    from ..runtime.demand import Job
+    from ..runtime.devices import here, parse_cards, parse_size
+    from ..runtime.pages import available_memory
+    from ..runtime.planning import forecast
+
+    devices = here() if given["gpus"] is None else parse_cards(given["gpus"])
+    names = (*_JOB, "optimizer", "loss_dtype")
+    job = Job(
+        **{"dtype": "float32" if devices[0].is_processor else "float16"} | given_of(given, names)
+    )
+    if rounded is not None and job.quantize is None and job.train != "full":
+        job = replace(job, quantize=rounded)
+    if given["targets"] is not None:
+        job = replace(job, targets=tuple(each.strip() for each in given["targets"].split(",")))
+    spare = given["cpu_memory"]
+    return forecast(
+        parts,
+        job,
+        devices,
+        split=_split(given["split"]),
+        spare=available_memory() if spare is None else parse_size(spare),
+    )
+
+
+def _split(text: str | None) -> tuple[int, ...]:
+    numbers = text.split(",") if text else []
+    if not all(each.strip().isdigit() for each in numbers):
+        raise UsageError(f"--split {text!r}: write the layers of each card, 14,14 for example")
+    return tuple(map(int, numbers))
+
+
+def _described(name: str, found: Forecast) -> dict[str, Any]:
+    """Return a forecast as JSON has it; sizes are bytes."""
+    placed = found.placement
+    return {
+        "model": name,
+        "job": asdict(found.job),
+        "devices": [
+            {
+                "device": use.device.name,
+                "size": use.device.size,
+                "layers": use.layers,
+                "bytes": asdict(use.parts) | {"total": use.parts.total},
+                "fits": use.fits,
+            }
+            for use in placed.uses
+        ],
+        "map": placed.map,
+        "kept_in_memory": placed.carried.weights,
+        "kept_on_disk": placed.on_disk,
+        "fits": placed.fits,
+        "runs": placed.runs,
+        "verdict": found.verdict,
+        "helps": list(found.helps),
+    }
+
+
+def _lines(name: str, found: Forecast) -> Iterator[str]:
+    from ..runtime.devices import costs
+
+    placed = found.placement
+    yield f"{name}: {_job(found)}"
+    yield "GiB (2**30 bytes; 1 GiB = 1.074 GB)"
+    yield from _table(found)
+    yield ""
+    width = max(map(len, placed.map))
+    yield from (f"{part:<{width}}  {where}" for part, where in placed.map.items())
+    yield ""
+    yield found.verdict
+    if not found.placement.runs or not found.job.train:
+        yield from costs(placed)
+    if found.helps:
+        yield "what would make it fit:"
+        yield from (f"  {each}" for each in found.helps)
+
+
+def _job(found: Forecast) -> str:
+    job = found.job
+    how = f"{job.dtype}, {job.quantize} weights" if job.quantize else job.dtype
+    what = {"lora": f"LoRA of rank {job.rank}", "full": "training all weights"}
+    what |= {"ptuning": f"P-Tuning of {job.prefix} entries"}
+    said = what.get(job.train or "", "answering")
+    if job.train:
+        how += f", {job.optimizer}, {'' if job.checkpointing else 'no '}checkpointing"
+    return f"{said}, batch {job.batch}, length {job.length}, {how}"
+
+
+_NAMES = {"cache": "keys and values", "optimizer": "optimizer state"}
+
+
+def _table(found: Forecast) -> Iterator[str]:
+    """Yield the lines of a table: parts down, devices across."""
+    uses = found.placement.uses
+    rows = [("", *(use.device.name for use in uses), "all")]
+    for each in fields(uses[0].parts):
+        sizes = [getattr(use.parts, each.name) for use in uses]
+        if any(sizes):
+            rows.append((_NAMES.get(each.name, each.name), *_cells([*sizes, sum(sizes)])))
+    totals = [use.parts.total for use in uses]
+    rows.append(("together", *_cells([*totals, sum(totals)])))
+    rows.append(("of", *_cells([use.device.size for use in uses]), ""))
+    rows.append(("layers", *(str(use.layers) for use in uses), str(sum(u.layers for u in uses))))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
+
+
+def _cells(sizes: list[int]) -> list[str]:
+    return [f"{size / _GIB:.2f}" for size in sizes]
