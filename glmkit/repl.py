@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import click
 
+from .errors import GlmkitError
 from .texts import readable
 
 Action = Callable[[], None]
@@ -31,8 +32,9 @@ class _Typed(click.types.StringParamType):
 class Repl:
     """Read questions until the end of the input and have each one answered.
 
-    Ctrl-C stops an answer and keeps the session; Ctrl-D or ``/quit`` leaves. Without a terminal
-    there is no prompt and no greeting, so that output can be processed.
+    Ctrl-C stops an answer and keeps the session, and so does an error; Ctrl-D or ``/quit`` leaves.
+    Without a terminal there is no prompt and no greeting, so that output can be processed, and an
+    error ends it.
 
     :param answer: prints the answer to one question.
     :param commands: slash commands by name (without the slash): help text and action.
@@ -77,6 +79,11 @@ class Repl:
             if not sys.stdin.isatty():
                 raise
             click.echo("\n(stopped)", err=True)
+        except GlmkitError as error:
+            # A server that was too busy once costs one answer, not the conversation.
+            if not sys.stdin.isatty():
+                raise
+            click.echo(f"error: {error}", err=True)
 
     def _command(self, line: str) -> None:
         name = line.split()[0] if line.split() else ""

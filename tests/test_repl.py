@@ -12,9 +12,11 @@ import pytest
 PROGRAM = """
 import sys, time, click
 from pathlib import Path
-from glmkit import Repl
+from glmkit import GlmkitError, Repl
 
 def answer(question):
+    if question == "fail":
+        raise GlmkitError("the server is busy")
     for word in (question + " ...").split():
         click.echo(word + " ", nl=False)
         time.sleep(60 if question == "slow" else 0)
@@ -79,6 +81,8 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_session(terminal, tmp_path):
     terminal.wait_for("> ")
     terminal.type("/sources\n")
     terminal.wait_for("none yet")
+    terminal.type("fail\n")
+    terminal.wait_for("error: the server is busy")
     terminal.type("quick\n")
     terminal.wait_for("end-of-answer")
     terminal.type("/quit\n")
