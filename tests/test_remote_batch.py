@@ -22,7 +22,7 @@ from glmkit.config import Config
 from glmkit.console import drain
 from glmkit.errors import ConfigError, ServerError, UsageError
 from glmkit.remote import patience
-from glmkit.remote.faults import ShutError
+from glmkit.remote.faults import ShutError, TransientError
 from glmkit.remote.model import RemoteModel
 from glmkit.remote.pace import Pace, Rate, StoppedError
 from glmkit.testing import HashEncoder, make_app
@@ -108,6 +108,12 @@ def test_a_row_that_is_refused_is_that_row_s_error(model, server):
     found = dict(model.answers(map(ask, range(9)), concurrency=3))
     assert [isinstance(found[key], Reply) for key in range(9)] == [key % 3 > 0 for key in range(9)]
     assert "400: bad words" in str(found[3])
+
+
+def test_a_question_that_a_server_forbids_is_that_row_s_error(model, server):
+    server.always = lambda body: error(403, "flagged") if row_of(body) == 4 else None
+    found = dict(model.answers(map(ask, range(9)), concurrency=1))
+    assert "403: flagged" in str(found[4]) and isinstance(found[8], Reply)
 
 
 def test_a_row_that_always_breaks_the_server_is_told_from_a_broken_server(
@@ -253,6 +259,19 @@ def test_the_pace_halves_once_for_all_that_began_before_and_grows_again():
     pace.stop()
     with pytest.raises(StoppedError), pace.turn():
         pass
+
+
+def test_a_server_that_was_there_is_waited_for_longer(monkeypatch):
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 0.005)
+    tries = {}
+    for heard in (True, False):
+        own = patience.Patience(Pace(1), 0.1, heard=lambda heard=heard: heard)
+        tries[heard] = 0
+        with pytest.raises(ShutError):
+            while True:
+                tries[heard] += 1
+                own.wait(TransientError("cannot reach it", gone=True))
+    assert tries[False] == patience.TRIES_UNHEARD < patience.TRIES < tries[True]
 
 
 def test_a_rate_spreads_an_amount_evenly():

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 
 from ..errors import GlmkitError, ServerError
 from ..types import Ask, Reply
-from .faults import FailingError, ShutError, TooLongError
+from .faults import FailingError, ForbiddenError, ShutError, TooLongError
 
 IN_A_ROW = 5
 """So many requests that failed for good, and no answer in between, end a job."""
@@ -88,8 +88,10 @@ class _Verdict:
         """
         try:
             result: Reply | GlmkitError = ended.result()
-        except ShutError:
-            raise
+        except ShutError as error:
+            if not (self._answered and isinstance(error, ForbiddenError)):
+                raise
+            result = error
         except FailingError as error:
             self._doubtful.append((key, error))
             if len(self._doubtful) >= IN_A_ROW:

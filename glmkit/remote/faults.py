@@ -42,6 +42,10 @@ class ShutError(ServerError):
     """No request can succeed: no access, no such model, nobody there. Ends a job."""
 
 
+class ForbiddenError(ShutError):
+    """No access; some servers also say so of a single question that they will not answer."""
+
+
 class FailingError(ServerError):
     """One request failed again and again; others may do better."""
 
@@ -114,7 +118,7 @@ class Refusal:
         if self.status == 401:
             return ShutError(f"{self.said}; set OPENAI_API_KEY to a key that this server knows")
         if self.status == 403:
-            return ShutError(f"{self.said}; the key in OPENAI_API_KEY has no access to this")
+            return ForbiddenError(f"{self.said}; the key in OPENAI_API_KEY has no access to this")
         if self.status == 402 or (self.status == 429 and _EMPTY_PURSE.search(self.text)):
             return ShutError(f"{self.said}; the account has nothing left: pay, or use another key")
         return None

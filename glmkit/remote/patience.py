@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -41,10 +42,15 @@ class Patience:
         now = time.monotonic()
         self._first = now if self._first is None else self._first
         until = now + self._pause(error)
-        most = TRIES if self._heard() or not error.gone else TRIES_UNHEARD
-        if self._failed >= most or until > self._first + self._patience_s:
+        if self._failed >= self._most(error) or until > self._first + self._patience_s:
             raise self._given_up(error, until - now) from error
         self._pace.sleep_until(until)
+
+    def _most(self, error: TransientError) -> float:
+        """Return how often to try: a server that was there may be starting again."""
+        if not error.gone:
+            return TRIES
+        return math.inf if self._heard() else TRIES_UNHEARD
 
     def _pause(self, error: TransientError) -> float:
         if error.wait_s is not None:
