@@ -7,7 +7,7 @@ heads, D head size.
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Past:
@@ -36,6 +36,13 @@ class Past:
         :param qkv: (B, T, H + 2G, D), queries and keys not turned yet.
         :param turns: their rotation, complex (B, T, 1, n), of the first n pairs of a head.
         :return: (B, T, H D); None where that can't be.
+        """
+        return None
+
+    def run(self, stack: nn.Module, x: Tensor, turns: Tensor) -> Tensor | None:
+        """Send ``x`` (B, T, hidden) through all blocks in one call; None where that can't be.
+
+        It may be changed in place. Each token sees those before it in its row.
         """
         return None
 

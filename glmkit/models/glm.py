@@ -254,6 +254,10 @@ class Encoder(Stack):
 
     def forward(self, x: Tensor, seen: Seen) -> Tensor:
         """Return the final hidden states (B, T, hidden), not normed yet."""
+        if seen.past is not None and seen.mask is None:
+            done = seen.past.run(self, x, seen.turns)
+            if done is not None:
+                return done
         return self.through(x, seen)
 
 

@@ -15,31 +15,14 @@
 #include "_attention.h"
 #include "_threads.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
+#ifdef HAVE_KERNELS
 #include <math.h>
-#include <stdatomic.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#define HAVE_KERNELS 1
-#define AVX2 __attribute__((target("avx2,fma")))
 #define INLINE static inline __attribute__((always_inline))
 
 enum { KEYS = 64, QUERIES = 96 };
 enum { BOTH, STORE, SEE }; /* what a piece does: store the new keys and values, see them, or both */
-
-typedef struct {
-    const float *qkv;         /* (B, T, H + 2G, D) */
-    const float *turns;       /* (B, T, turned / 2) complex; or NULL */
-    float *held;              /* (B, 2G, C, D): slots, keys first */
-    float *out;               /* (B, T, H, D) */
-    const int64_t *starts;    /* (B): what each slot holds already */
-    long rows, tokens, heads, shared, size, turned, room; /* B, T, H, G, D, turned components, C */
-    long run, runs;           /* tokens of a piece; pieces of a row and a head */
-    int task;
-    atomic_int failed;
-} Attention;
 
 /* What a piece works on; all of it in one allocation. */
 typedef struct {
@@ -329,7 +312,7 @@ static void do_piece(void *work, long piece) {
         atomic_store(&a->failed, 1);
 }
 
-static int attend_all(Attention *a, int threads) {
+int attend_all(Attention *a, int threads) {
     const long most = QUERIES / (a->heads / a->shared);
     a->run = most < 1 ? 1 : most < a->tokens ? most : a->tokens;
     a->runs = (a->tokens + a->run - 1) / a->run;
@@ -343,7 +326,7 @@ static int attend_all(Attention *a, int threads) {
     return !atomic_load(&a->failed);
 }
 
-static int fits(const Attention *a) {
+int attention_fits(const Attention *a) {
     int fine = a->rows > 0 && a->tokens > 0 && a->heads > 0 && a->shared > 0 && a->size > 0 &&
                a->heads % a->shared == 0 && a->turned >= 0 && a->turned % 2 == 0 && a->turned <= a->size;
     for (long row = 0; fine && row < a->rows; row++)
@@ -366,7 +349,7 @@ PyObject *attend(PyObject *self, PyObject *args) {
     a.qkv = (const float *)(uintptr_t)qkv, a.turns = (const float *)(uintptr_t)turns;
     a.held = (float *)(uintptr_t)held, a.out = (float *)(uintptr_t)out;
     a.starts = (const int64_t *)(uintptr_t)starts;
-    if (!fits(&a)) return NULL;
+    if (!attention_fits(&a)) return NULL;
     Py_BEGIN_ALLOW_THREADS
     done = attend_all(&a, threads);
     Py_END_ALLOW_THREADS

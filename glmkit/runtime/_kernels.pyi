@@ -34,3 +34,23 @@ def attend(
     threads: int,
     /,
 ) -> None: ...
+def run(
+    x: int,
+    layers: int,
+    held: int,
+    turns: int,
+    starts: int,
+    count: int,
+    hidden: int,
+    inner: int,
+    rows: int,
+    tokens: int,
+    heads: int,
+    shared: int,
+    size: int,
+    turned: int,
+    room: int,
+    eps: float,
+    threads: int,
+    /,
+) -> None: ...

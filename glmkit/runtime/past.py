@@ -9,14 +9,16 @@ Shapes: as in `models/glm.py`; C is the capacity of a slot in tokens.
 
 from __future__ import annotations
 
-import functools
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.attention import Past
+from ..models.causal import Stack
 from .cache import KVCache
 from .quantize import has_own_kernel
+from .whole import runs
 
 try:
     from . import _kernels
@@ -63,6 +65,38 @@ class _New(Past):
             self.cache.threads,
         )
         return out
+
+    def run(self, stack: nn.Module, x: Tensor, turns: Tensor) -> Tensor | None:
+        """Send tokens through all blocks in one call, as far as our extension takes them."""
+        plan = runs(cast(Stack, stack), x)
+        layers = self.cache.layers
+        if plan is None or any(each.dtype != x.dtype for each in layers):
+            return None
+        x = x.contiguous()
+        rows, tokens, hidden = x.shape
+        _, both, room, size = layers[0].shape
+        start = self.slot * both * room * size * 4
+        held = torch.tensor([each.data_ptr() + start for each in layers])
+        _kernels.run(
+            x.data_ptr(),
+            plan.steps.data_ptr(),
+            held.data_ptr(),
+            turns.data_ptr(),
+            self.starts.data_ptr(),
+            len(layers),
+            hidden,
+            plan.inner,
+            rows,
+            tokens,
+            plan.heads,
+            both // 2,
+            size,
+            2 * turns.shape[-1],
+            room,
+            plan.eps,
+            self.cache.threads,
+        )
+        return x
 
     def sees(self, like: Tensor, causal: bool) -> tuple[Tensor | None, bool]:
         """Return who sees whom; it is worked out once for all layers of a device."""
@@ -121,14 +155,9 @@ class Front(_New):
 
 def _suits(held: Tensor, qkv: Tensor) -> bool:
     """Tell whether our extension takes these numbers."""
-    if held.dtype != torch.float32 or held.device.type != "cpu" or not _usable():
+    if held.dtype != torch.float32 or held.device.type != "cpu" or not has_own_kernel():
         return False
     return qkv.dtype == torch.float32 and not (qkv.requires_grad and torch.is_grad_enabled())
-
-
-@functools.cache
-def _usable() -> bool:
-    return has_own_kernel() and hasattr(_kernels, "attend")  # else built from an older source
 
 
 def _seen(held: Tensor, end: int) -> tuple[Tensor, Tensor]:

@@ -301,6 +301,11 @@ class OwnKernel:
         self.threads = torch.get_num_threads()
         self.width = width if four else max(width, 16)
 
+    @property
+    def form(self) -> tuple[int, int, int]:
+        """Address and bits of the packed matrix, and the bits that tokens are rounded to."""
+        return (*self._matrix, self.width)
+
     def expand(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the matrix (N, K) as ordinary numbers."""
         return by_parts(self.shape, dtype, torch.device("cpu"), self._expand_into)
@@ -373,7 +378,7 @@ def has_own_kernel() -> bool:
     return getattr(_kernels, "FORM", 0) == _FORM and _kernels.supported()
 
 
-_FORM = 2
+_FORM = 3
 
 
 def width_for(stem: str, layers: int) -> Width:
