@@ -103,9 +103,11 @@ class _Decoder:
         self._release()
         scores = self._stepped()
         scores += self.entrance.join(running)
-        if scores:
-            with _one_thread(running, self.model.like):
-                pick(running, torch.cat(scores))
+        with _one_thread(running, self.model.like):
+            at = 0
+            for each in scores:
+                pick(running[at : at + len(each)], each)
+                at += len(each)
         ended = self.entrance.ended()
         if not running and not ended and self.entrance.over:
             return None
