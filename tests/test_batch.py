@@ -1,10 +1,6 @@
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 import tracemalloc
 from dataclasses import replace
@@ -499,40 +495,6 @@ def test_rows_are_drawn_as_they_are_answered(tmp_path):
         next(events)
     events.close()
     assert len(written(tmp_path / "out.jsonl")) == 3
-
-
-SCRIPT = """
-    import sys, time
-    from pathlib import Path
-    from glmkit.batch.job import Job, run_job
-    from glmkit.testing import EchoModel
-
-    class Slow(EchoModel):
-        def stream(self, messages, options=None):
-            time.sleep(0.002)
-            return super().stream(messages, options)
-
-    for _ in run_job(Slow(), Job(Path(sys.argv[1]), Path(sys.argv[2]), "slow")):
-        pass
-    print("done")
-"""
-
-
-def test_nothing_is_lost_or_doubled_by_kills(tmp_path):
-    source = jsonl(tmp_path / "in.jsonl", [{"prompt": f"{at} 你好" * 20} for at in range(300)])
-    output = tmp_path / "out.jsonl"
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(source), str(output)]
-    for kill in range(6):
-        size = output.stat().st_size if output.exists() else 0
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as job:
-            while job.poll() is None and (not output.exists() or output.stat().st_size <= size):
-                time.sleep(0.002)
-            time.sleep(0.011 * kill)
-            os.kill(job.pid, signal.SIGKILL) if job.poll() is None else None
-    assert subprocess.run(command, capture_output=True, check=True).stdout == b"done\n"
-    rows = written(output)
-    assert sorted(each[KEY]["index"] for each in rows) == list(range(300))
-    assert all(each["response"] == each["prompt"] for each in rows)
 
 
 class Broken(EchoModel):
