@@ -128,12 +128,13 @@ class Demand:
     loss: int
     """Activations of the head and the loss at their highest, while no block runs."""
 
-    def on(self, layers: int, *, first: bool, last: bool) -> Parts:
+    def on(self, layers: int, *, first: bool, last: bool, computes: bool = False) -> Parts:
         """Return what a device takes.
 
         :param layers: blocks that it holds.
         :param first: it holds the token table.
         :param last: it holds the last norm and the head, and computes the loss.
+        :param computes: blocks also if it holds none.
         """
         held = self.layer * layers
         if first:
@@ -142,7 +143,7 @@ class Demand:
             held += self.head
         if first and last:
             held += Parts(weights=-self.shared)
-        inside = self.inside + (self.scores if last else 0) if layers else 0
+        inside = self.inside + (self.scores if last else 0) if layers or computes else 0
         return held + Parts(activations=max(inside, self.loss if last else 0))
 
 
@@ -245,10 +246,10 @@ def _inside(parts: Anatomy, job: Job) -> int:
     h, f = config.hidden_size, _forward_size(parts)
     if not job.train:
         tokens = min(job.tokens, max(PER_PASS, job.length))
-        exact = 0 if size == _EXACT else 2 * _EXACT * h  # a norm in single precision
-        mask = tokens * job.length
-        return tokens * (size * (4 * h + (3 if _gated(parts) else 2) * f) + exact) + mask
-    backward = job.tokens * size * (3 * f + h)
+        forward = size * (5 * h + (3 if _gated(parts) else 2) * f)
+        normed = size * 3 * h + (0 if size == _EXACT else 2 * _EXACT * h)
+        return tokens * (max(forward, normed) + job.length)  # a byte for who sees whom
+    backward = job.tokens * size * (3 * f + h if _gated(parts) else 2 * (f + h))
     return backward + (_saved(parts, job) if job.checkpointing else 0)
 
 
@@ -269,8 +270,8 @@ def _saved(parts: Anatomy, job: Job) -> int:
             numbers += 2 * _EXACT * h + size * f + (2 * size * h if size != _EXACT else 0)
         normed = size != _EXACT or not full
     else:
-        # Turned queries and keys are new tensors beside those that the fused linear gave.
-        numbers = size * (2 * h + width + 2 * columns + columns + f)
+        # Turned queries and keys, and values, are copies of what the fused linear gave.
+        numbers = size * (2 * h + width + columns + f)
         numbers += size * (2 * h + f) if full else 0
         normed = not full
     if job.train == "lora" and normed:

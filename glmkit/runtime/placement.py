@@ -135,6 +135,7 @@ def place(
     :param train: layers that learn, or whose gradients are needed, stay where they are.
     """
     devices = [each for each in devices if _takes_one(demand, each)] or list(devices[:1])
+    devices = devices[: demand.layers]
     for count in range(1 if fewest else len(devices), len(devices) + 1):
         split = _split(demand, devices[:count])
         placed = placed_by(demand, devices[:count], split)
@@ -170,7 +171,6 @@ def _split(demand: Demand, devices: Sequence[Device], more: Parts = NOTHING) -> 
 
     :param more: what the last device takes besides.
     """
-    devices = list(devices[: demand.layers])
     if devices[-1].is_processor and not devices[0].is_processor:
         return _filled(demand, devices)
 
@@ -179,20 +179,23 @@ def _split(demand: Demand, devices: Sequence[Device], more: Parts = NOTHING) -> 
         parts = _use(demand, devices[at], layers, at == 0, last).parts
         return (parts.total + (more.total if last else 0)) / devices[at].size
 
-    return _evenest(demand.layers, len(devices), share)
+    return _evenest(demand.layers, len(devices), share, least=0 if more.total else 1)
 
 
-def _evenest(layers: int, devices: int, share: Callable[[int, int], float]) -> list[int]:
+def _evenest(
+    layers: int, devices: int, share: Callable[[int, int], float], *, least: int
+) -> list[int]:
     """Part layers into runs, one or more for each device, with the least greatest share.
 
     :param share: of device and its number of layers, growing with the second.
+    :param least: layers of the last device.
     """
     best: list[list[tuple[float, int]]] = [[(share(0, k), k) for k in range(layers + 1)]]
     for at in range(1, devices):
         shares = [share(at, k) for k in range(layers + 1)]
         row = []
         for total in range(layers + 1):
-            ways = range(1, total - at + 1)
+            ways = range(least if at == devices - 1 else 1, total - at + 1)
             found = ((max(best[-1][total - k][0], shares[k]), k) for k in ways)
             row.append(min(found, default=(float("inf"), 0)))
         best.append(row)
@@ -221,30 +224,40 @@ def _filled(demand: Demand, devices: Sequence[Device]) -> list[int]:
 
 def _with_carried(demand: Demand, devices: Sequence[Device], spare: int) -> Placement | None:
     """Keep as few layers as possible elsewhere, and bring them to the last device in turn."""
-    weights = demand.layer.weights
-    stay = Parts(weights=weights)
-    for carried in range(1, demand.layers - len(devices) + 1):
+    if len(devices) > 1 and devices[-1].is_processor:
+        return None  # which computes what it holds
+    *others, last = devices
+    for carried in range(1, demand.layers - len(others) + 1):
         rest = replace(demand, layers=demand.layers - carried)
         # What a carried layer leaves behind, and one layer's weights at a time.
-        more = replace(demand.layer, weights=0) * carried + stay
+        more = replace(demand.layer, weights=0) * carried + Parts(weights=demand.layer.weights)
         split = _split(rest, devices, more)
-        placed = placed_by(rest, devices, split)
-        last = placed.uses[-1]
-        full = replace(last, parts=last.parts + more, layers=last.layers + carried)
-        uses = (*placed.uses[:-1], full)
-        if all(each.fits for each in uses):
-            return _carried(placed.homes, uses, carried, weights, spare)
+        front = tuple(
+            _use(rest, device, count, at == 0, False)
+            for at, (device, count) in enumerate(zip(others, split[:-1], strict=True))
+        )
+        own = demand.on(split[-1], first=not others, last=True, computes=True)
+        behind = Use(
+            last,
+            split[-1] + carried,
+            own + more + Parts(overhead=last.overhead),
+            first=not others,
+            last=True,
+        )
+        if all(each.fits for each in (*front, behind)):
+            homes = [Home(each.device.name) for each in front for _ in range(each.layers)]
+            homes += [Home(last.name)] * split[-1]
+            return _carried(tuple(homes), (*front, behind), carried, demand.layer.weights, spare)
     return None
 
 
 def _carried(
     homes: tuple[Home, ...], uses: tuple[Use, ...], carried: int, weights: int, spare: int
 ) -> Placement:
-    last = homes[-1].device
-    in_memory = (
-        0 if uses[-1].device.is_processor else min(carried, max(spare, 0) // max(weights, 1))
-    )
-    on_disk = carried - in_memory
+    device = uses[-1].device
+    room = 0 if device.is_processor else max(spare, 0)
+    in_memory = min(carried, room // max(weights, 1))
+    on_disk, last = carried - in_memory, device.name
     return Placement(
         (*homes, *[Home(last, CPU)] * in_memory, *[Home(last, DISK)] * on_disk),
         uses,
