@@ -230,3 +230,9 @@ def nodes_of(ray: Any) -> list[Node]:  # noqa: ANN401
     """Return what the living machines of the cluster have."""
     alive = (each["Resources"] for each in ray.nodes() if each["Alive"])
     return [Node(each.get("CPU", 0), each.get("GPU", 0)) for each in alive]
+
+
+def still_joined(ray: Any) -> bool:  # noqa: ANN401
+    """Tell whether the cluster counts this machine among its living ones."""
+    here = ray.get_runtime_context().get_node_id()
+    return any(each["Alive"] and each["NodeID"] == here for each in ray.nodes())

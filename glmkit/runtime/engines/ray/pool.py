@@ -12,7 +12,7 @@ from typing import Any
 from .... import __version__
 from ....errors import GlmkitError
 from ....types import Ask, ChatModel, Reply
-from .cluster import Cluster, Share, joined, nodes_of, reason_of, shared_out
+from .cluster import Cluster, Share, joined, nodes_of, reason_of, shared_out, still_joined
 from .sharing import AHEAD, Sharing, WorkerLostError
 from .worker import Failed, Opened, Report, Worker
 
@@ -99,10 +99,23 @@ class _Pool:
                 return
             calls = {each.call: each for each in self._hired if each.call is not None}
             ready, _ = self._ray.wait([*calls], num_returns=1, timeout=_SLOW_S)
-            if not ready and not any(each.ready for each in self._hired):
-                self._say("no worker has room in the cluster yet; the job waits for one")
+            if not ready:
+                self._refuse_alone()
+                if not any(each.ready for each in self._hired):
+                    self._say("no worker has room in the cluster yet; the job waits for one")
             for call in ready:
                 yield from self._heard(calls[call])
+
+    def _refuse_alone(self) -> None:
+        """Notice where workers were lost because this machine was.
+
+        :raises GlmkitError: if it is no longer in the cluster, so that nothing will come.
+        """
+        if not still_joined(self._ray):
+            raise GlmkitError(
+                "this machine has lost the Ray cluster, and its workers with it. What is answered "
+                "is kept: start Ray here again, then run this again to go on"
+            )
 
     def close(self) -> None:
         """End all workers."""
@@ -182,6 +195,7 @@ class _Pool:
         for key in self._sharing.lose(hired):
             self._barren = 0
             yield key, WorkerLostError(_GIVEN_UP.format(why=why))
+        self._refuse_alone()
         self._refuse_to_go_on(why)
         if self._stillborn < _STILLBORN:
             self._say(f"a worker was lost ({why}); its rows are asked again")

@@ -129,7 +129,7 @@ class Worker:
                     self._settle(key, reply)
         except GlmkitError as error:
             fault = Failed.of(error)
-        except BaseException as error:  # noqa: BLE001  whatever it is, the caller must learn of it
+        except Exception as error:  # noqa: BLE001  whatever it is, the caller must learn of it
             fault = f"{type(error).__name__}: {error}"
         with self._changed:
             self._fault = fault
