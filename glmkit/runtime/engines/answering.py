@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import repeat
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from ...errors import GlmkitError, UsageError
 from ...types import Ask, Chunk, GenerationOptions, MessageLike, Reply, StreamedModel
@@ -22,10 +22,9 @@ Column = tuple[Row, ...]
 class Answering(StreamedModel, ABC):
     """Answers conversations out of rows that are decoded side by side."""
 
-    SLOTS: ClassVar[int] = 64
-    """Answers of a batch that run side by side, where memory allows it."""
-
     settings: Settings
+    slots: int = 8
+    """Answers of a batch that run side by side, where memory allows it and nothing else is said."""
 
     @property
     @abstractmethod
@@ -121,7 +120,7 @@ class Answering(StreamedModel, ABC):
         :param concurrency: answers side by side; None: what suits the model.
         """
         queue = _Queue(self._answer, asked)
-        with closing(self._decode(queue, slots=concurrency or self.SLOTS)) as steps:
+        with closing(self._decode(queue, slots=concurrency or self.slots)) as steps:
             for column in steps:
                 yield from queue.failed()
                 for row in column:

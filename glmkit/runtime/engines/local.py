@@ -54,6 +54,7 @@ class LocalModel(Adapted, Answering):
         """What the model is, of :data:`glmkit.models.families.FAMILIES`; None where unknown."""
         self._renderer = renderer
         self._kept = Kept(memory_of(model.like.device) // _KEPT_SHARE)
+        self.slots = _slots(model)
 
     @classmethod
     def open(
@@ -212,6 +213,21 @@ class LocalModel(Adapted, Answering):
     def _row(self, ids: list[int], options: GenerationOptions, sampling: GenerationOptions) -> Row:
         self._adapters.mix(options.adapter)  # refuses names that are not loaded, row by row
         return super()._row(ids, options, sampling)
+
+
+def _slots(model: CausalModel) -> int:
+    """Return how many answers side by side pay.
+
+    A processor has no gain of more once its arithmetic is busy, and with a large model the first
+    answers would take long to come.
+    """
+    if model.like.device.type != "cpu":
+        return _MOST
+    return max(_FEW, min(_MOST, _NUMBERS // model.config.parameters))
+
+
+_FEW, _MOST = 8, 64
+_NUMBERS = 64_000_000_000
 
 
 class _Drawn(Iterator[Row | None]):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -39,8 +39,6 @@ class TransformersModel(Answering):
 
     :param tokenizer: None: ids only.
     """
-
-    SLOTS: ClassVar[int] = 8  # all wait for the longest: more rows, more waiting
 
     def __init__(
         self,
