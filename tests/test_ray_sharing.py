@@ -85,7 +85,7 @@ def test_every_row_has_one_outcome_whatever_dies(rows, workers, poison, preempte
     assert sorted(key for key, _ in outcomes) == list(range(rows))
     given_up = {key for key, outcome in outcomes if outcome == "given up"}
     assert given_up >= {key for key in poison if key < rows}
-    if preempted < 3:  # it takes three losses to give a row up
+    if not preempted or (preempted < 3 and not poison):  # it takes three losses to give a row up
         assert given_up <= poison
 
 
