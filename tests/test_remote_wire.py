@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from glmkit import Message, Reply, ToolCall
 from glmkit.errors import ServerError
@@ -102,6 +102,7 @@ def test_results_name_the_calls_that_they_answer():
     assert said[1]["content"] == "well" and said[4]["content"] is None
 
 
+UNHURRIED = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 KEYS = (
     "choices usage delta message content tool_calls function_call function name arguments index id "
     "finish_reason prompt_tokens completion_tokens error detail code loc msg text refusal"
@@ -122,7 +123,7 @@ CHOICE = st.dictionaries(st.sampled_from(["delta", "message", "index"]), DELTA |
 PIECE = st.fixed_dictionaries({"choices": st.lists(CHOICE, max_size=2) | JSON, "usage": JSON})
 
 
-@settings(max_examples=50)
+@UNHURRIED
 @given(st.lists(PIECE, max_size=4))
 def test_any_json_is_read_as_an_answer_or_as_nothing(pieces):
     reading = Reading()
@@ -136,6 +137,7 @@ def test_any_json_is_read_as_an_answer_or_as_nothing(pieces):
         assert isinstance(whole_reply(piece, ()), Reply)
 
 
+@UNHURRIED
 @given(st.sampled_from([400, 401, 403, 404, 413, 422, 429, 500, 503, 599]), JSON, st.booleans())
 def test_any_refusal_is_one_line_without_the_key(status, body, plain):
     text = json.dumps(body) if plain else f"\n{body} sk-1\n"

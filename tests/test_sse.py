@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from glmkit.errors import ServerError
 from glmkit.remote import sse
@@ -42,6 +42,7 @@ LINE = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(LINE, st.sampled_from(ENDS)), max_size=20), st.data())
 def test_any_cutting_gives_the_same_events(lines, data):
     stream = b"".join(line.encode() + end for line, end in lines)
@@ -50,6 +51,7 @@ def test_any_cutting_gives_the_same_events(lines, data):
     assert list(events(parts)) == list(events([stream]))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_events_or_nothing(stream):
     whole = list(events([stream]))
