@@ -158,7 +158,7 @@ class Config:
         return plain | {"plugins": {name: dict(table) for name, table in self.plugins.items()}}
 
 
-_PORTABLE = ("home", "model", "family", "offline", "plugins_allowed")
+_PORTABLE = ("home", "model", "family", "max_memory", "offline", "plugins_allowed")
 
 
 def _read_file(file: Path | None, environment: Mapping[str, str]) -> dict[str, Any]:
