@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glmkit import UsageError
+from glmkit import GenerationOptions, UsageError
 from glmkit.models.causal import CausalModel
 from glmkit.models.chatglm import ChatGlm
 from glmkit.models.glm import Glm
@@ -98,6 +98,22 @@ def test_a_layer_on_disk_is_read_again_for_each_pass(tmp_path, files):
     # One pass over the prompt, and one for each new token but the last.
     assert [each.turns for each in turns] == [5, 5]
     assert all(each.weight.is_meta for each in linears)
+
+
+@pytest.mark.parametrize("layout", ["hub", "chatglm"])
+@pytest.mark.parametrize("homes", [SPLIT, DISK], ids=["split", "disk"])
+def test_batches_streams_and_turns_are_the_same_over_several_devices(tmp_path, layout, homes):
+    folder = tiny_checkpoint(tmp_path, layout=layout)
+    asked = [[{"role": "user", "content": "ab" * (3 * at + 1)}] for at in range(5)]
+    options = GenerationOptions(max_tokens=9, temperature=0.0)
+    texts = []
+    for each in ((), homes):
+        model = opened(folder, each)
+        texts.append([reply.text for reply in model.batch(asked, options)])
+        # What the batch left behind is taken over from the caches of each device.
+        texts.append(["".join(c.text for c in model.stream(row, options)) for row in asked])
+    assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert len(set(texts[0])) > 1
 
 
 def test_weights_are_dropped_when_a_pass_fails(tmp_path):
