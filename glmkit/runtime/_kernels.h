@@ -24,7 +24,7 @@ typedef struct {
     long blocks;              /* of y */
     uint8_t *rounded;         /* a group of all vectors of a tile, then the next group: see _round.c */
     float *factors;           /* beside each such group: its step, and its sum */
-    long tile, pairs, run, runs; /* how the work is cut: see _product.c */
+    long tile, pairs, run, runs, pieces; /* how the work is cut: see _product.c */
 } Product;
 
 /* Bytes of a rounded group of a vector. */

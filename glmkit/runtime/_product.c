@@ -12,14 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef NOBAR
-#define KEEP(a) (void)0
-#else
-#define KEEP(a) __asm__("" : "+x"(a)) /* or the compiler reorders sums, and runs out of registers */
-#endif
-
 enum { TILE = 64 };       /* vectors at most */
-enum { FEW = 8, RUN = 4 }; /* up to FEW vectors, a thread takes RUN pairs of blocks at a time */
+enum { FEW = 8 };         /* for so many, reading the matrix costs more than the arithmetic */
+enum { AHEAD = 8192 };    /* bytes from what is multiplied to what is fetched meanwhile */
+enum { RUN = 4, RUNS = 8 }; /* pairs of blocks in a piece of work for FEW; such pieces per thread */
 
 typedef struct {
     const uint8_t *block[2]; /* the second is NULL where there is but one */
@@ -73,14 +69,15 @@ AVX2 static inline __m256 joined(const __m256i *sum, const int apart, const int 
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[apart]), _mm256_set1_ps(REST), whole);
 }
 
-/* Add a group's part in the results. The two parts of int4 nearly cancel out, so they are added up
- * before anything else. */
+/* Add a group's part in the results. The two parts of int4 nearly cancel out: for single precision,
+ * they are added up before anything else. */
 AVX2 static inline __m256 add_group(__m256 out, __m256 whole, __m256 scale, __m256 least,
-                                    const float *factors, const int bits) {
+                                    const float *factors, const int bits, const int width) {
+    const __m256 sum = _mm256_broadcast_ss(factors + 1);
     scale = _mm256_mul_ps(scale, _mm256_broadcast_ss(factors));
     if (bits == 8) return _mm256_fmadd_ps(whole, scale, out);
-    least = _mm256_mul_ps(least, _mm256_broadcast_ss(factors + 1));
-    return _mm256_add_ps(out, _mm256_fmadd_ps(whole, scale, least));
+    if (width < 32) return _mm256_fmadd_ps(whole, scale, _mm256_fmadd_ps(least, sum, out));
+    return _mm256_add_ps(out, _mm256_fmadd_ps(whole, scale, _mm256_mul_ps(least, sum)));
 }
 
 /* All vectors of a tile times `blocks` (1 or 2) blocks: `out` is (count, blocks). `sums` has room for
@@ -89,6 +86,7 @@ AVX2 __attribute__((always_inline)) static inline void strip(
     const Strip *s, const long count, __m256 *restrict out, __m256i *restrict sums, const int blocks,
     const int bits, const int width) {
     const int parts = width == 8 ? 2 : 4, halves = width == 32 ? 2 : 1, bytes = width == 8 ? 32 : 64;
+    const int packed = bits == 4 ? NIBBLES : BYTES;
     const uint8_t *w[2] = {s->block[0], s->block[1]}, *x = s->x;
     const float *factors = s->factors;
     for (long at = 0; at < count * blocks; at++) out[at] = _mm256_setzero_ps();
@@ -97,6 +95,8 @@ AVX2 __attribute__((always_inline)) static inline void strip(
         for (int b = 0; b < blocks; b++) {
             scale[b] = half8(w[b] + (bits == 4 ? 128 : 256));
             least[b] = bits == 4 ? half8(w[b] + 144) : scale[b];
+            for (int line = 0; line < packed && count <= FEW; line += 64)
+                _mm_prefetch((const char *)w[b] + AHEAD + line, _MM_HINT_T0);
         }
 #pragma GCC unroll 4
         for (int part = 0; part < parts; part++) {
@@ -112,10 +112,8 @@ AVX2 __attribute__((always_inline)) static inline void strip(
 #pragma GCC unroll 4
                     for (int k = 0; k < 4; k++) {
                         const __m256i v = four(at + 4 * k);
-                        for (int b = 0; b < blocks; b++) {
+                        for (int b = 0; b < blocks; b++)
                             mine[b] = add_product(mine[b], u[b][k], v, width);
-                            KEEP(mine[b]);
-                        }
                     }
                     if (part < parts - 1)
                         for (int b = 0; b < blocks; b++) kept[b] = mine[b];
@@ -124,11 +122,11 @@ AVX2 __attribute__((always_inline)) static inline void strip(
                 for (int b = 0; b < blocks; b++)
                     out[t * blocks + b] =
                         add_group(out[t * blocks + b], joined(sum + b, blocks, width), scale[b],
-                                  least[b], factors + 2 * t, bits);
+                                  least[b], factors + 2 * t, bits, width);
             }
         }
         x += count * halves * bytes, factors += 2 * count;
-        w[0] += bits == 4 ? NIBBLES : BYTES, w[1] += bits == 4 ? NIBBLES : BYTES;
+        w[0] += packed, w[1] += packed;
     }
 }
 
@@ -201,29 +199,31 @@ AVX2 static void do_pair(const Product *p, long pair, long first, long count) {
 
 static void do_piece(void *product, long piece) {
     const Product *p = product;
+    piece = p->pieces - 1 - piece; /* the last is done first, but memory is read ahead */
     const long first = piece / p->runs * p->tile, start = piece % p->runs * p->run;
     const long end = start + p->run < p->pairs ? start + p->run : p->pairs;
     for (long pair = start; pair < end; pair++) do_pair(p, pair, first, tile_count(p, first));
 }
 
 /* Cut the work: vectors into equal tiles, blocks into pairs, pairs into runs. */
-static long cut(Product *p) {
+static void cut(Product *p, int threads) {
     const long tiles = (p->m + TILE - 1) / TILE;
     p->tile = (p->m + tiles - 1) / tiles;
     p->pairs = p->then == GATE ? p->blocks : (p->blocks + 1) / 2;
-    p->run = p->m > FEW ? 1 : RUN;
+    p->run = p->m > FEW ? 1 : p->pairs / (RUNS * threads) > RUN ? p->pairs / (RUNS * threads) : RUN;
     p->runs = (p->pairs + p->run - 1) / p->run;
-    return (p->m + p->tile - 1) / p->tile * p->runs;
+    p->pieces = (p->m + p->tile - 1) / p->tile * p->runs;
 }
 
 int multiply_all(Product *p, int threads) {
-    const long pieces = cut(p), places = p->m * p->groups;
+    const long places = p->m * p->groups;
+    cut(p, threads);
     p->rounded = malloc((size_t)places * (size_t)group_bytes(p));
     p->factors = malloc((size_t)places * 2 * sizeof(float));
     const int done = p->rounded && p->factors;
     if (done) {
         share_out(round_piece, p, (p->m + ROUNDED - 1) / ROUNDED, threads);
-        share_out(do_piece, p, pieces, threads);
+        share_out(do_piece, p, p->pieces, threads);
     }
     free(p->rounded);
     free(p->factors);
