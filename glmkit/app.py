@@ -219,7 +219,7 @@ class Glmkit:
                 return cast("Encoder", load_target(spec.loader)(str(located.path), self))
         from .runtime.encoding import load_encoder
 
-        return load_encoder(located.path, device=_first(self.config.device), name=located.name)
+        return load_encoder(located.path, device=self.config.first_device, name=located.name)
 
     def _locate(self, name: str, kind: str, registry: Registry[Spec]) -> Located:
         from . import sources
@@ -268,12 +268,6 @@ def load_on_worker(
     """
     app = Glmkit(Config(**config, device=device))
     return app.load_model(name, **{key: each for key, each in given.items() if each is not None})
-
-
-def _first(device: str | None) -> str | None:
-    """Return the first of several devices, for what runs on one; None picks."""
-    first = (device or "auto").partition(",")[0].strip()
-    return None if first == "auto" else first
 
 
 def _refuse_given(name: str, given: Mapping[str, object]) -> None:

@@ -121,6 +121,12 @@ class Config:
     plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _EMPTY)
     """The ``[plugins.<name>]`` tables, checked by the plugins themselves."""
 
+    @property
+    def first_device(self) -> str | None:
+        """The first of several devices, for what runs on one; None picks."""
+        first = (self.device or "auto").partition(",")[0].strip()
+        return None if first == "auto" else first
+
     @classmethod
     def load(
         cls,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from glmkit import UsageError, cli
+from glmkit import Config, UsageError, cli
 from glmkit.errors import OutOfMemoryError
 from glmkit.models.published import SHAPES
 from glmkit.models.tiny import tiny_checkpoint
@@ -205,6 +205,12 @@ def test_devices_and_their_bounds():
         devices_of("cpu,cpu")
     with pytest.raises(UsageError, match="cannot be used"):
         devices_of("abacus")
+
+
+def test_encoders_run_on_the_first_of_several_devices():
+    assert Config(device="cuda:1, cpu").first_device == "cuda:1"
+    assert Config(device="cpu").first_device == "cpu"
+    assert Config(device="auto").first_device is Config().first_device is None
 
 
 def test_a_bound_sends_layers_to_the_disk_with_a_warning(tmp_path, monkeypatch, caplog):

@@ -76,7 +76,7 @@ def load_sentence_transformer(name: str, app: object) -> Encoder:
         with _no_progress_bars():
             model = SentenceTransformer(
                 name,
-                device=app.config.device or "cpu",
+                device=app.config.first_device or "cpu",
                 local_files_only=app.config.offline or Path(name).exists(),
                 model_kwargs={"use_safetensors": True},
             )
