@@ -25,7 +25,7 @@ format: install
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 bench: pull
-	@$(BIN)/python benchmarks/decode.py && $(BIN)/python benchmarks/encode.py
+	@$(BIN)/python benchmarks/run.py $(BENCH) && $(BIN)/python benchmarks/encode.py
 
 pull: install
 	@$(BIN)/glmkit pull default --keep-download

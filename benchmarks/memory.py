@@ -34,7 +34,7 @@ PART = 256 << 20
 PROMPT, NEW = 24, 4
 """Tokens of the prompt, and generated."""
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-NAMES = {torch.float16: "F16", torch.bfloat16: "BF16"}
+NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
 
 @dataclass(frozen=True)
@@ -183,12 +183,19 @@ def prompt(raw: dict[str, Any]) -> list[int]:
 def write(folder: Path, checkpoint: Checkpoint, gigabytes: float) -> None:
     """Write a checkpoint of about this size, with little of it in memory."""
     raw = configuration(checkpoint, gigabytes)
+    write_as(folder, raw, checkpoint.kind, DTYPES[checkpoint.dtype])
+
+
+def write_as(folder: Path, raw: dict[str, Any], kind: str, dtype: torch.dtype) -> None:
+    """Write random weights of the shape that a config.json says.
+
+    :param kind: ``safetensors`` or ``bin``.
+    """
     (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     layout = recognise(raw)
     with torch.device("meta"):
         model = layout.model(layout.shape(raw))
-    dtype = DTYPES[checkpoint.dtype]
-    if checkpoint.kind == "safetensors":
+    if kind == "safetensors":
         write_safetensors(folder / "model.safetensors", model, dtype)
     else:
         write_shards(folder, model, dtype)

@@ -1,0 +1,258 @@
+"""What is measured. Contenders take turns; each section adds its rounds to the record."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from contenders import DTYPES, OPENVINO, Contenders, batched, peer
+from prepare import forget_pages
+from prompts import CHAT, QUESTION, prompts
+from record import OURS, ROOT, Record, Rounds
+from worker import AbsentError, Worker
+
+SPEED, FIRST, LOAD, MEMORY = "tokens/s", "s to the first token", "s until ready", "MB at most"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    rounds: int
+    """Of a single stream."""
+    single_tokens: int
+    batches: tuple[tuple[int, int], ...]
+    """(prompts, rounds) of each batch."""
+    tokens: int
+    """New tokens of each row of a batch, and of a turn of a chat."""
+    slow_prompts: dict[str, int]
+    """How many prompts of a batch the slow ways answer: their speed does not grow with more."""
+    turns: int
+    chats: int
+    loads: int
+    plugin_rounds: int
+
+    def told(self) -> dict[str, Any]:
+        """Return the settings as they are recorded."""
+        return {**vars(self), "greedy": True}
+
+
+FULL = Plan(
+    rounds=5,
+    single_tokens=128,
+    batches=((8, 3), (64, 3), (256, 1)),
+    tokens=64,
+    slow_prompts={"one by one": 4, "padded 8": 32, "padded 32": 64, "continuous": 64},
+    turns=10,
+    chats=3,
+    loads=2,
+    plugin_rounds=30,
+)
+QUICK = Plan(
+    rounds=2,
+    single_tokens=32,
+    batches=((8, 1), (32, 1)),
+    tokens=16,
+    slow_prompts={"one by one": 1, "padded 8": 8, "padded 32": 32, "continuous": 8},
+    turns=4,
+    chats=1,
+    loads=1,
+    plugin_rounds=4,
+)
+
+Way = Callable[[], float]
+
+
+def take_turns(ways: dict[str, Way], rounds: int) -> Rounds:
+    """Let everyone run once a round; who begins changes from round to round."""
+    names = list(ways)
+    found: Rounds = {name: [] for name in names}
+    for round_ in range(rounds):
+        start = round_ % len(names)
+        for name in names[start:] + names[:start]:
+            found[name].append(ways[name]())
+    return found
+
+
+def speed(found: dict[str, float]) -> float:
+    """Return new tokens per second, the prompts' time included."""
+    return found["tokens"] / found["seconds"]
+
+
+def single(contenders: Contenders, plan: Plan, record: Record) -> None:
+    """One stream: a short question, answered at some length."""
+    workers = contenders.running(OURS, OPENVINO, *map(peer, DTYPES))
+    prompt = contenders.prompts([QUESTION])[0]
+    ways: dict[str, Way] = {}
+    for name, worker in workers.items():
+        given: dict[str, Any] = {"prompts": [prompt["ids"]]}
+        if name == OPENVINO:
+            given = {"prompts": [prompt["text"]]}
+        elif name != OURS:
+            given["size"] = 1
+        ask = partial(worker.ask, "decode", **given)
+        ask(tokens=8)  # warm up
+        ways[name] = lambda ask=ask: speed(ask(tokens=plan.single_tokens))
+    record.add("single stream", take_turns(ways, plan.rounds), SPEED)
+
+
+def batch(contenders: Contenders, plan: Plan, record: Record) -> None:
+    """Many prompts at once, as each contender does that best."""
+    texts, where = prompts(max(count for count, _ in plan.batches), ROOT)
+    made = contenders.prompts(texts)
+    tokens = [len(each["ids"]) for each in made]
+    record.settings["prompts"] = {
+        "from": where,
+        "tokens": {"median": statistics.median(tokens), "most": max(tokens)},
+    }
+    quickest = _quickest(contenders, made[:8])
+    for count, rounds in plan.batches:
+        ways = _batch_ways(contenders, made[:count], quickest, plan)
+        record.add(f"{count} prompts", take_turns(ways, rounds), SPEED)
+
+
+def _quickest(contenders: Contenders, made: list[dict[str, Any]]) -> str | None:
+    """Return the dtype that transformers answers a small batch in first."""
+    workers = contenders.running(*map(peer, DTYPES))
+    ids = [each["ids"] for each in made]
+    for worker in workers.values():
+        worker.ask("decode", prompts=ids, tokens=2, size=len(ids))
+    tried = {
+        name: worker.ask("decode", prompts=ids, tokens=8, size=len(ids))["seconds"]
+        for name, worker in workers.items()
+    }
+    return min(tried, key=tried.__getitem__, default=None)
+
+
+def _batch_ways(
+    contenders: Contenders, made: list[dict[str, Any]], quickest: str | None, plan: Plan
+) -> dict[str, Way]:
+    ids = [each["ids"] for each in made]
+    ours = contenders.running(OURS)[OURS]
+    ours.ask("decode", prompts=ids, tokens=1)
+    ways: dict[str, Way] = {
+        OURS: lambda: speed(ours.ask("decode", prompts=ids, tokens=plan.tokens))
+    }
+    for name, worker in contenders.running(batched(OPENVINO)).items():
+        texts = [each["text"] for each in made]
+        worker.ask("decode", prompts=texts, tokens=1)
+        ways[name] = partial(_asked, worker, "decode", prompts=texts, tokens=plan.tokens)
+    if quickest is not None:
+        worker = contenders.running(quickest)[quickest]
+        for way, what, more in _SLOW_WAYS:
+            few = ids[: plan.slow_prompts[way]]
+            if more.get("size", 0) > len(few):
+                continue
+            ask = partial(_asked, worker, what, prompts=few, tokens=plan.tokens, **more)
+            ways[f"{quickest}, {way}"] = ask
+    return ways
+
+
+_SLOW_WAYS: tuple[tuple[str, str, dict[str, int]], ...] = (
+    ("one by one", "decode", {"size": 1}),
+    ("padded 8", "decode", {"size": 8}),
+    ("padded 32", "decode", {"size": 32}),
+    ("continuous", "continuous", {}),
+)
+
+
+def _asked(worker: Worker, what: str, **given: object) -> float:
+    return speed(worker.ask(what, **given))
+
+
+def chat(contenders: Contenders, plan: Plan, record: Record) -> None:
+    """Time to the first token of a chat's last turn, which asks what the first turn asked."""
+    workers = contenders.running(OURS, OPENVINO, *map(peer, DTYPES))
+    ours, first, last = workers.pop(OURS), "turn 1", f"turn {plan.turns}"
+    asked = [QUESTION, *(CHAT * plan.turns)[: plan.turns - 2], QUESTION]
+    found: Rounds = {first: [], last: []}
+    recomputed: Rounds = {OURS: [], f"{OURS}, nothing kept": []}
+    for round_ in range(-1, plan.chats):  # the first one warms up
+        messages, times = _conversation(ours, asked, round_, plan.tokens)
+        again = ours.ask("turn", messages=[_system(1000 + round_), *messages[1:]], tokens=1)
+        if round_ >= 0:
+            found[first].append(times[0])
+            found[last].append(times[-1])
+            recomputed[OURS].append(times[-1])
+            recomputed[f"{OURS}, nothing kept"].append(again["first"])
+    record.settings["chat"] = {"turns": plan.turns, "tokens at last": again["prompt"]}
+    record.add("chat, glmkit alone", found, FIRST, over=first)
+    prompt = contenders.prompt(messages)
+    ways: dict[str, Way] = {}
+    for name, worker in workers.items():
+        given = {"prompt": prompt["text"]} if name == OPENVINO else {"ids": prompt["ids"]}
+        ways[name] = lambda worker=worker, given=given: worker.ask("turn", **given)["first"]
+        ways[name]()  # warm up
+    recomputed |= take_turns(ways, plan.chats)
+    if OPENVINO in workers:
+        kept = [
+            workers[OPENVINO].ask(
+                "chat", system=_system(each)["content"], asked=asked, tokens=plan.tokens
+            )
+            for each in range(plan.chats)
+        ]
+        recomputed[f"{OPENVINO}, its chat mode"] = [times[-1] for times in kept]
+    record.add(f"chat, {last}", recomputed, FIRST)
+
+
+def _system(number: int) -> dict[str, str]:
+    """Return a system message of its own for each chat, so that none begins as another did."""
+    return {"role": "system", "content": f"Chat {number}: you are a helpful assistant."}
+
+
+def _conversation(
+    worker: Worker, asked: list[str], number: int, tokens: int
+) -> tuple[list[dict[str, str]], list[float]]:
+    """Hold a chat; return its messages up to the last question, and each turn's first token."""
+    messages, times = [_system(number)], []
+    for text in asked:
+        messages.append({"role": "user", "content": text})
+        answer = worker.ask("turn", messages=messages, tokens=tokens)
+        times.append(answer["first"])
+        messages.append({"role": "assistant", "content": answer["text"]})
+    return messages[:-1], times
+
+
+def loading(contenders: Contenders, plan: Plan, record: Record) -> None:
+    """Start processes until their model is ready, and see what a short answer takes of memory."""
+    names = (OURS, OPENVINO, *map(peer, DTYPES))
+    prompt = contenders.prompts([QUESTION])[0]
+    loads: dict[str, Rounds] = {"cold": {}, "warm": {}}
+    peaks: Rounds = {}
+    for _ in range(plan.loads):
+        for name in names:
+            for state, rounds in loads.items():
+                try:
+                    if state == "cold":
+                        forget_pages(contenders.files(name))
+                    worker = contenders.start(name)
+                except AbsentError as error:
+                    record.absent[name] = str(error)
+                    break
+                rounds.setdefault(name, []).append(worker.ready_s)
+                if state == "warm":
+                    peaks.setdefault(name, []).append(_peak(worker, name, prompt))
+                worker.close()
+    for state, rounds in loads.items():
+        record.add(f"start and load, {state} page cache", rounds, LOAD)
+    record.add("memory of a single stream", peaks, MEMORY)
+
+
+def _peak(worker: Worker, name: str, prompt: dict[str, Any]) -> float:
+    """Return the most megabytes that a fresh process had, one short answer included."""
+    form = "text" if name == OPENVINO else "ids"
+    more = {} if name in (OURS, OPENVINO) else {"size": 1}
+    worker.ask("decode", prompts=[prompt[form]], tokens=16, **more)
+    return (worker.ask("memory")["peak"] or 0) / 1e6
+
+
+def plugins(contenders: Contenders, plan: Plan, record: Record) -> None:
+    """What the installed plugins, asked and with nothing to add, cost an answer."""
+    worker = contenders.running(OURS)[OURS]
+    pairs = worker.ask("plugins", rounds=plan.plugin_rounds, tokens=plan.tokens, question=QUESTION)
+    alone, beside = ([each[at] for each in pairs] for at in (0, 1))
+    found = {"no plugins": alone, "the installed plugins": beside}
+    record.add("idle plugins", found, "s for each token", over="no plugins")
