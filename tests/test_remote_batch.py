@@ -276,6 +276,16 @@ def test_a_server_that_was_there_is_waited_for_longer(monkeypatch):
     assert tries[False] == patience.TRIES_UNHEARD < patience.TRIES < tries[True]
 
 
+def test_a_long_wait_is_told_but_not_by_every_request(server, monkeypatch, caplog):
+    monkeypatch.setattr(patience, "SILENT_S", 0.1)
+    model = RemoteModel("tiny", Server(server.url, api_key=KEY))
+    server.acts += [error(429, f"slow {KEY}", headers={"Retry-After": "0.5"})] * 4
+    assert len(list(model.answers(map(ask, range(8)), concurrency=4))) == 8
+    told = [each.getMessage() for each in caplog.records if each.name == patience.__name__]
+    assert 1 <= len(told) < 4
+    assert "429: slow ***; asking again in" in told[0]
+
+
 def test_a_rate_spreads_an_amount_evenly():
     rate = Rate(60)
     first = rate.reserve(2)

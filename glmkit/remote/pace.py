@@ -76,6 +76,7 @@ class Pace:
         self._running = 0
         self._not_before = 0.0
         self._cut_at = 0.0
+        self._told_until = 0.0
         self._stopped = False
         self._change = threading.Condition()
 
@@ -113,6 +114,13 @@ class Pace:
             while not self._stopped and (pause := at - time.monotonic()) > 0:
                 self._change.wait(pause)
             self._refuse_stopped()
+
+    def worth_telling(self, until: float) -> bool:
+        """Tell whether nobody has been told yet that requests wait at this time."""
+        with self._change:
+            told = time.monotonic() < self._told_until
+            self._told_until = max(self._told_until, until)
+            return not told
 
     def answered(self) -> None:
         """Note that the server keeps up."""
