@@ -95,7 +95,7 @@ shapes = st.builds(
 
 
 @own
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     config=shapes,
     lengths=st.lists(st.integers(1, 150), min_size=1, max_size=4),
@@ -115,15 +115,14 @@ def test_attention_is_right(config, lengths, tokens, ahead):
 
 
 @own
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     config=shapes,
     length=st.integers(2, 200),
     cuts=st.lists(st.integers(1, 199), max_size=4),
     slot=st.integers(0, 2),
-    data=st.data(),
 )
-def test_it_is_the_same_in_pieces_and_in_any_slot(config, length, cuts, slot, data):
+def test_it_is_the_same_in_pieces_and_in_any_slot(config, length, cuts, slot):
     torch.manual_seed(1)
     qkv = random_qkv(config, 1, length)
     alone = fed(config, cache_for(config, 1, length), qkv, 0, [length])

@@ -1,10 +1,11 @@
 import collections
+import math
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
-from glmkit.runtime.sampling import StopText, greedy, make_sampler
+from glmkit.runtime.sampling import StopText, best, greedy, make_sampler
 
 SCORES = torch.tensor([0.0, 3.0, 1.0, 2.0, -1.0])
 
@@ -113,3 +114,26 @@ def test_pieces_never_change_what_is_shown(pieces, stops):
     assert text.startswith(said)
     if not ends:
         assert said == text
+
+
+rows_of_scores = st.lists(
+    st.lists(
+        st.one_of(st.floats(-9, 9, width=32), st.sampled_from([-math.inf, math.inf, math.nan])),
+        min_size=37,
+        max_size=37,
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=rows_of_scores)
+def test_best_finds_the_greatest_score_and_rows_without(rows):
+    scores = torch.tensor(rows)
+    for row, token, half in zip(scores, best(scores), best(scores.double()), strict=True):
+        most = row.max()
+        if bool(most.isfinite()):
+            assert row[token] == row[half] == most
+        else:
+            assert token == half == -1

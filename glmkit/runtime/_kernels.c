@@ -22,6 +22,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include "_attention.h"
+#include "_best.h"
 #include "_blocks.h"
 #include "_kernels.h"
 
@@ -115,6 +116,7 @@ static PyMethodDef methods[] = {
     {"supported", supported, METH_NOARGS, "Tell whether this processor has what the kernels need."},
     {"pack", pack, METH_VARARGS, "Lay a quantised matrix out for multiply."},
     {"expand", expand, METH_VARARGS, "Write a packed matrix as ordinary numbers."},
+    {"best", best, METH_VARARGS, "Find the greatest score of each row."},
     {"run", run, METH_VARARGS, "Send vectors through a stack of blocks."},
     {"multiply", multiply, METH_VARARGS, "Multiply vectors by a packed matrix."},
     {"attend", attend, METH_VARARGS, "Let new tokens see what the cache holds of their rows."},
@@ -127,6 +129,6 @@ static struct PyModuleDef module = {
 /* FORM counts the changes of the functions' arguments and of how a matrix is packed. */
 PyMODINIT_FUNC PyInit__kernels(void) {
     PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddIntConstant(made, "FORM", 3)) Py_CLEAR(made);
+    if (made && PyModule_AddIntConstant(made, "FORM", 4)) Py_CLEAR(made);
     return made;
 }

@@ -297,14 +297,13 @@ class OwnKernel:
         _kernels.pack(
             integers.data_ptr(), scale.data_ptr(), least, *self.shape, self._packed.data_ptr()
         )
-        self._matrix = (self._packed.data_ptr(), self._bits)
         self.threads = torch.get_num_threads()
         self.width = width if four else max(width, 16)
 
     @property
     def form(self) -> tuple[int, int, int]:
         """Address and bits of the packed matrix, and the bits that tokens are rounded to."""
-        return (*self._matrix, self.width)
+        return self._packed.data_ptr(), self._bits, self.width
 
     def expand(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the matrix (N, K) as ordinary numbers."""
@@ -340,7 +339,8 @@ class OwnKernel:
         _kernels.multiply(
             x.data_ptr(),
             onto.data_ptr(),
-            *self._matrix,
+            self._packed.data_ptr(),
+            self._bits,
             x.shape[0],
             *self.shape,
             self.threads,
@@ -378,7 +378,7 @@ def has_own_kernel() -> bool:
     return getattr(_kernels, "FORM", 0) == _FORM and _kernels.supported()
 
 
-_FORM = 3
+_FORM = 4
 
 
 def width_for(stem: str, layers: int) -> Width:

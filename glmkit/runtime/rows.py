@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, GlmkitError
 from ..models.causal import Placer
-from .sampling import Sampler, greedy
+from .sampling import Sampler, best, greedy
 
 
 @dataclass(eq=False)
@@ -60,12 +59,11 @@ class Row:
 
 def pick(rows: Sequence[Row], scores: Tensor) -> None:
     """Let every row pick from its scores, (B, V); one whose scores are no numbers fails."""
-    best, tokens = scores.max(-1)
-    sound = torch.isfinite(best).tolist()
+    tokens = best(scores)
     if any(row.pick is not greedy for row in rows):
         scores = scores.float().cpu()  # at once: one by one the way is long
-    for at, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
-        if sound[at]:
+    for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+        if token >= 0:
             row.take(token if row.pick is greedy else row.pick(scores[at]))
         else:
             row.fail(CheckpointError(_NOT_NUMBERS))

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
+
+from .quantize import has_own_kernel
+
+try:
+    from . import _kernels
+except ImportError:  # built without a C compiler
+    _kernels = None  # type: ignore[assignment]
 
 Sampler = Callable[[Tensor], int]
 """Takes the scores (V,) of one row, returns the next token."""
@@ -20,6 +28,21 @@ _COLDEST = 1e-5
 def greedy(scores: Tensor) -> int:
     """Pick the most likely token."""
     return int(scores.argmax())
+
+
+def best(scores: Tensor) -> list[int]:
+    """Return the token that each row likes most; -1 for a row whose scores are no numbers.
+
+    :param scores: (B, V).
+    """
+    if scores.dtype == torch.float32 and scores.device.type == "cpu" and has_own_kernel():
+        scores = scores.contiguous()
+        found = torch.empty(len(scores), dtype=torch.int64)
+        rows, width = scores.shape
+        _kernels.best(scores.data_ptr(), rows, width, found.data_ptr(), torch.get_num_threads())
+        return cast("list[int]", found.tolist())
+    most, places = scores.max(-1)
+    return cast("list[int]", places.masked_fill(~most.isfinite(), -1).tolist())
 
 
 def make_sampler(
