@@ -14,6 +14,7 @@ traceback.
     ├── ServerError        a model server refuses, fails or cannot be reached
     ├── CheckpointError    files on disk are not a model that glmkit can run
     ├── MissingExtraError  an optional dependency is not installed
+    ├── WorkerLostError    a row's workers on other machines ended, one after the other
     ├── OutOfMemoryError   the work needs more memory than there is
     └── DataError          documents, indexes or data sets that cannot be read
 """
@@ -97,6 +98,10 @@ class MissingExtraError(GlmkitError):
         super().__init__(
             f"{feature} needs {package}, which is not installed; run: pip install 'glmkit[{extra}]'"
         )
+
+
+class WorkerLostError(GlmkitError):
+    """A row's workers ended while they answered it."""
 
 
 class OutOfMemoryError(GlmkitError):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from ....errors import GlmkitError, UsageError
+from ....answers import Outcome, SideBySideModel
+from ....errors import UsageError
 from ....types import Ask, ChatModel, Chunk, GenerationOptions, MessageLike, Reply
 from .cluster import Cluster
 from .pool import Loader, answers_of
@@ -21,7 +22,7 @@ class Worn(NamedTuple):
     alpha: float | None
 
 
-class RayModel:
+class RayModel(SideBySideModel):
     """Answers rows over a cluster, which it joins for as long as that takes.
 
     :param load: what each worker calls for its model, with the device to use or None; it must be a
@@ -48,7 +49,7 @@ class RayModel:
 
     def answers(
         self, asked: Iterable[Ask], *, concurrency: int | None = None
-    ) -> Iterator[tuple[int, Reply | GlmkitError]]:
+    ) -> Generator[Outcome, None, None]:
         """Yield (key, reply) as answers finish; one that cannot be had is an error, not raised.
 
         :param concurrency: answers side by side in each worker; None: what suits its machine.
@@ -56,28 +57,6 @@ class RayModel:
         """
         load = partial(_dressed, self._load, tuple(self._adapters))
         yield from answers_of(load, asked, self.cluster, concurrency=concurrency)
-
-    def batch(
-        self,
-        conversations: Iterable[Sequence[MessageLike]],
-        options: GenerationOptions | None = None,
-    ) -> Iterator[Reply]:
-        """Yield one reply per conversation, in their order.
-
-        :raises GlmkitError: if one cannot be answered.
-        """
-        options = options or GenerationOptions()
-        asked = (Ask(key, each, options) for key, each in enumerate(conversations))
-        done: dict[int, Reply | GlmkitError] = {}
-        due = 0
-        for key, outcome in self.answers(asked):
-            done[key] = outcome
-            while due in done:
-                reply = done.pop(due)
-                if isinstance(reply, GlmkitError):
-                    raise reply
-                due += 1
-                yield reply
 
     def reply(
         self, messages: Sequence[MessageLike], options: GenerationOptions | None = None

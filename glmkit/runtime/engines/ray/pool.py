@@ -10,10 +10,10 @@ from itertools import chain, islice
 from typing import Any
 
 from .... import __version__
-from ....errors import GlmkitError
+from ....errors import GlmkitError, WorkerLostError
 from ....types import Ask, ChatModel, Reply
 from .cluster import Cluster, Share, joined, nodes_of, reason_of, shared_out, still_joined
-from .sharing import AHEAD, Sharing, WorkerLostError
+from .sharing import AHEAD, Sharing
 from .worker import Failed, Opened, Report, Worker
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,13 @@ def answers_of(
         pool = _Pool(ray, share, Sharing(chain(begun, rows), ahead=ahead), load, concurrency)
         try:
             yield from pool.outcomes()
+        except ray.exceptions.RayTaskError:
+            raise  # our own code failed
+        except ray.exceptions.RayError as error:
+            raise GlmkitError(
+                f"the Ray cluster fails: {reason_of(error)}. What is answered is kept: run this "
+                "again to go on"
+            ) from error
         finally:
             pool.close()
 

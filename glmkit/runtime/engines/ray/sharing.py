@@ -13,7 +13,6 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ....errors import GlmkitError
 from ....types import Ask
 
 AHEAD = 64
@@ -21,10 +20,6 @@ AHEAD = 64
 
 _GROUPS = (8, 1)
 """How many rows a worker gets at a time that were with one worker when it was lost; with two."""
-
-
-class WorkerLostError(GlmkitError):
-    """A row's workers ended while they answered it."""
 
 
 class Order(NamedTuple):

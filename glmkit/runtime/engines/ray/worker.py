@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .... import __version__
+from ....answers import answered
 from ....errors import GlmkitError
-from ....types import Ask, ChatModel, Reply, answered
+from ....types import Ask, ChatModel, Reply
 
 LINGER_S = 0.02
 """How long a report waits for more answers once there is one: fewer calls, and nobody waits."""
