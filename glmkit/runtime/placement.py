@@ -121,7 +121,7 @@ def place(
     *,
     spare: int = 0,
     fewest: bool = False,
-    train: bool = False,
+    carry: bool = True,
 ) -> Placement:
     """Put layers on devices so that the fullest one is as empty as can be.
 
@@ -132,7 +132,7 @@ def place(
         others, is filled last, with what they have no room for.
     :param spare: bytes of the processor's memory for layers that it keeps but does not compute.
     :param fewest: use no more devices than are needed; otherwise all of them.
-    :param train: layers that learn, or whose gradients are needed, stay where they are.
+    :param carry: keep layers elsewhere that have no room; those of a training have to stay.
     """
     devices = [each for each in devices if _takes_one(demand, each)] or list(devices[:1])
     devices = devices[: demand.layers]
@@ -141,7 +141,7 @@ def place(
         placed = placed_by(demand, devices[:count], split)
         if placed.runs:
             return placed
-    if train:
+    if not carry:
         return placed
     return _with_carried(demand, devices, spare) or placed
 

@@ -77,7 +77,7 @@ def _placed(
 ) -> Placement:
     needed = demand(parts, job)
     if not split:
-        return place(needed, devices, spare=spare, train=job.train is not None)
+        return place(needed, devices, spare=spare, carry=job.train is None)
     if len(split) != len(devices) or sum(split) != needed.layers or min(split) < 0:
         raise UsageError(
             f"the split {','.join(map(str, split))} is for {len(split)} devices and {sum(split)} "
@@ -87,7 +87,7 @@ def _placed(
 
 
 def _fits(parts: Anatomy, job: Job, devices: Sequence[Device]) -> bool:
-    return _placed(parts, job, devices).fits
+    return place(demand(parts, job), devices, carry=False).fits
 
 
 def _helps(parts: Anatomy, job: Job, devices: Sequence[Device]) -> Iterator[str]:
