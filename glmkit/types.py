@@ -7,7 +7,7 @@ Shape letters used across the project: B rows, T tokens, V vocabulary, N texts, 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -351,20 +351,6 @@ class Answers(Protocol):
     ) -> Iterator[tuple[int, Reply | GlmkitError]]:
         """Yield (key, reply) as answers finish; one that cannot be had is an error, not raised."""
         ...
-
-
-def answered(
-    model: ChatModel, asked: Iterable[Ask], *, concurrency: int | None = None
-) -> Generator[tuple[int, Reply | GlmkitError], None, None]:
-    """Yield (key, reply) as any model answers, side by side if it can."""
-    if isinstance(model, Answers):
-        yield from model.answers(asked, concurrency=concurrency)
-        return
-    for ask in asked:
-        try:
-            yield ask.key, model.reply(ask.messages, ask.options)
-        except GlmkitError as error:
-            yield ask.key, error
 
 
 @runtime_checkable

@@ -13,8 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..answers import answered
 from ..errors import GlmkitError, UsageError
-from ..types import Ask, GenerationOptions, Progress, Reply, ToolCall, answered
+from ..types import Ask, GenerationOptions, Progress, Reply, ToolCall
 from .journal import KEY, Journal
 from .rows import BatchRow, Reading, count_rows, plain_errors, read_rows
 

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
+from ..answers import Outcome, SideBySideModel
 from ..errors import GlmkitError, OfflineError, ServerError, UsageError
 from ..models.passages import checked, shortened
 from ..servers import Server
@@ -17,7 +18,6 @@ from ..types import (
     MessageLike,
     Passage,
     Reply,
-    StreamedModel,
 )
 from .crowd import answered_by_many
 from .faults import (
@@ -43,7 +43,7 @@ _MENDABLE = (TooLongError, UnknownModelError, UnwantedFieldError)
 """What a changed request may do about, as long as nothing was answered."""
 
 
-class RemoteModel(StreamedModel):
+class RemoteModel(SideBySideModel):
     """A chat model behind a server that speaks OpenAI's protocol.
 
     :param name: what the server calls it.
@@ -84,29 +84,9 @@ class RemoteModel(StreamedModel):
         """
         return self._question(messages, options, self._line, Pace(_MANY)).whole()
 
-    def batch(
-        self,
-        conversations: Iterable[Sequence[MessageLike]],
-        options: GenerationOptions | None = None,
-    ) -> Iterator[Reply]:
-        """Yield one reply per conversation, in their order; several are asked side by side."""
-        given = options or GenerationOptions()
-        asked = (Ask(key, each, given) for key, each in enumerate(conversations))
-        waiting: dict[int, Reply | GlmkitError] = {}
-        due = 0
-        with closing(self.answers(asked)) as answers:
-            for key, reply in answers:
-                waiting[key] = reply
-                while due in waiting:
-                    done = waiting.pop(due)
-                    if isinstance(done, GlmkitError):
-                        raise done
-                    due += 1
-                    yield done
-
     def answers(
         self, asked: Iterable[Ask], *, concurrency: int | None = None
-    ) -> Generator[tuple[int, Reply | GlmkitError], None, None]:
+    ) -> Generator[Outcome, None, None]:
         """Yield (key, reply) as answers finish; one that cannot be had is an error, not raised.
 
         Conversations are drawn as room comes free. Closing the iterator cancels what still runs.

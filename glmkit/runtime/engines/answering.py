@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import repeat
 from typing import NamedTuple
 
-from ...errors import GlmkitError, UsageError
-from ...types import Ask, Chunk, GenerationOptions, MessageLike, Reply, StreamedModel
+from ...answers import Outcome, SideBySideModel
+from ...errors import GlmkitError
+from ...types import Ask, Chunk, GenerationOptions, MessageLike, Reply
 from ..answers import Answer
 from ..rows import Row
 from ..sampling import make_sampler
@@ -19,7 +19,7 @@ Column = tuple[Row, ...]
 """The rows that got a token, or ended, in one step."""
 
 
-class Answering(StreamedModel, ABC):
+class Answering(SideBySideModel, ABC):
     """Answers conversations out of rows that are decoded side by side."""
 
     settings: Settings
@@ -84,38 +84,10 @@ class Answering(StreamedModel, ABC):
             raise answer.row.error
         yield answer.last()
 
-    def batch(
-        self,
-        conversations: Iterable[Sequence[MessageLike]],
-        options: GenerationOptions | Iterable[GenerationOptions] | None = None,
-    ) -> Iterator[Reply]:
-        """Yield one reply per conversation, in their order.
-
-        Several run side by side; conversations are drawn as room comes free, never all at once.
-
-        :param options: for all of them, or one for each.
-        :raises UsageError: if there are fewer options than conversations.
-        """
-        asked = (
-            Ask(key, messages, own)
-            for key, (messages, own) in enumerate(_each_with(conversations, options))
-        )
-        waiting: dict[int, Reply | GlmkitError] = {}
-        due = 0
-        with closing(self.answers(asked)) as answers:
-            for key, reply in answers:
-                waiting[key] = reply
-                while due in waiting:
-                    done = waiting.pop(due)
-                    if isinstance(done, GlmkitError):
-                        raise done
-                    due += 1
-                    yield done
-
     def answers(
         self, asked: Iterable[Ask], *, concurrency: int | None = None
-    ) -> Generator[tuple[int, Reply | GlmkitError], None, None]:
-        """Yield (key, reply) as answers finish; one that cannot be had is an error, not raised.
+    ) -> Generator[Outcome, None, None]:
+        """Yield outcomes as answers finish; what cannot be answered is an error, not raised.
 
         :param concurrency: answers side by side; None: what suits the model.
         """
@@ -135,7 +107,7 @@ class _Begun(NamedTuple):
     key: int
     answer: Answer
 
-    def settled(self) -> tuple[int, Reply | GlmkitError]:
+    def settled(self) -> Outcome:
         """Return what became of it."""
         answer = self.answer
         if answer.row.error is not None:
@@ -153,7 +125,7 @@ class _Queue:
     ) -> None:
         self.running: dict[Row, _Begun] = {}
         self._begin, self._asked = begin, asked
-        self._failed: list[tuple[int, GlmkitError]] = []
+        self._failed: list[Outcome] = []
 
     def __iter__(self) -> Iterator[Row | None]:
         for key, messages, options in self._asked:
@@ -166,24 +138,10 @@ class _Queue:
             self.running[answer.row] = _Begun(key, answer)
             yield answer.row
 
-    def failed(self) -> list[tuple[int, GlmkitError]]:
+    def failed(self) -> list[Outcome]:
         """Return what was put aside since the last call."""
         found, self._failed = self._failed, []
         return found
-
-
-def _each_with(
-    conversations: Iterable[Sequence[MessageLike]],
-    options: GenerationOptions | Iterable[GenerationOptions] | None,
-) -> Iterator[tuple[Sequence[MessageLike], GenerationOptions]]:
-    """Yield conversations with their options: the same for all, or one for each."""
-    same = options or GenerationOptions()
-    given = repeat(same) if isinstance(same, GenerationOptions) else iter(same)
-    for each in conversations:
-        own = next(given, None)
-        if own is None:
-            raise UsageError("there are fewer options than conversations; give one for each")
-        yield each, own
 
 
 def _or(given: float | None, default: float) -> float:
