@@ -19,7 +19,7 @@ from torch import Tensor
 from ..models.causal import Stack
 from ..models.glm import Block, Mlp, RmsNorm, SelfAttention
 from .linears import Int4Linear, Int8Linear
-from .quantize import BLOCK, has_own_kernel
+from .quantize import BLOCK, OwnKernel, has_own_kernel
 
 Linear = Int4Linear | Int8Linear
 
@@ -39,6 +39,8 @@ class Plan:
     weights: list[tuple[Tensor, Tensor]]
     """Norms and biases, and the numbers that the addresses belong to."""
     hooks: list[dict[int, object]]
+    kernels: list[OwnKernel | None]
+    """What the addresses of matrices belong to; a loaded layer keeps its kernel for good."""
 
     def holds(self) -> bool:
         """Tell whether the stack is still what it was."""
@@ -52,10 +54,11 @@ class Plan:
 def plan_of(stack: Stack) -> Plan | None:
     """Return the plan of a stack; None where its blocks have to run one by one."""
     plan = _plans.get(stack)
-    if plan is None or not plan.holds():
-        if stack.turns or not has_own_kernel() or not _plain(stack):
-            return None
-        plan = _plans[stack] = _planned(stack)
+    if plan is not None and plan.holds() and not stack.turns:
+        return plan
+    if stack.turns or not has_own_kernel() or not _plain(stack):
+        return None
+    plan = _plans[stack] = _planned(stack)
     return plan if plan.holds() else None
 
 
@@ -120,6 +123,7 @@ def _planned(stack: Stack) -> Plan:
             for module in stack.modules()
             for each in (module._forward_hooks, module._forward_pre_hooks)
         ],
+        [linear.own for block in blocks for linear in _linears(block)],
     )
 
 
@@ -143,11 +147,7 @@ def _parts(stack: Stack) -> list[tuple[dict[str, object], str, object]]:
         homes.append(cast("dict[str, object]", module._modules))
         homes.append(cast("dict[str, object]", module._parameters))
     parts = [(home, name, part) for home in homes for name, part in home.items()]
-    for module in stack.modules():
-        if isinstance(module, Linear) and module.own is not None:
-            parts.append((vars(module), "own", module.own))
-            parts.append((vars(module.own), "width", module.own.width))
-    return parts
+    return [each for each in parts if each[2] is not None]
 
 
 def runs(stack: Stack, x: Tensor) -> Plan | None:
