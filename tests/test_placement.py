@@ -146,6 +146,19 @@ def test_what_would_help_is_named_and_true():
     assert forecast(FIRST, half, parse_cards("2x8GiB")).placement.fits
 
 
+def test_several_flags_are_named_where_none_does_alone():
+    fourth, card = of_shape(SHAPES["glm-4-9b"]), [Device("cuda:0", 24 * 10**9)]
+    helps = forecast(fourth, Job(batch=2, length=1024, train="full"), card).helps
+    assert helps == ("--train lora --batch 1", "--gpus 4x24GB")
+    lora = Job(batch=1, length=1024, train="lora")
+    assert forecast(fourth, lora, card).placement.fits
+    third = of_shape(SHAPES["chatglm3-6b"])
+    helps = forecast(third, Job(batch=8, length=8192), [Device("cuda:0", 6 * GIB)]).helps
+    assert helps == ("--quantize int4 --length 2048", "--gpus 4x6GiB")
+    tiny = forecast(third, Job(), [Device("cuda:0", 10**9)])
+    assert not tiny.placement.runs and tiny.helps == ()
+
+
 def test_a_training_that_needs_less_names_batch_length_and_card():
     job = Job(batch=32, length=2048, train="lora")
     helps = forecast(FIRST, job, CARDS).helps

@@ -94,33 +94,21 @@ def _helps(parts: Anatomy, job: Job, devices: Sequence[Device]) -> Iterator[str]
     """Yield the changes that make a job fit, those first that cost least."""
     found = [flag for flag, other in _changes(job) if _fits(parts, other, devices)]
     found += _smaller(parts, job, devices)
-    found += _another_card(parts, job, devices)
-    if found:
-        yield from found
-        return
-    flags: list[str] = []
-    for flag, _ in _changes(job):
-        # Later flags of a kind replace the earlier ones: int4 after int8.
-        other = _changed(job, flag)
-        if other is None:
-            continue
-        flags, job = [*[each for each in flags if _kind(each) != _kind(flag)], flag], other
-        if _fits(parts, job, devices):
-            yield " ".join(flags)
+    yield from found or _together(parts, job, devices)
+    yield from _another_card(parts, job, devices)
+
+
+def _together(parts: Anatomy, job: Job, devices: Sequence[Device]) -> Iterator[str]:
+    """Yield several changes that make a job fit together, as few as are found one by one."""
+    flags: dict[str, str] = {}
+    while changes := list(_changes(job)):
+        flag, job = changes[0]
+        flags[flag.split(" ")[0]] = flag  # a later one of a kind replaces the earlier: int8, int4
+        fits = _fits(parts, job, devices)
+        smaller = "" if fits else next(_smaller(parts, job, devices), "")
+        if fits or smaller:
+            yield " ".join([*flags.values(), smaller]).rstrip()
             return
-        both = [f"{' '.join(flags)} {each}" for each in _smaller(parts, job, devices)]
-        if both:
-            yield both[0]
-            return
-
-
-def _kind(flag: str) -> str:
-    return flag.split(" ")[0]
-
-
-def _changed(job: Job, flag: str) -> Job | None:
-    """Return the job with a flag, None where it does not apply any more."""
-    return next((other for each, other in _changes(job) if each == flag), None)
 
 
 def _changes(job: Job) -> Iterator[tuple[str, Job]]:
@@ -130,9 +118,9 @@ def _changes(job: Job) -> Iterator[tuple[str, Job]]:
     if job.train and not job.checkpointing:
         yield "--checkpointing", replace(job, checkpointing=True)
     if job.train == "full":
+        yield "--train lora", replace(job, train="lora")
         if job.optimizer != "adamw_8bit":
             yield "--optimizer adamw_8bit", replace(job, optimizer="adamw_8bit")
-        yield "--train lora", replace(job, train="lora")
         return
     if job.quantize is None:
         yield "--quantize int8", replace(job, quantize="int8")
