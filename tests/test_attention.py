@@ -11,9 +11,9 @@ from glmkit.models.glm import Glm, GlmConfig, rotations
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime import past as seeing, whole
 from glmkit.runtime.cache import KVCache
+from glmkit.runtime.kernels import has_own_kernel
 from glmkit.runtime.loading import load_local
 from glmkit.runtime.past import Front, Span
-from glmkit.runtime.quantize import has_own_kernel
 
 own = pytest.mark.skipif(not has_own_kernel(), reason="our extension is not here")
 

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from glmkit.errors import CheckpointError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime import filling
+from glmkit.runtime.kernels import has_own_kernel
 from glmkit.runtime.linears import Int4Linear, Int8Linear, QuantizedEmbedding
 from glmkit.runtime.loading import load_local
 from glmkit.runtime.official import from_official
-from glmkit.runtime.quantize import Int4Weight, Int8Weight, has_own_kernel
+from glmkit.runtime.quantize import Int4Weight, Int8Weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

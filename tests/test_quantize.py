@@ -6,12 +6,8 @@ from hypothesis import given, settings, strategies as st
 
 from glmkit.errors import UsageError
 from glmkit.models.tiny import tiny_checkpoint
-from glmkit.runtime import filling, quantize
-from glmkit.runtime.linears import Int4Linear, Int8Linear, QuantizedEmbedding
-from glmkit.runtime.loading import load_local
-from glmkit.runtime.quantize import (
-    Int4Weight,
-    Int8Weight,
+from glmkit.runtime import filling, kernels
+from glmkit.runtime.kernels import (
     OwnKernel,
     has_int4_kernel,
     has_int8_kernel,
@@ -19,10 +15,11 @@ from glmkit.runtime.quantize import (
     int4_kernel,
     int8_kernel,
     multiply_own,
-    quantize_int4,
-    quantize_int8,
     suits_own,
 )
+from glmkit.runtime.linears import Int4Linear, Int8Linear, QuantizedEmbedding
+from glmkit.runtime.loading import load_local
+from glmkit.runtime.quantize import Int4Weight, Int8Weight, quantize_int4, quantize_int8
 
 
 def random(*shape, seed=0):
@@ -140,7 +137,7 @@ def test_an_odd_number_of_rows_takes_the_slow_way():
     weight = quantize_int4(random(40, 64))
     x = random(1, 64, seed=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantize, "has_own_kernel", lambda: False)
+        patch.setattr(kernels, "has_own_kernel", lambda: False)
         assert int4_kernel(weight) is None
     torch.testing.assert_close(Int4Linear(weight, kernel=None)(x), x @ weight.expand().t())
 
@@ -326,7 +323,7 @@ def test_matrices_that_do_not_fill_blocks_are_left_to_torch():
 
 def test_without_our_kernel_torchs_is_taken(monkeypatch):
     weight = quantize_int4(random(128, 64))
-    monkeypatch.setattr(quantize, "_kernels", None)
+    monkeypatch.setattr(kernels, "_kernels", None)
     assert not has_own_kernel()
     assert int4_kernel(weight) == ("torch" if has_int4_kernel() else None)
     assert int8_kernel(grouped_int8(64, 64)) == ("torch" if has_int8_kernel() else None)
@@ -344,10 +341,10 @@ def test_a_missing_operator_is_noticed(monkeypatch):
     def absent(*_):
         raise NotImplementedError("not on this processor")
 
-    monkeypatch.setattr(quantize, "multiply_int4", absent)
+    monkeypatch.setattr(kernels, "multiply_int4", absent)
     has_int4_kernel.cache_clear()
     assert not has_int4_kernel()
-    monkeypatch.setattr(quantize, "multiply_int4", lambda x, packed, scales: x[:, :1].repeat(1, 64))
+    monkeypatch.setattr(kernels, "multiply_int4", lambda x, packed, scales: x[:, :1].repeat(1, 64))
     has_int4_kernel.cache_clear()
     assert not has_int4_kernel(), "a kernel that gives wrong numbers counts as missing"
     monkeypatch.undo()

@@ -17,6 +17,7 @@ from ..models.causal import CausalModel, ModelConfig
 from ..models.layouts import Layout
 from .carrying import Carried, Leaves, Staying, from_memory
 from .headers import check_headers, refuse_parts
+from .kernels import has_int4_kernel, has_own_kernel, int4_kernel, int8_kernel
 from .linears import (
     Int4Linear,
     Int8Linear,
@@ -26,18 +27,7 @@ from .linears import (
 )
 from .official import from_official
 from .placement import CPU, DISK, Home
-from .quantize import (
-    GROUP,
-    Int4Weight,
-    Int8Weight,
-    QuantizedWeight,
-    has_int4_kernel,
-    has_own_kernel,
-    int4_kernel,
-    int8_kernel,
-    quantize_int4,
-    quantize_int8,
-)
+from .quantize import GROUP, Int4Weight, Int8Weight, QuantizedWeight, quantize_int4, quantize_int8
 from .weights import Weights
 
 _KEEP_UP_TO = 1 << 30

@@ -16,19 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .quantize import (
+from .kernels import (
     BLOCK,
     EXPAND_FROM,
     EXPANDED_FROM,
-    Int4Weight,
-    Int8Weight,
     Kernel,
     OwnKernel,
-    QuantizedWeight,
     multiply_int4,
     pack_int4,
     width_for,
 )
+from .quantize import Int4Weight, Int8Weight, QuantizedWeight
 
 
 class _QuantizedLinear(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..models.attention import Past
 from ..models.causal import Stack
 from .cache import KVCache
-from .quantize import has_own_kernel
+from .kernels import has_own_kernel
 from .whole import runs
 
 try:

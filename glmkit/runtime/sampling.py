@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .quantize import has_own_kernel
+from .kernels import has_own_kernel
 
 try:
     from . import _kernels

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..models.causal import Stack
 from ..models.glm import Block, Mlp, RmsNorm, SelfAttention
+from .kernels import BLOCK, OwnKernel, has_own_kernel
 from .linears import Int4Linear, Int8Linear
-from .quantize import BLOCK, OwnKernel, has_own_kernel
 
 Linear = Int4Linear | Int8Linear
 
