@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import glmkit
 from glmkit.batch.job import Job, run_job
@@ -62,10 +63,13 @@ def lines_of(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def answered_here(source, output, model):
+def answered_here(source, output, model, *, max_tokens=60):
     """Return the rows as this process answers them."""
-    options = GenerationOptions(max_tokens=60, temperature=0.0)
+    options = GenerationOptions(max_tokens=max_tokens, temperature=0.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # which is all that so small a model can use
     drain(run_job(glmkit.load(model), Job(source, output, str(model), options=options)))
+    torch.set_num_threads(threads)
     return rows_of(output)
 
 
@@ -121,11 +125,12 @@ def started(*args):
 
 def test_a_cluster_answers_as_this_machine_does(tmp_path, model, source):
     output = tmp_path / "ray.jsonl"
-    done = ran(source, output, model, "--engine", "ray")
+    cluster = ("--engine", "ray", "--cpus-per-worker", "1", "--workers", "1")
+    done = ran(source, output, model, *cluster, "--max-tokens", "12")
     assert done.returncode == 0, done.stderr
     found = rows_of(output)
     assert lines_of(output) == len({*map(_index, found)}) == 60
-    assert found == answered_here(source, tmp_path / "local.jsonl", model)
+    assert found == answered_here(source, tmp_path / "local.jsonl", model, max_tokens=12)
     assert [each["id"] for each in found if each["error"]] == ["r7", "r9"]
     assert done.stdout.startswith(f"{output}: 58 answered, 2 failed\n")
     assert done.stderr.splitlines()[0] == "answering in.jsonl (60)"
