@@ -76,6 +76,7 @@ class Worker:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
             )
         except OSError as error:
+            self._errors.close()
             raise AbsentError(f"{python}: {error.strerror}") from error
         first = self._answer()
         self.ready_s = time.perf_counter() - started
@@ -98,6 +99,7 @@ class Worker:
             self._process.wait()
             self._errors.seek(0)
             said = self._errors.read().decode(errors="replace").strip().splitlines()
+            self.close()
             raise AbsentError(said[-1] if said else "its process ended")
         return json.loads(line)
 
