@@ -14,7 +14,15 @@ from glmkit.models.published import SHAPES
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime import devices as found_devices
 from glmkit.runtime.demand import Demand, Job, Parts, demand
-from glmkit.runtime.devices import costs, devices_of, limits_of, parse_cards, parse_size, spread
+from glmkit.runtime.devices import (
+    costs,
+    devices_of,
+    homes_of,
+    limits_of,
+    parse_cards,
+    parse_size,
+    spread,
+)
 from glmkit.runtime.loading import load_local
 from glmkit.runtime.placement import CUDA_OVERHEAD, GIB, Device, place, placed_by
 from glmkit.runtime.planning import forecast, of_folder, of_shape, written
@@ -253,13 +261,22 @@ def test_what_cannot_run_is_refused_with_the_numbers(tmp_path):
         load_local(tiny_checkpoint(tmp_path), max_memory="cpu=1000")
 
 
+def test_keys_and_values_stay_within_what_is_left_of_the_bound(tmp_path):
+    folder = tiny_checkpoint(tmp_path)
+    free, tight = (load_local(folder, max_memory=f"cpu={each}GiB") for each in (4, 2))
+    assert free.cache_room - tight.cache_room == pytest.approx(2 << 30, rel=1e-6)
+    weights = sum(each.numel() * each.element_size() for each in free.model.parameters())
+    assert free.cache_room < (4 << 30) - weights
+    assert load_local(folder).cache_room is None
+
+
 def test_no_device_is_left_out_that_was_asked_for(monkeypatch):
     monkeypatch.setattr(found_devices, "memory_of", lambda device: 10_000)
     both = devices_of("cpu:0,cpu:1")
-    homes = spread(needs(), both, {}, fewest=False)
+    homes = spread(needs(), both, {}, fewest=False).homes
     assert {each.device for each in homes} == {"cpu:0", "cpu:1"}
-    assert {each.device for each in spread(needs(), both, {}, fewest=True)} == {"cpu:0"}
-    assert spread(needs(), both[:1], {}, fewest=True) == ()
+    assert {each.device for each in spread(needs(), both, {}, fewest=True).homes} == {"cpu:0"}
+    assert homes_of(spread(needs(), both[:1], {}, fewest=True), both[0]) == ()
 
 
 def planned(capsys, *arguments) -> str:

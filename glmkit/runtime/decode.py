@@ -53,14 +53,15 @@ def columns(
     :param dress: puts on what each row wears, such as adapters.
     :param kept: what earlier rows left in the cache, for those that begin alike.
     :param lock: held while the model runs; for models that several threads ask.
-    :param limit: bytes that keys and values may take; None: what the devices have free.
+    :param limit: most bytes that keys and values may take, beside what the devices have free.
     :param record: records steps of fixed shapes; None: as CUDA graphs, on a CUDA device.
     """
     dress, lock = dress or Plain(), lock or nullcontext()
     with lock, torch.inference_mode(), dress(()):
         prefix = model.prefix() if model.prefix is not None else None
         likes = model.likes
-        limit = cache_limit([each.device for each in likes]) if limit is None else limit
+        free = cache_limit([each.device for each in likes])
+        limit = free if limit is None else min(limit, free)
         cache = KVCache(model.config, slots, likes=likes, prefix=prefix, limit=limit)
     entrance = Entrance(model, cache, iter(rows), dress, kept)
     decoder = _Decoder(model, cache, entrance, dress, record)

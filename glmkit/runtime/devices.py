@@ -121,8 +121,8 @@ def spread(
     limits: Mapping[str, int],
     *,
     fewest: bool,
-) -> tuple[Home, ...]:
-    """Return where each layer goes; empty: all of them are on the last device.
+) -> Placement:
+    """Return where each layer goes.
 
     What has no room on the devices goes to the processor's memory, then to the disk, and a warning
     says what that costs.
@@ -138,8 +138,23 @@ def spread(
         raise OutOfMemoryError(_too_large(placed))
     for line in costs(placed):
         log.warning(line)
+    return placed
+
+
+def homes_of(placed: Placement, device: torch.device) -> tuple[Home, ...]:
+    """Return where each layer is; empty: all of them are on the device."""
     alike = len(set(placed.homes)) == 1 and not placed.homes[0].kept
-    return () if alike and placed.homes[0].device == str(devices[-1]) else placed.homes
+    return () if alike and placed.homes[0].device == str(device) else placed.homes
+
+
+def cache_room(placed: Placement, limits: Mapping[str, int]) -> int | None:
+    """Return how many bytes of keys and values bounded devices have room for; None: no bound."""
+    each = [
+        (use.device.size - use.parts.total + use.parts.cache) // use.layers
+        for use in placed.uses
+        if use.device.name in limits and use.layers
+    ]
+    return max(0, min(each)) * len(placed.homes) if each else None
 
 
 def _sized(device: torch.device, limits: Mapping[str, int]) -> Device:

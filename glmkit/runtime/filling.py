@@ -56,6 +56,8 @@ class Plan:
     """What config.json says of an official quantised checkpoint."""
     homes: tuple[Home, ...] = ()
     """Where each block is; empty: all of them are on ``device``."""
+    cache_room: int | None = None
+    """Bytes of keys and values that there is room for; None: nobody set a bound."""
 
     def home(self, stem: str) -> Home:
         """Return where the module called ``stem`` is; the token table is where the blocks begin."""

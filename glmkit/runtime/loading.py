@@ -15,7 +15,7 @@ from ..models.causal import ModelConfig
 from ..models.layouts import Recognised, located, read_model
 from ..models.shapes import doubts
 from .demand import Job, demand
-from .devices import devices_of, limits_of, spread
+from .devices import cache_room, devices_of, homes_of, limits_of, spread
 from .filling import Plan, build
 from .footprint import anatomy
 from .headers import check_folder
@@ -82,6 +82,7 @@ def load_local(
     local = LocalModel.open(
         model, folder, name=name or folder.name, languages=languages, family=family
     )
+    local.cache_room = plan.cache_room
     # Only now: of what does not load, the error alone matters.
     _warn(folder, found)
     if reader is not None:
@@ -146,9 +147,11 @@ def _spread(plan: Plan, found: Recognised, device: str | None, limits: str | Non
     job = Job(length=length, dtype=str(plan.dtype).removeprefix("torch."), quantize=quantize)
     needed = demand(parts, job, table=plan.dtype.itemsize)
     auto = device is None or device == "auto"
-    homes = spread(needed, devices, limits_of(limits, devices), fewest=auto)
+    bounds = limits_of(limits, devices)
+    placed = spread(needed, devices, bounds, fewest=auto)
+    homes = homes_of(placed, devices[-1])
     last = torch.device(homes[-1].device) if homes else devices[-1]
-    return replace(plan, homes=homes, device=last)
+    return replace(plan, homes=homes, device=last, cache_room=cache_room(placed, bounds))
 
 
 _FORESEEN = 2_048

@@ -52,6 +52,8 @@ class LocalModel(Adapted, Answering):
         self.languages = languages
         self.family = family
         """What the model is, of :data:`glmkit.models.families.FAMILIES`; None where unknown."""
+        self.cache_room: int | None = None
+        """Bytes that keys and values may take together; None: as much as is free."""
         self._renderer = renderer
         self._kept = Kept(memory_of(model.like.device) // _KEPT_SHARE)
         self.slots = _slots(model)
@@ -116,7 +118,15 @@ class LocalModel(Adapted, Answering):
         own = self._adapters
         dress = Within(own, own.mix(first.adapter))
         rows = chain((first,), others)
-        return columns(self.model, rows, slots=slots, dress=dress, kept=self._kept, lock=own.lock)
+        return columns(
+            self.model,
+            rows,
+            slots=slots,
+            dress=dress,
+            kept=self._kept,
+            lock=own.lock,
+            limit=self.cache_room,
+        )
 
     def logits(
         self,
