@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Contenders:
         self.model, self.record = model, record
         self._folder, self._openvino = folder, openvino
         self._running: dict[str, Worker] = {}
+        self._runs = itertools.count(100)
 
     def __enter__(self) -> Contenders:
         return self
@@ -73,8 +75,12 @@ class Contenders:
         return hub if hub.exists() else write_hub(self.model, hub)
 
     def prompts(self, texts: list[str]) -> list[dict[str, Any]]:
-        """Return the prompt of each question: ``ids`` and ``text``."""
-        return [self.prompt([{"role": "user", "content": text}]) for text in texts]
+        """Return the prompt of each question: ``ids`` and ``text``.
+
+        Each call puts another system message first, so that nobody has computed the prompts before.
+        """
+        system = {"role": "system", "content": f"Run {next(self._runs)}: you answer briefly."}
+        return [self.prompt([system, {"role": "user", "content": text}]) for text in texts]
 
     def prompt(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         """Return the prompt of a conversation: ``ids`` and ``text``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ FULL = Plan(
     single_tokens=128,
     batches=((8, 3), (64, 3), (256, 1)),
     tokens=64,
-    slow_prompts={"one by one": 4, "padded 8": 32, "padded 32": 64, "continuous": 64},
+    slow_prompts={"one by one": 4, "padded 8": 8, "padded 32": 32, "continuous": 32},
     turns=10,
     chats=3,
     loads=2,
@@ -85,17 +86,13 @@ def speed(found: dict[str, float]) -> float:
 def single(contenders: Contenders, plan: Plan, record: Record) -> None:
     """One stream: a short question, answered at some length."""
     workers = contenders.running(OURS, OPENVINO, *map(peer, DTYPES))
-    prompt = contenders.prompts([QUESTION])[0]
     ways: dict[str, Way] = {}
     for name, worker in workers.items():
-        given: dict[str, Any] = {"prompts": [prompt["ids"]]}
-        if name == OPENVINO:
-            given = {"prompts": [prompt["text"]]}
-        elif name != OURS:
-            given["size"] = 1
-        ask = partial(worker.ask, "decode", **given)
-        ask(tokens=8)  # warm up
-        ways[name] = lambda ask=ask: speed(ask(tokens=plan.single_tokens))
+        form = "text" if name == OPENVINO else "ids"
+        more = {} if name in (OURS, OPENVINO) else {"size": 1}
+        run = partial(_decoded, contenders, worker, [QUESTION], form=form, **more)
+        run(tokens=8)  # warm up
+        ways[name] = partial(run, tokens=plan.single_tokens)
     record.add("single stream", take_turns(ways, plan.rounds), SPEED)
 
 
@@ -110,7 +107,7 @@ def batch(contenders: Contenders, plan: Plan, record: Record) -> None:
     }
     quickest = _quickest(contenders, made[:8])
     for count, rounds in plan.batches:
-        ways = _batch_ways(contenders, made[:count], quickest, plan)
+        ways = _batch_ways(contenders, texts[:count], quickest, plan)
         record.add(f"{count} prompts", take_turns(ways, rounds), SPEED)
 
 
@@ -128,26 +125,22 @@ def _quickest(contenders: Contenders, made: list[dict[str, Any]]) -> str | None:
 
 
 def _batch_ways(
-    contenders: Contenders, made: list[dict[str, Any]], quickest: str | None, plan: Plan
+    contenders: Contenders, texts: list[str], quickest: str | None, plan: Plan
 ) -> dict[str, Way]:
-    ids = [each["ids"] for each in made]
-    ours = contenders.running(OURS)[OURS]
-    ours.ask("decode", prompts=ids, tokens=1)
-    ways: dict[str, Way] = {
-        OURS: lambda: speed(ours.ask("decode", prompts=ids, tokens=plan.tokens))
-    }
-    for name, worker in contenders.running(batched(OPENVINO)).items():
-        texts = [each["text"] for each in made]
-        worker.ask("decode", prompts=texts, tokens=1)
-        ways[name] = partial(_asked, worker, "decode", prompts=texts, tokens=plan.tokens)
+    ways: dict[str, Way] = {}
+    for name, worker in contenders.running(OURS, batched(OPENVINO)).items():
+        form = "ids" if name == OURS else "text"
+        run = partial(_decoded, contenders, worker, texts, form=form)
+        run(tokens=2)  # warm up
+        ways[name] = partial(run, tokens=plan.tokens)
     if quickest is not None:
         worker = contenders.running(quickest)[quickest]
         for way, what, more in _SLOW_WAYS:
-            few = ids[: plan.slow_prompts[way]]
-            if more.get("size", 0) > len(few):
+            few = texts[: plan.slow_prompts[way]]
+            if more.get("size", 0) > len(few) or (way == "padded 8" and len(texts) > 8):
                 continue
-            ask = partial(_asked, worker, what, prompts=few, tokens=plan.tokens, **more)
-            ways[f"{quickest}, {way}"] = ask
+            given = {"what": what, "tokens": plan.tokens, **more}
+            ways[f"{quickest}, {way}"] = partial(_decoded, contenders, worker, few, **given)
     return ways
 
 
@@ -159,8 +152,18 @@ _SLOW_WAYS: tuple[tuple[str, str, dict[str, int]], ...] = (
 )
 
 
-def _asked(worker: Worker, what: str, **given: object) -> float:
-    return speed(worker.ask(what, **given))
+def _decoded(
+    contenders: Contenders,
+    worker: Worker,
+    texts: list[str],
+    *,
+    form: str = "ids",
+    what: str = "decode",
+    **given: object,
+) -> float:
+    """Let a contender answer questions; the prompts are made before the clock runs."""
+    made = [each[form] for each in contenders.prompts(texts)]
+    return speed(worker.ask(what, prompts=made, **given))
 
 
 def chat(contenders: Contenders, plan: Plan, record: Record) -> None:
@@ -180,12 +183,18 @@ def chat(contenders: Contenders, plan: Plan, record: Record) -> None:
             recomputed[f"{OURS}, nothing kept"].append(again["first"])
     record.settings["chat"] = {"turns": plan.turns, "tokens at last": again["prompt"]}
     record.add("chat, glmkit alone", found, FIRST, over=first)
-    prompt = contenders.prompt(messages)
+    fresh = itertools.count(2000)
     ways: dict[str, Way] = {}
     for name, worker in workers.items():
-        given = {"prompt": prompt["text"]} if name == OPENVINO else {"ids": prompt["ids"]}
-        ways[name] = lambda worker=worker, given=given: worker.ask("turn", **given)["first"]
-        ways[name]()  # warm up
+
+        def run(name: str = name, worker: Worker = worker) -> float:
+            prompt = contenders.prompt([_system(next(fresh)), *messages[1:]])
+            given = {"prompt": prompt["text"]} if name == OPENVINO else {"ids": prompt["ids"]}
+            first: float = worker.ask("turn", **given)["first"]
+            return first
+
+        run()  # warm up
+        ways[name] = run
     recomputed |= take_turns(ways, plan.chats)
     if OPENVINO in workers:
         kept = [
