@@ -118,7 +118,7 @@ class Short:
 @pytest.mark.parametrize("tokens", [3, 24])
 def test_memory_that_runs_out_means_fewer_rows(causal, monkeypatch, tokens):
     model = causal.model
-    prompts = [text(model, 3 + at % 2, at) for at in range(9)]
+    prompts = [text(model, 6 + at % 2, at) for at in range(9)]
     expected = alone(model, prompts)
     short = Short(model, monkeypatch, tokens)
     rows, widths = ran(model, prompts, slots=9)

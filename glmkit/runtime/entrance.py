@@ -30,6 +30,10 @@ PER_STEP = 2048
 BESIDE = {"cpu": 256}
 """The same while other rows wait for their next token, by device; elsewhere :data:`PER_STEP`."""
 
+_EVEN = {"cpu": 0.85}
+"""How much alike in length prompts are that run together, by device: on a processor a pad costs as
+much as a token, on a card another group costs more."""
+
 
 class Dress(Protocol):
     """Puts on what rows wear, such as adapters."""
@@ -83,7 +87,8 @@ class Entrance:
     ) -> None:
         self.model, self.cache, self.dress = model, cache, dress
         self.kept = kept if model.REUSABLE else None
-        self._list = Waitlist(rows, reusable=model.REUSABLE, kept=kept)
+        even = _EVEN.get(cache.layers[0].device.type, 0.6)
+        self._list = Waitlist(rows, reusable=model.REUSABLE, kept=kept, even=even)
         self._inside: dict[Row, Waiting] = {}
         """What runs; in the order of the slots."""
         self._entering: Waiting | None = None

@@ -17,9 +17,6 @@ to wait if there is none; most answers end before they are as long as they may b
 _TRIED = 8
 """Running rows that a new one is compared with: what many share, any of them has."""
 
-_EVEN = 0.7
-"""Prompts run together if the shortest has this share of the longest: the rest would be pads."""
-
 
 @dataclass(eq=False)
 class Waiting:
@@ -54,10 +51,14 @@ class Waitlist:
     """Draws rows, and says which come in next.
 
     :param reusable: whether rows that begin alike may share keys and values.
+    :param even: prompts run together if the shortest has this share of the longest, 0 to 1; the
+        rest would be pads.
     """
 
-    def __init__(self, rows: Iterator[Row | None], *, reusable: bool, kept: Kept | None) -> None:
-        self._rows = rows
+    def __init__(
+        self, rows: Iterator[Row | None], *, reusable: bool, kept: Kept | None, even: float
+    ) -> None:
+        self._rows, self._even = rows, even
         self._reusable, self._kept = reusable, kept if reusable else None
         self.ready: list[Waiting] = []
         self.over = False
@@ -88,9 +89,9 @@ class Waitlist:
             return [first]  # the others begin with what it leaves
         alike = [each for each in self.ready if each.known == first.known]
         alike.sort(key=lambda each: -each.left)
-        start = next(at for at, each in enumerate(alike) if each.left * _EVEN <= first.left)
+        start = next(at for at, each in enumerate(alike) if each.left * self._even <= first.left)
         longest = alike[start].left
-        return [each for each in alike[start:] if each.left >= longest * _EVEN]
+        return [each for each in alike[start:] if each.left >= longest * self._even]
 
     def cut(self, group: list[Waiting], rows: int) -> list[Waiting]:
         """Return at most so many rows of a group, with the first that waits among them."""
