@@ -12,11 +12,17 @@ import glmkit
 from glmkit import GenerationOptions, Message
 from glmkit.cli import cli
 from glmkit.console import drain
-from glmkit.errors import CheckpointError, MissingExtraError, UnknownNameError, UsageError
+from glmkit.errors import (
+    CheckpointError,
+    MissingExtraError,
+    OutOfMemoryError,
+    UnknownNameError,
+    UsageError,
+)
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.convert import convert
 from glmkit.runtime.engines.transformers import TransformersModel
-from glmkit.types import InspectableModel, Passage, ToolCall
+from glmkit.types import Ask, InspectableModel, Passage, ToolCall
 
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
@@ -145,6 +151,43 @@ def test_conversations_are_drawn_as_room_comes_free(llama):
     next(replies)
     assert len(drawn) <= 8
     replies.close()
+
+
+def short_of_memory(model, monkeypatch, room):
+    """Let a model have no memory for more than ``room``: rows, times tokens that are kept."""
+    forward, asked = model.model.forward, []
+
+    def bounded(*, attention_mask, **given):
+        asked.append(tuple(attention_mask.shape))
+        if attention_mask.numel() > room:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
+        return forward(attention_mask=attention_mask, **given)
+
+    monkeypatch.setattr(model.model, "forward", bounded)
+    return asked
+
+
+def test_fewer_rows_run_where_memory_ends_on_the_way(llama, monkeypatch, caplog):
+    wanted = list(llama.batch(TALKS, GREEDY))
+    longest = max(each.usage.prompt_tokens for each in wanted)
+    asked = short_of_memory(llama, monkeypatch, 8 * (longest + 5))
+    assert list(llama.batch(TALKS, GREEDY)) == wanted
+    assert {rows for rows, _ in asked} >= {8, 4}
+    assert sum(each == (8, longest + 6) for each in asked) == 1  # it is tried once
+    assert caplog.messages == ["memory ran out; 4 rows run side by side from now on"]
+
+
+def test_a_row_too_long_for_the_memory_fails_alone(llama, monkeypatch):
+    talks = [ask("short"), ask("long " * 40), ask("also short")]
+    wanted = [llama.reply(each, GREEDY) for each in talks]
+    short_of_memory(llama, monkeypatch, wanted[1].usage.prompt_tokens + 5)
+    asked = (Ask(at, each, GREEDY) for at, each in enumerate(talks))
+    found = dict(llama.answers(asked))
+    assert [found[0], found[2]] == [wanted[0], wanted[2]]
+    assert isinstance(found[1], OutOfMemoryError) and "running alone" in str(found[1])
+    monkeypatch.setattr(llama.model, "forward", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        llama.reply(talks[0], GREEDY)
 
 
 def test_the_seed_decides_each_row_and_temperature_matters(llama):

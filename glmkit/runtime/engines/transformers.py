@@ -10,6 +10,7 @@ Shapes: B rows, T new tokens, S tokens so far, V vocabulary.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,12 +18,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError, UsageError
+from ...errors import CheckpointError, OutOfMemoryError, UsageError
 from ...models.about import read_about
 from ...models.prompts import Renderer
 from ...models.tokenizers import Detokenizer, Tokenizer
 from ...types import GenerationOptions, Message, MessageLike
 from ..answers import Answer
+from ..memory import ran_out
 from ..rows import Row, pick
 from ..sampling import StopText
 from ..settings import Settings
@@ -32,6 +34,9 @@ from .templated import Wrapped, template_format
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+log = logging.getLogger(__name__)
 
 
 class TransformersModel(Answering):
@@ -144,50 +149,96 @@ class TransformersModel(Answering):
     def _decode(self, rows: Iterable[Row | None], *, slots: int) -> Generator[Column, None, None]:
         """Decode rows, ``slots`` at a time; yield once per step."""
         # Without a cache to keep, or masks to hide padding, rows cannot run side by side.
-        together = slots if {"past_key_values", "attention_mask"} <= self._takes else 1
+        most = slots if {"past_key_values", "attention_mask"} <= self._takes else 1
         group: list[Row] = []
         for row in rows:
             if row is not None:
                 group.append(row)
-            if row is None or len(group) == together:
-                yield from self._group(group)
+            if row is None or len(group) >= most:
+                most = yield from self._group(group, most)
                 yield ()
                 group = []
-        yield from self._group(group)
+        yield from self._group(group, most)
 
-    def _group(self, rows: list[Row]) -> Generator[Column, None, None]:
-        if not rows:
-            return
-        side = SideBySide(self, rows)
-        while side.rows:
+    def _group(self, rows: list[Row], most: int) -> Generator[Column, None, int]:
+        """Decode rows to their ends, fewer at a time where there is no memory for all of them.
+
+        :param most: rows that run side by side.
+        :return: the same, until memory ran out.
+        """
+        yield from _side_by_side(self, rows)
+        going = [row for row in rows if row.finish is None]
+        if going and len(rows) == 1:
+            rows[0].fail(OutOfMemoryError(_NO_ROOM.format(tokens=rows[0].length + 1)))
+            yield (rows[0],)
+        elif going:
+            most = max(1, len(going) // 2)
+            log.warning("memory ran out; %d rows run side by side from now on", most)
+            while going:
+                group, going = going[:most], going[most:]
+                most = yield from self._group(group, most)
+        return most
+
+
+_NO_ROOM = (
+    "memory ran out at a row of {tokens} tokens, running alone; shorten it, free memory or load "
+    "the model in half precision"
+)
+
+
+def _side_by_side(owner: TransformersModel, rows: list[Row]) -> Generator[Column, None, None]:
+    """Decode rows until they ended, or memory ran out; what they had of it is free then."""
+    side = SideBySide(owner, rows)
+    while True:
+        try:
             with torch.inference_mode():
-                side.step()
-            yield tuple(side.rows)
-            side.leave()
+                side.leave()
+                if not side.rows:
+                    return
+                pick(side.rows, side.scores())
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            return
+        yield tuple(side.rows)
 
 
 class SideBySide:
-    """Rows that are decoded together, padded on the left, over the model's own cache."""
+    """Rows that are decoded together, padded on the left, over the model's own cache.
+
+    :param rows: also such as have some of their tokens already.
+    """
 
     def __init__(self, owner: TransformersModel, rows: list[Row]) -> None:
         self.rows = rows
         self._owner = owner
         self._past: Any = None
-        length = max(len(row.prompt) for row in rows)
+        known = [[*row.prompt, *row.new] for row in rows]
+        length = max(map(len, known), default=0)
         device = owner.model.device
         self._ids = torch.zeros(len(rows), length, dtype=torch.long, device=device)
         self._mask = torch.zeros_like(self._ids)
-        for at, row in enumerate(rows):
-            start = length - len(row.prompt)
-            self._ids[at, start:] = torch.tensor(list(row.prompt), device=device)
-            self._mask[at, start:] = 1
+        for at, ids in enumerate(known):
+            self._ids[at, length - len(ids) :] = torch.tensor(ids, device=device)
+            self._mask[at, length - len(ids) :] = 1
+        self._begun = False
 
-    def step(self) -> None:
-        """Let every row pick its next token."""
-        pick(self.rows, self._scores())
+    def leave(self) -> None:
+        """Drop the rows that ended."""
+        going = [at for at, row in enumerate(self.rows) if row.finish is None]
+        if len(going) == len(self.rows):
+            return
+        self.rows = [self.rows[at] for at in going]
+        index = torch.tensor(going, dtype=torch.long, device=self._ids.device)
+        self._ids, self._mask = self._ids[index], self._mask[index]
+        if going and self._past is not None:
+            self._past.batch_select_indices(index)
 
-    def _scores(self) -> Tensor:
+    def scores(self) -> Tensor:
         """Return the next scores, float32 (B, V)."""
+        if self._begun:
+            self._extend()
+        self._begun = True
         given = {
             "attention_mask": self._mask,
             "position_ids": _positions(self._mask)[:, -self._ids.shape[1] :],
@@ -199,17 +250,8 @@ class SideBySide:
         self._past = getattr(out, "past_key_values", None)
         return cast(Tensor, out.logits[:, -1].float())
 
-    def leave(self) -> None:
-        """Drop the rows that ended; make the others' new tokens the next input."""
-        going = [at for at, row in enumerate(self.rows) if row.finish is None]
-        if len(going) < len(self.rows):
-            self.rows = [self.rows[at] for at in going]
-            if not going:
-                return
-            index = torch.tensor(going, device=self._ids.device)
-            self._ids, self._mask = self._ids[index], self._mask[index]
-            if self._past is not None:
-                self._past.batch_select_indices(index)
+    def _extend(self) -> None:
+        """Make the rows' newest tokens the next input."""
         new = torch.tensor([[row.new[-1]] for row in self.rows], device=self._ids.device)
         self._mask = torch.cat((self._mask, torch.ones_like(new)), dim=1)
         self._ids = new if self._past is not None else torch.cat((self._ids, new), dim=1)
