@@ -229,6 +229,17 @@ def test_a_worker_says_why_it_has_no_model_and_what_it_warned_of():
     assert said.warnings == ["taken for chatglm2"]
 
 
+def test_a_loader_that_wants_to_end_the_program_is_told_of():
+    def load():
+        raise SystemExit("a plugin gave up")
+
+    told = []
+    opening = threading.Thread(target=lambda: told.append(Worker().open(load, None)), daemon=True)
+    opening.start()
+    opening.join(5)
+    assert [each.fault for each in told] == ["SystemExit: a plugin gave up"]
+
+
 def test_a_model_that_answers_one_by_one_does_too():
     worker = opened(EchoModel())
     report = told(worker, ask(0, "hi"))

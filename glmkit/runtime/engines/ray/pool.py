@@ -10,8 +10,9 @@ from itertools import chain, islice
 from typing import Any
 
 from .... import __version__
+from ....answers import Outcome
 from ....errors import GlmkitError, WorkerLostError
-from ....types import Ask, ChatModel, Reply
+from ....types import Ask, ChatModel
 from .cluster import Cluster, Share, joined, nodes_of, reason_of, shared_out, still_joined
 from .sharing import AHEAD, Sharing
 from .worker import Failed, Opened, Report, Worker
@@ -20,8 +21,6 @@ log = logging.getLogger(__name__)
 
 Loader = Callable[[str | None], ChatModel]
 """Takes the device to use, None to pick one."""
-
-Outcome = tuple[int, Reply | GlmkitError]
 
 _STILLBORN = 3
 """So many workers in a row that end before they have loaded, and no more are started."""

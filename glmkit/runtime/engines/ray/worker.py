@@ -120,7 +120,7 @@ class Worker:
         return not self._asks and not self._begun
 
     def _run(self, load: Callable[[], ChatModel], concurrency: int | None) -> None:
-        fault: Failed | str
+        fault: Failed | str = "its thread was ended"
         try:
             model = load()
             self._loaded.set()
@@ -130,12 +130,13 @@ class Worker:
                     self._settle(key, reply)
         except GlmkitError as error:
             fault = Failed.of(error)
-        except Exception as error:  # noqa: BLE001  whatever it is, the caller must learn of it
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the caller must learn of it
             fault = f"{type(error).__name__}: {error}"
-        with self._changed:
-            self._fault = fault
-            self._changed.notify_all()
-        self._loaded.set()
+        finally:
+            with self._changed:
+                self._fault = fault
+                self._changed.notify_all()
+            self._loaded.set()
 
     def _await_row(self) -> None:
         with self._changed:
