@@ -10,7 +10,7 @@ from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime import waiting
 from glmkit.runtime.cache import CacheFullError, KVCache
 from glmkit.runtime.decode import columns
-from glmkit.runtime.entrance import BESIDE
+from glmkit.runtime.entrance import BESIDE, Plain
 from glmkit.runtime.loading import load_local
 from glmkit.runtime.memory import ran_out
 from glmkit.runtime.reuse import Kept
@@ -282,3 +282,103 @@ def test_rows_are_the_same_however_little_room_there_is(causal, data):
     slots = data.draw(st.integers(2, 6))
     rows, _ = ran(model, prompts, tokens, slots=slots, limit=slot_of(model, room))
     assert [row.new for row in rows] == alone(model, prompts, tokens)
+
+
+def test_a_growth_that_fails_half_way_harms_no_row(tmp_path, monkeypatch):
+    """Some layers of the cache are larger than the others then."""
+    model = load_local(tiny_checkpoint(tmp_path), dtype="float32", quantize="int8").model
+    first, second = Row(text(model, 100), 20), Row(text(model, 200, 1), 3)
+    expected = alone(model, [first.prompt], 20)
+    made = torch.Tensor.new_zeros
+    failing = []
+
+    def new_zeros(tensor, shape, *args, **kwargs):
+        if failing and len(shape) == 4:
+            failing.append(shape)
+            if len(failing) == 3:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return made(tensor, shape, *args, **kwargs)
+
+    def rows():
+        yield first
+        for _ in range(5):
+            yield None
+        failing.append(None)
+        yield second
+
+    monkeypatch.setattr(torch.Tensor, "new_zeros", new_zeros)
+    for _ in columns(model, rows(), slots=2):
+        pass
+    assert len(failing) >= 3
+    assert first.new == expected[0]
+    assert second.error is None
+
+
+@pytest.mark.parametrize("delay", [5, 20])
+def test_the_cache_grows_while_a_prompt_comes_in(causal, monkeypatch, delay):
+    """Its slot counts too."""
+    model = causal.model
+    monkeypatch.setitem(BESIDE, "cpu", 64)
+    rows = [Row(text(model, 200), 100), Row(text(model, 200, 1), 10)]
+
+    def drawn():
+        yield rows[0]
+        for _ in range(delay):
+            yield None
+        yield rows[1]
+
+    for _ in columns(model, drawn(), slots=2, limit=slot_of(model, 600)):
+        pass
+    assert rows[0].new == alone(model, [rows[0].prompt], 100)[0]
+    assert rows[1].new == alone(model, [rows[1].prompt], 10)[0]
+
+
+def test_no_memory_for_another_slot_does_not_slow_prompts_down(causal, monkeypatch):
+    model = causal.model
+    prompts = [text(model, 60, at) for at in range(6)]
+    expected = alone(model, prompts)
+    real = KVCache.reserve
+
+    def reserve(cache, rows, tokens):
+        if rows > 2:
+            raise torch.OutOfMemoryError
+        real(cache, rows, tokens)
+
+    monkeypatch.setattr(KVCache, "reserve", reserve)
+    rows, widths = ran(model, prompts, slots=6)
+    assert [row.new for row in rows] == expected
+    assert max(widths) == 2
+    assert len(widths) <= 3 * 6 + 5
+
+
+def test_what_cannot_be_kept_for_lack_of_memory_is_not_kept(causal, monkeypatch):
+    def copied(*args):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("glmkit.runtime.entrance.copied", copied)
+    kept = Kept(1 << 30)
+    rows, _ = ran(causal.model, [text(causal.model, 30, at) for at in range(3)], kept=kept)
+    assert all(len(row.new) == 6 for row in rows)
+    assert len(kept) == 0
+
+
+def test_a_row_that_cannot_be_dressed_fails_alone(causal):
+    class Picky(Plain):
+        def begin(self, row):
+            if row.adapter == "gone":
+                raise UsageError("unknown adapter 'gone'")
+
+    rows = [Row([5, 6], 3), Row([7, 8], 3, adapter="gone"), Row([9], 3)]
+    over = [row for column in columns(causal.model, rows, slots=3, dress=Picky()) for row in column]
+    assert isinstance(rows[1].error, UsageError)
+    assert rows[1] in over
+    assert [len(row.new) for row in rows] == [3, 0, 3]
+
+
+def test_a_bound_holds_for_what_is_kept_too(tmp_path):
+    local = load_local(tiny_checkpoint(tmp_path), dtype="float32")
+    size = 16 * slot_of(local.model, 30)
+    local.bound_cache(size)
+    for at in range(12):
+        local.generate_ids(text(local.model, 20, at), 3)
+    assert 0 < local._kept.bytes <= size // 8

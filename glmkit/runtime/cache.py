@@ -52,6 +52,9 @@ class KVCache:
         self._prefix = None if prefix is None else prefix.transpose(1, 2)
         self.ahead = 0 if prefix is None else prefix.shape[1]
         """P: entries of a slot before its first token."""
+        self.even = True
+        """Whether all layers are of one shape. Where memory ran out while they grew, some are
+        larger than the others."""
         self.layers: list[Tensor] = [each.new_zeros(self._shape(0, 0)) for each in likes]
         self.threads = torch.get_num_threads()
         """What attention may use."""
@@ -78,13 +81,14 @@ class KVCache:
         if rows <= self.rows and tokens <= self.capacity:
             return
         slots, capacity = self._grown(rows, tokens)
+        self.even = False
         for layer, before in enumerate(self.layers):
             # Zeros, not garbage: masked places are multiplied by 0, and 0 * NaN would be NaN.
             after = before.new_zeros(self._shape(slots, capacity))
             kept = min(before.shape[2], capacity)
             after[: self.used, :, :kept] = before[: self.used, :, :kept]
             self.layers[layer] = after
-        self.rows, self.capacity = slots, capacity
+        self.rows, self.capacity, self.even = slots, capacity, True
 
     def _grown(self, rows: int, tokens: int) -> tuple[int, int]:
         """Return slots and capacity, generous where the bound allows it, else just enough."""

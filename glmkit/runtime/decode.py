@@ -22,7 +22,7 @@ from ..models.causal import CausalModel
 from .cache import CacheFullError, KVCache
 from .entrance import Dress, Entrance, Plain
 from .graphs import Graphs, Recorder, recorder
-from .memory import cache_limit, gibibytes, ran_out
+from .memory import cache_limit, ran_out, readable
 from .past import Front
 from .reuse import Kept
 from .rows import Row as Row, pick
@@ -78,7 +78,8 @@ def columns(
             decoder.leave()
         raise
     finally:
-        decoder.close()
+        with lock:
+            decoder.close()
 
 
 class _Decoder:
@@ -146,7 +147,8 @@ class _Decoder:
         running = self.running
         while running:
             try:
-                self.cache.reserve(len(running), max(row.length for row in running) + 1)
+                # One more slot may be in use than rows run: a prompt that comes in in pieces.
+                self.cache.reserve(self.cache.used, max(row.length for row in running) + 1)
                 with _one_thread(running, self.model.like), self.dress(running):
                     return [self._scores()]
             except (RuntimeError, MemoryError) as error:
@@ -181,7 +183,7 @@ class _Decoder:
             log.warning("memory ran out; %d rows run side by side from now on", self.cache.slots)
 
     def _end_early(self, row: Row, *, full: bool) -> None:
-        tokens, size = row.length + 1, gibibytes(self.cache.size_of(row.length + 1))
+        tokens, size = row.length + 1, readable(self.cache.size_of(row.length + 1))
         if full:
             log.warning(
                 "an answer was cut off: the keys and values of its %d tokens take %s, and there "

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import OutOfMemoryError
+from ..errors import GlmkitError, OutOfMemoryError
 from ..models.causal import CausalModel
 from ..models.prefix import beside_prefix
 from .cache import KVCache
-from .memory import gibibytes, ran_out
+from .memory import ran_out, readable
 from .past import Span
 from .reuse import Entry, Kept, copied, size_of
 from .rows import Row
@@ -133,10 +133,19 @@ class Entrance:
         if row.error is not None:
             self.cache.wipe(slot)
         elif self.kept is not None and self.kept.takes(length, size_of(layers, length)):
-            ahead = self.cache.ahead
-            kv = copied(layers, slot, ahead, ahead + length)
-            self.kept.add([*row.prompt, *row.new][:length], waiting.worn, kv)
+            self._keep(row, waiting.worn, slot, length)
         self.dress.end(row)
+
+    def _keep(self, row: Row, worn: Hashable, slot: int, length: int) -> None:
+        start = self.cache.ahead
+        try:
+            kv = copied(self.cache.layers, slot, start, start + length)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            return  # it would only have saved time
+        if self.kept is not None:
+            self.kept.add([*row.prompt, *row.new][:length], worn, kv)
 
     def end(self, row: Row, slot: int) -> None:
         """Let a row go that ended without a token in this step."""
@@ -153,9 +162,7 @@ class Entrance:
         """Take the row that is coming in in pieces back to wait; tell whether there was one."""
         if self._entering is None:
             return False
-        self._list.ready.insert(0, self._entering)
-        self._entering = None
-        self.cache.close()
+        self._back([self._entering], self.cache.used - 1)
         return True
 
     def closed(self, slot: int) -> None:
@@ -177,8 +184,13 @@ class Entrance:
             row = self._list.draw()
             if row is None:
                 return
-            ids = np.asarray(row.prompt, dtype=np.int64)
-            self._list.ready.append(Waiting(row, ids, self.dress.begin(row)))
+            try:
+                worn = self.dress.begin(row)
+            except GlmkitError as error:
+                row.fail(error)
+                self._ended.append(row)
+                continue
+            self._list.ready.append(Waiting(row, np.asarray(row.prompt, dtype=np.int64), worn))
 
     def _sweep(self) -> None:
         """Forget rows that were cancelled before they ran."""
@@ -218,10 +230,10 @@ class Entrance:
     def _refuse(self, waiting: Waiting) -> None:
         """End a row that can never run."""
         tokens, cache = len(waiting.ids), self.cache
-        room = f"there is room for {gibibytes(cache.limit)}" if cache.limit else "memory ran out"
+        room = f"there is room for {readable(cache.limit)}" if cache.limit else "memory ran out"
         waiting.row.fail(
             OutOfMemoryError(
-                f"a row of {tokens} tokens needs {gibibytes(cache.size_of(tokens + 1))} for its "
+                f"a row of {tokens} tokens needs {readable(cache.size_of(tokens + 1))} for its "
                 f"keys and values, and {room}; shorten it, free memory or load the model in "
                 "fewer bits"
             )
@@ -238,14 +250,28 @@ class Entrance:
 
     def _tried(self, group: list[Waiting], tokens: int, running: list[Row]) -> Tensor | None:
         """Let tokens in; where memory does not suffice, fewer come in from now on."""
+        opened = self._entering is not None
         try:
+            if not opened:
+                self._open(group, running)
+                opened = True
             return self._let_in(group, tokens, running)
         except BaseException as error:
-            self._back(group, running)
+            self._back(group, len(running))
             if not ran_out(error):
                 raise
-        self._slow_down(group, tokens, running)
+        if opened:
+            self._slow_down(group, tokens, running)
+        else:
+            self._narrow(group, running)
         return None
+
+    def _narrow(self, group: list[Waiting], running: list[Row]) -> None:
+        """Let fewer rows run: there was no memory for the slots of a group."""
+        if len(group) > 1 or running:
+            self.cache.slots = len(running) + len(group) - max(1, len(group) // 2)
+        else:
+            self._refuse(group[0])
 
     def _slow_down(self, group: list[Waiting], tokens: int, running: list[Row]) -> None:
         """Let fewer tokens in at a time, or fewer rows, or give the row up that is too much."""
@@ -256,18 +282,18 @@ class Entrance:
         else:
             self._refuse(group[0])
 
-    def _back(self, group: list[Waiting], running: list[Row]) -> None:
+    def _back(self, group: list[Waiting], running: int) -> None:
         """Take back what did not come in."""
         self._entering = None
-        self.cache.used = len(running)
+        for slot in range(running, self.cache.used):
+            self.cache.wipe(slot)
+        self.cache.used = running
         for each in group:
             self._inside.pop(each.row, None)
         self._list.ready[:0] = group
 
     def _let_in(self, group: list[Waiting], tokens: int, running: list[Row]) -> Tensor | None:
         """Run so many tokens of each row; return the scores (B, V), None if more is to come."""
-        if self._entering is None:
-            self._open(group, running)
         whole = all(each.left <= tokens for each in group)
         self._entering = None if whole else group[0]
         scores = self._run(group, tokens, len(running), whole=whole)

@@ -82,7 +82,8 @@ def load_local(
     local = LocalModel.open(
         model, folder, name=name or folder.name, languages=languages, family=family
     )
-    local.cache_room = plan.cache_room
+    if plan.cache_room is not None:
+        local.bound_cache(plan.cache_room)
     # Only now: of what does not load, the error alone matters.
     _warn(folder, found)
     if reader is not None:

@@ -46,6 +46,9 @@ def ran_out(error: BaseException) -> bool:
 _SAID = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-def gibibytes(size: float) -> str:
+def readable(size: float) -> str:
     """Write bytes for people."""
-    return f"{size / 2**30:.2f} GiB"
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size:.0f} bytes"

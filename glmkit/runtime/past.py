@@ -70,7 +70,7 @@ class _New(Past):
         """Send tokens through all blocks in one call, as far as our extension takes them."""
         plan = runs(cast(Stack, stack), x)
         layers = self.cache.layers
-        if plan is None or any(each.dtype != x.dtype for each in layers):
+        if plan is None or not self.cache.even or any(each.dtype != x.dtype for each in layers):
             return None
         x = x.contiguous()
         rows, tokens, hidden = x.shape

@@ -30,6 +30,9 @@ from .answering import Answering
 _KEPT_SHARE = 32
 """The share of memory, one of so many parts, that is spent on what answered rows leave behind."""
 
+_KEPT_OF_BOUND = 8
+"""The same of what keys and values may take, where that is bounded."""
+
 
 class LocalModel(Adapted, Answering):
     """A GLM in this process; implements :class:`glmkit.types.InspectableModel`."""
@@ -53,7 +56,7 @@ class LocalModel(Adapted, Answering):
         self.family = family
         """What the model is, of :data:`glmkit.models.families.FAMILIES`; None where unknown."""
         self.cache_room: int | None = None
-        """Bytes that keys and values may take together; None: as much as is free."""
+        """Bytes that keys and values may take, kept ones too; None: as much as is free."""
         self._renderer = renderer
         self._kept = Kept(memory_of(model.like.device) // _KEPT_SHARE)
         self.slots = _slots(model)
@@ -93,6 +96,11 @@ class LocalModel(Adapted, Answering):
         """The model's shape."""
         return self.model.config
 
+    def bound_cache(self, size: int) -> None:
+        """Let keys and values take so many bytes at most, those that are kept among them."""
+        self._kept.limit = min(self._kept.limit, size // _KEPT_OF_BOUND)
+        self.cache_room = size
+
     @property
     def context_length(self) -> int:
         """How many tokens a prompt and its answer may have together."""
@@ -116,6 +124,7 @@ class LocalModel(Adapted, Answering):
     ) -> Generator[Column, None, None]:
         """Decode rows, each with its own adapters, all with the prefix of the first."""
         own = self._adapters
+        bound = None if self.cache_room is None else self.cache_room - self._kept.limit
         dress = Within(own, own.mix(first.adapter))
         rows = chain((first,), others)
         return columns(
@@ -125,7 +134,7 @@ class LocalModel(Adapted, Answering):
             dress=dress,
             kept=self._kept,
             lock=own.lock,
-            limit=self.cache_room,
+            limit=bound,
         )
 
     def logits(
