@@ -11,10 +11,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
+import pytest
+from loopback import served
+
+from glmkit import Ask, GenerationOptions, Message
+from glmkit.errors import GlmkitError
+
 Body = dict[str, Any]
+
+KEY = "sk-very-secret-0123456789"
+HELLO = [{"role": "user", "content": "hello there"}]
 
 
 @dataclass(frozen=True)
@@ -176,25 +186,38 @@ def _answer(body: Body) -> Act:
     return events(*pieces, says(finish="stop"), *([usage] if asked else []))
 
 
-class _Quiet(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, request: object, address: object) -> None:
-        """Say nothing: clients that leave are what is tested."""
-
-
 @contextmanager
 def serve() -> Iterator[ChatServer]:
     """Run a stand-in until the block ends."""
     state = ChatServer()
-    handler = type("Handler", (_Handler,), {"state": state})
-    with _Quiet(("127.0.0.1", 0), handler) as server:
-        state.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(type("Handler", (_Handler,), {"state": state})) as state.url:
+        yield state
+
+
+def one_line(error: pytest.ExceptionInfo[GlmkitError]) -> str:
+    """Return what an error says, having seen that it is one line without the key."""
+    said = str(error.value)
+    assert "\n" not in said and KEY not in said
+    return said
+
+
+def prompts(folder: Path, number: int) -> Path:
+    """Write a file of prompts: row 0, row 1, ..."""
+    source = folder / "in.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"row {at}"}) + "\n" for at in range(number)))
+    return source
+
+
+def written(path: Path) -> dict[int, dict]:
+    """Return the rows of an output by their number, none of them there twice."""
+    found = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert len({each["glmkit"]["index"] for each in found}) == len(found)
+    return {each["glmkit"]["index"]: each for each in found}
+
+
+def ask(key: int, **options: object) -> Ask:
+    return Ask(key, [Message("user", f"row {key}")], GenerationOptions(**options))  # type: ignore[arg-type]
+
+
+def row_of(body: dict) -> int:
+    return int(body["messages"][-1]["content"].removeprefix("row "))

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from chat_server import serve
 from forks import Forks
 
 from glmkit import Config, Glmkit
@@ -98,6 +99,21 @@ def forks(_own_environment: None, tmp_path_factory: pytest.TempPathFactory):
     server = Forks(tmp_path_factory.mktemp("forks"))
     yield server
     server.close()
+
+
+@pytest.fixture
+def server():
+    """Run a stand-in for servers that speak OpenAI's protocol."""
+    with serve() as state:
+        yield state
+
+
+@pytest.fixture
+def hurry(monkeypatch: pytest.MonkeyPatch):
+    """Ask a server again after milliseconds."""
+    from glmkit.remote import patience
+
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.005)
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
+
+from loopback import served
 
 from glmkit.catalog import Entry, WheelSource
 from glmkit.types import Progress
@@ -180,17 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
 def serve() -> Iterator[Server]:
     """Run a stand-in until the block ends."""
     state = Server()
-    handler = type("Handler", (_Handler,), {"state": state})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        state.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(type("Handler", (_Handler,), {"state": state})) as state.url:
+        yield state
 
 
 def model_files(*, weights: int = 300_000, seed: int = 7) -> dict[str, bytes]:

@@ -1,16 +1,22 @@
-"""The openai engine against a stand-in server: streams, whole answers, faults and what they say."""
+"""The openai engine against a stand-in server: what is sent, streams and whole answers."""
 
 from __future__ import annotations
 
 import json
-import socket
 import threading
-import time
-from datetime import datetime, timedelta, timezone
-from email.utils import format_datetime
 
 import pytest
-from chat_server import Act, ChatServer, error, events, says, serve, whole
+from chat_server import (
+    HELLO,
+    KEY,
+    Act,
+    ChatServer,
+    error,
+    events,
+    one_line,
+    says,
+    whole,
+)
 
 from glmkit import (
     Chat,
@@ -23,38 +29,20 @@ from glmkit import (
     ToolCall,
     Usage,
 )
-from glmkit.errors import GlmkitError, OfflineError, ServerError, UsageError
-from glmkit.remote import patience
-from glmkit.remote.faults import FailingError, ShutError, TooLongError, retry_after
-from glmkit.remote.model import RemoteModel, connect
+from glmkit.errors import ServerError, UsageError
+from glmkit.remote.model import RemoteModel
 from glmkit.types import Answers
 
-pytestmark = [pytest.mark.network, pytest.mark.allow_hosts(["127.0.0.1"])]
-
-HELLO = [{"role": "user", "content": "hello there"}]
-KEY = "sk-very-secret-0123456789"
-
-
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch):
-    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.005)
-
-
-@pytest.fixture
-def server():
-    with serve() as state:
-        yield state
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.allow_hosts(["127.0.0.1"]),
+    pytest.mark.usefixtures("hurry"),
+]
 
 
 @pytest.fixture
 def model(server):
     return RemoteModel("tiny", Server(server.url, api_key=KEY, timeout_s=5))
-
-
-def one_line(error: pytest.ExceptionInfo[GlmkitError]) -> str:
-    said = str(error.value)
-    assert "\n" not in said and KEY not in said
-    return said
 
 
 def test_it_is_a_model_like_the_others(model, server):
@@ -210,188 +198,6 @@ def test_closing_a_stream_is_seen_by_the_server(model, server):
     assert next(stream).text == "one"
     stream.close()
     assert server.left.wait(5)
-
-
-@pytest.mark.parametrize("act", [Act(500), Act(hang_up=True), error(429, "slow down"), Act(502)])
-def test_what_may_pass_is_asked_again(model, server, act):
-    server.acts += [act, act]
-    assert model.reply(HELLO).text == "echo hello there"
-    assert len(server.asked) == 3
-
-
-def test_an_answer_cut_short_is_asked_again(model, server):
-    server.acts.append(Act(body=whole("half"), hang_up=True))
-    assert model.reply(HELLO).text == "echo hello there"
-
-
-def test_silence_is_asked_again(server):
-    model = RemoteModel("tiny", Server(server.url, timeout_s=0.2))
-    server.acts.append(events(done=False, wait_for_leave=True))
-    assert Reply.join(model.stream(HELLO)).text == "echo hello there"
-    assert server.left.wait(5)
-
-
-def test_what_does_not_pass_ends(server, monkeypatch):
-    monkeypatch.setattr(patience, "TRIES", 4)
-    model = RemoteModel("tiny", Server(server.url))
-    server.always = lambda body: error(500, "out of memory")
-    with pytest.raises(FailingError, match=r"500: out of memory; asked 4 times") as found:
-        model.reply(HELLO)
-    one_line(found)
-    assert len(server.asked) == 4
-
-
-def test_retry_after_is_honoured_in_seconds_and_as_a_date(model, server):
-    server.acts.append(error(429, "slow down", headers={"Retry-After": "0.3"}))
-    started = time.monotonic()
-    assert model.reply(HELLO).text == "echo hello there"
-    assert 0.3 <= time.monotonic() - started < 3
-    soon = datetime.now(timezone.utc) + timedelta(seconds=90)
-    assert 80 < (retry_after(format_datetime(soon)) or 0) <= 90
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert retry_after("nonsense") is retry_after("inf") is retry_after(None) is None
-
-
-def test_a_wait_beyond_all_patience_is_not_waited(server):
-    model = RemoteModel("tiny", Server(server.url, patience_s=5))
-    server.acts.append(error(429, "come tomorrow", headers={"Retry-After": "86400"}))
-    with pytest.raises(FailingError, match="asks to wait 86400 s"):
-        model.reply(HELLO)
-
-
-REFUSALS = {
-    "no key": (error(401, f"wrong key {KEY}"), ShutError, r"wrong key \*\*\*; set OPENAI_API_KEY"),
-    "no access": (error(403, "not yours"), ShutError, "403: not yours"),
-    "no money": (error(429, "You exceeded your current quota"), ShutError, "has nothing left"),
-    "unknown": (error(404, "The model `x` does not exist."), ShutError, "it serves tiny"),
-    "unknown, 400": (error(400, "Model Not Exist"), ShutError, "it serves tiny"),
-    "field": (
-        Act(400, {"detail": [{"loc": ["body", "top_k"], "msg": "Extra inputs are not permitted"}]}),
-        ServerError,
-        r"body.top_k: Extra inputs are not permitted; leave out top_k",
-    ),
-    "object": (
-        Act(400, {"object": "error", "message": "bad", "code": 400}),
-        ServerError,
-        "answered 400: bad",
-    ),
-    "page": (Act(418, b"<html>tea</html>", kind="text/html"), ServerError, "answered 418"),
-    "moved": (Act(301, headers={"Location": "https://b/?key=1"}), ShutError, "moved to https://b/"),
-    "no JSON": (Act(body=b"<html>"), ServerError, "no JSON object.*base URL"),
-    "no answer": (Act(body={"ok": True}), ServerError, "without choices"),
-    "an error, 200": (
-        Act(body={"error": {"message": "bad words", "code": 400}}),
-        ServerError,
-        "400: bad words",
-    ),
-}
-
-
-@pytest.mark.parametrize(("act", "kind", "said"), REFUSALS.values(), ids=REFUSALS)
-def test_refusals_say_what_the_server_said_and_what_to_do(model, server, act, kind, said):
-    server.acts.append(act)
-    with pytest.raises(kind, match=said) as found:
-        model.reply(HELLO, GenerationOptions(top_k=3))
-    assert server.url.removeprefix("http://") in one_line(found)
-    assert len(server.asked) == 1
-
-
-def test_a_server_without_counts_in_streams_is_asked_without(model, server):
-    server.acts.append(error(400, "Unrecognized request argument: stream_options"))
-    assert Reply.join(model.stream(HELLO)).text == "echo hello there"
-    list(model.stream(HELLO))
-    assert ["stream_options" in each for each in server.asked] == [True, False, False]
-
-
-def test_models_that_call_max_tokens_otherwise(model, server):
-    server.acts.append(
-        error(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
-    )
-    model.reply(HELLO, GenerationOptions(max_tokens=5))
-    model.reply(HELLO, GenerationOptions(max_tokens=6))
-    assert [each.get("max_completion_tokens") for each in server.asked] == [None, 5, 6]
-
-
-def test_a_chat_that_has_grown_too_long_forgets_its_oldest_turns(model, server):
-    def full(body):
-        long = sum(len(each["content"]) for each in body["messages"]) > 60
-        return error(400, "This model's maximum context length is 60 tokens") if long else None
-
-    server.always = full
-    turns = [Message("system", "be brief")]
-    for number in range(6):
-        turns += [Message("user", f"question {number}"), Message("assistant", "x" * 10)]
-    passages = (Passage("p" * 70, "a"), Passage("short", "b", score=0.5))
-    reply = model.reply([*turns, Message("user", "now?", passages=passages)])
-    assert reply.sources == () and reply.text == "echo now?"
-    kept = [each["content"] for each in server.asked[-1]["messages"]]
-    assert kept[0] == "be brief" and kept[-1] == "now?"
-    with pytest.raises(TooLongError, match="shorten the question"):
-        model.reply([Message("user", "y" * 100)])
-
-
-def test_nobody_there_is_said_at_once():
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://user:{KEY}@127.0.0.1:{unused.getsockname()[1]}/v1?key={KEY}"
-        with pytest.raises(ShutError, match=r"cannot reach http://127.0.0.1:\d+/v1 .*running") as e:
-            RemoteModel("tiny", Server(url)).reply(HELLO)
-    one_line(e)
-
-
-@pytest.mark.parametrize("base", ["/v1", "", "/api/v3", "/llm", "/llm/v1"])
-def test_the_address_may_lack_its_v1(server, base):
-    server.base = base
-    model = connect(None, Server(server.url + base.removesuffix("/v1") + "/"))
-    assert model.name == "tiny" and model.reply(HELLO).text == "echo hello there"
-    assert connect(None, Server(server.url + base)).reply(HELLO).text == "echo hello there"
-
-
-def test_a_login_in_the_address_is_sent_and_never_shown(server):
-    url = server.url.replace("//", f"//me:{KEY}@")
-    model = RemoteModel("tiny", Server(url))
-    model.reply(HELLO)
-    assert server.headers[-1]["Authorization"].startswith("Basic ")
-    assert KEY not in repr(model.server) + model.server.shown
-
-
-def test_a_wrong_path_is_told_from_an_unknown_model(server):
-    with pytest.raises(ShutError, match="404: Not Found; check the base URL"):
-        RemoteModel("tiny", Server(server.url + "/else/v1")).reply(HELLO)
-
-
-def test_without_a_name_the_only_model_answers(server):
-    model = connect(None, Server(server.url))
-    assert model.name == "tiny"
-    server.models = ["b", "a"]
-    with pytest.raises(UsageError, match="has 2 models; name one with --model: b, a"):
-        connect(None, Server(server.url))
-    server.models = []
-    with pytest.raises(ServerError, match="has no model"):
-        connect(None, Server(server.url))
-    with pytest.raises(ServerError, match="cannot list the models: .*name one with --model"):
-        connect(None, Server(server.url + "/else/v1"))
-
-
-def test_what_belongs_to_other_engines_is_refused(server):
-    with pytest.raises(UsageError, match="takes no quantize"):
-        connect("x", Server(server.url), quantize="int4", device=None)
-    with pytest.raises(UsageError, match="--lora-modules"):
-        connect("x", Server(server.url), adapter="folder")
-    with pytest.raises(UsageError, match="needs the address of a server"):
-        connect("x", Server())
-
-
-def test_offline_keeps_to_this_machine(server):
-    assert connect(None, Server(server.url), offline=True).reply(HELLO).text
-    with pytest.raises(OfflineError, match="--online"):
-        connect("x", Server("http://models.example:8000"), offline=True)
-
-
-def test_extra_fields_go_into_every_request(server):
-    extra = {"chat_template_kwargs": {"enable_thinking": False}}
-    RemoteModel("tiny", Server(server.url, extra=extra)).reply(HELLO)
-    assert server.asked[-1]["chat_template_kwargs"] == {"enable_thinking": False}
 
 
 def test_threads_share_a_model(model, server):
