@@ -87,6 +87,9 @@ def test_a_wait_beyond_all_patience_is_not_waited(server):
     server.acts.append(error(429, "come tomorrow", headers={"Retry-After": "86400"}))
     with pytest.raises(FailingError, match="asks to wait 86400 s"):
         model.reply(HELLO)
+    server.acts.append(error(429, "come never", headers={"Retry-After": "1e300"}))
+    with pytest.raises(FailingError, match="asks to wait 31536000 s"):
+        model.reply(HELLO)
 
 
 REFUSALS = {

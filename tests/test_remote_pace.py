@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 from chat_server import (
@@ -14,7 +17,7 @@ from chat_server import (
 )
 
 from glmkit import Reply, Server
-from glmkit.remote import patience
+from glmkit.remote import pace, patience
 from glmkit.remote.faults import ShutError, TransientError
 from glmkit.remote.model import RemoteModel
 from glmkit.remote.pace import Pace, Rate, StoppedError
@@ -32,18 +35,18 @@ def model(server):
 
 
 def test_the_pace_halves_once_for_all_that_began_before_and_grows_again():
-    pace = Pace(16)
+    own = Pace(16)
     began = time.monotonic()
     for _ in range(16):
-        pace.refused(began, None)
-    assert pace.limit == 8
-    pace.refused(time.monotonic(), None)
-    assert pace.limit == 4
+        own.refused(began)
+    assert own.limit == 8
+    own.refused(time.monotonic())
+    assert own.limit == 4
     for _ in range(200):
-        pace.answered()
-    assert pace.limit == 16
-    pace.stop()
-    with pytest.raises(StoppedError), pace.turn():
+        own.answered()
+    assert own.limit == 16
+    own.stop()
+    with pytest.raises(StoppedError), own.turn():
         pass
 
 
@@ -85,13 +88,47 @@ def test_tokens_keep_to_their_rate(server):
 
 
 def test_a_long_wait_is_told_but_not_by_every_request(server, monkeypatch, caplog):
-    monkeypatch.setattr(patience, "SILENT_S", 0.1)
+    monkeypatch.setattr(pace, "SILENT_S", 0.1)
     model = RemoteModel("tiny", Server(server.url, api_key=KEY))
     server.acts += [error(429, f"slow {KEY}", headers={"Retry-After": "0.5"})] * 4
     assert len(list(model.answers(map(ask, range(8)), concurrency=4))) == 8
-    told = [each.getMessage() for each in caplog.records if each.name == patience.__name__]
+    told = [each.getMessage() for each in caplog.records if each.name == pace.__name__]
     assert 1 <= len(told) < 4
     assert "429: slow ***; asking again in" in told[0]
+
+
+def test_a_wait_beyond_all_patience_costs_one_row_and_holds_the_others_no_longer(
+    server, monkeypatch, caplog
+):
+    monkeypatch.setattr(pace, "SILENT_S", 0.1)
+    model = RemoteModel("tiny", Server(server.url, patience_s=0.3))
+    server.acts.append(error(429, "come tomorrow", headers={"Retry-After": "3600"}))
+    started = time.monotonic()
+    found = dict(model.answers(map(ask, range(8)), concurrency=2))
+    assert 0.3 <= time.monotonic() - started < 3
+    (failed,) = [each for each in found.values() if not isinstance(each, Reply)]
+    assert "asks to wait 3600 s" in str(failed) and len(found) == 8
+    assert "come tomorrow; asking again in 0 s" in caplog.messages[0]
+
+
+def test_waiting_ends_although_its_time_comes_between_two_looks_at_the_clock(monkeypatch):
+    looks = count()
+    own = Pace(4)
+    own.refused(0.0, 10.0)
+    clock = SimpleNamespace(monotonic=lambda: began + (9.9 if next(looks) == 0 else 10.1))
+    began = time.monotonic()
+    monkeypatch.setattr(pace, "time", clock)
+    monkeypatch.setattr(own, "_change", Unwaiting())
+    with own.turn():
+        pass
+
+
+class Unwaiting(threading.Condition):
+    """Lets nobody wait for a change that never comes."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        return False
 
 
 def test_a_busy_server_gets_fewer_requests_and_every_row_is_answered(model, server):

@@ -210,14 +210,17 @@ def status_in(error: object, default: int) -> int:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Return the seconds that a ``Retry-After`` header asks for: a number, or a date."""
+    """Return the seconds, a year at most, that a ``Retry-After`` asks for: a number, or a date."""
     if not value:
         return None
     try:
         seconds = float(value)
     except ValueError:
         seconds = _until(value)
-    return max(0.0, seconds) if seconds < float("inf") else None
+    return min(max(0.0, seconds), _YEAR_S) if seconds < float("inf") else None
+
+
+_YEAR_S = 365 * 86400.0
 
 
 def _until(date: str) -> float:

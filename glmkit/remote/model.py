@@ -210,7 +210,9 @@ class _Question:
                 yield reserved
             except TransientError as error:
                 if error.busy:
-                    self._pace.refused(began, error.wait_s)
+                    # A longer wait is not waited for: this question is given up, others go on.
+                    wait_s = min(error.wait_s or 0.0, self._model.server.patience_s)
+                    self._pace.refused(began, wait_s, error)
                 raise
             self._pace.answered()
 

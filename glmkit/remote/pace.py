@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+SILENT_S = 3.0
+"""A longer wait is told to whoever waits, once for all requests that wait meanwhile."""
+_NAP_S = 3600.0
+"""Sleep no longer at once, as clocks of systems take no number of seconds."""
+
+log = logging.getLogger(__name__)
 
 
 class StoppedError(Exception):
@@ -77,6 +85,7 @@ class Pace:
         self._not_before = 0.0
         self._cut_at = 0.0
         self._told_until = 0.0
+        self._why = ""
         self._stopped = False
         self._change = threading.Condition()
 
@@ -92,11 +101,9 @@ class Pace:
         :raises StoppedError: if the work was stopped meanwhile.
         """
         with self._change:
-            while self._running >= self.limit or time.monotonic() < self._not_before:
-                self._refuse_stopped()
-                pause = self._not_before - time.monotonic()
-                self._change.wait(pause if pause > 0 else None)
             self._refuse_stopped()
+            while not self._free():
+                self._refuse_stopped()
             self._running += 1
         try:
             yield time.monotonic()
@@ -105,6 +112,18 @@ class Pace:
                 self._running -= 1
                 self._change.notify_all()
 
+    def _free(self) -> bool:
+        """Tell whether one more may run; wait for something to change if not."""
+        pause = self._not_before - time.monotonic()
+        if pause > 0:
+            self.tell(self._why, pause)
+            self._change.wait(min(pause, _NAP_S))
+        elif self._running >= self.limit:
+            self._change.wait()
+        else:
+            return True
+        return False
+
     def sleep_until(self, at: float) -> None:
         """Sleep until a time of the monotonic clock.
 
@@ -112,15 +131,18 @@ class Pace:
         """
         with self._change:
             while not self._stopped and (pause := at - time.monotonic()) > 0:
-                self._change.wait(pause)
+                self._change.wait(min(pause, _NAP_S))
             self._refuse_stopped()
 
-    def worth_telling(self, until: float) -> bool:
-        """Tell whether nobody has been told yet that requests wait at this time."""
+    def tell(self, why: object, pause: float) -> None:
+        """Log a wait, if it is long and nobody has been told of one that is still going on."""
+        if pause <= SILENT_S:
+            return
         with self._change:
-            told = time.monotonic() < self._told_until
-            self._told_until = max(self._told_until, until)
-            return not told
+            now = time.monotonic()
+            told, self._told_until = now < self._told_until, max(self._told_until, now + pause)
+        if not told:
+            log.warning("%s; asking again in %.0f s", why, pause)
 
     def answered(self) -> None:
         """Note that the server keeps up."""
@@ -128,18 +150,20 @@ class Pace:
             self._may = min(self._most, self._may + 1 / self._may)
             self._change.notify_all()
 
-    def refused(self, began: float, wait_s: float | None) -> None:
+    def refused(self, began: float, wait_s: float = 0.0, why: object = "") -> None:
         """Note that the server had too many requests.
 
         :param began: when the refused one began; those that began before the last cut say nothing
             new.
-        :param wait_s: how long the server wants to be left alone.
+        :param wait_s: how long the server is left alone.
+        :param why: what it said, to be told where requests wait long.
         """
         with self._change:
             now = time.monotonic()
             if began >= self._cut_at:
                 self._may, self._cut_at = max(1.0, self._may / 2), now
-            self._not_before = max(self._not_before, now + (wait_s or 0.0))
+            if now + wait_s > self._not_before:
+                self._not_before, self._why = now + wait_s, str(why)
 
     def stop(self) -> None:
         """Let nothing begin any more, and wake whoever waits."""

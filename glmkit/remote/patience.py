@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import time
@@ -16,10 +15,6 @@ TRIES_UNHEARD = 3
 """Where nobody has ever answered: a wrong address, or a server that is not running."""
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
-SILENT_S = 3.0
-"""A longer wait is told to whoever waits, once for all requests that wait meanwhile."""
-
-log = logging.getLogger(__name__)
 
 
 class Patience:
@@ -49,8 +44,7 @@ class Patience:
         until = now + self._pause(error)
         if self._failed >= self._most(error) or until > self._first + self._patience_s:
             raise self._given_up(error, until - now) from error
-        if until - now > SILENT_S and self._pace.worth_telling(until):
-            log.warning("%s; asking again in %.0f s", error, until - now)
+        self._pace.tell(error, until - now)
         self._pace.sleep_until(until)
 
     def _most(self, error: TransientError) -> float:
