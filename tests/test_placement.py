@@ -188,6 +188,25 @@ def test_a_split_must_be_that_of_the_model():
         forecast(FIRST, LORA, CARDS, split=(14, 13))
 
 
+def test_what_helps_a_split_is_true_of_that_split():
+    cards, split = parse_cards("2x8GiB"), (28, 0)
+    found = forecast(FIRST, Job(), cards, split=split)
+    assert found.helps == ("leave out --split", "--quantize int4")
+    assert forecast(FIRST, Job(), cards).placement.fits
+    assert forecast(FIRST, Job(quantize="int4"), cards, split=split).placement.fits
+    assert not forecast(FIRST, Job(length=128), cards, split=split).placement.fits
+
+
+@pytest.mark.parametrize(
+    ("cards", "helps"),
+    [("2x6GiB", "--quantize int8"), ("2x4GiB", "--quantize int4 --batch 1")],
+)
+def test_a_split_is_left_out_with_other_flags_where_it_is_in_the_way(cards, helps):
+    found = forecast(FIRST, Job(batch=2), parse_cards(cards), split=(28, 0))
+    assert found.helps[0] == f"{helps}, and leave out --split"
+    assert all(each.endswith(", and leave out --split") for each in found.helps)
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("16GiB", 16 * GIB), ("16GB", 16 * 10**9), ("1.5 MiB", 3 << 19), ("300", 300), ("2TB", 2e12)],

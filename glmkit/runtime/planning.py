@@ -62,50 +62,73 @@ def forecast(
     :param spare: bytes of the processor's memory for layers that have no room.
     :raises UsageError: if ``split`` is not that of the model and the devices.
     """
-    placed = _placed(parts, job, devices, split=split, spare=spare)
-    helps = () if placed.fits else tuple(_helps(parts, job, devices))
-    return Forecast(job, tuple(devices), placed, helps)
+    site = _Site(parts, tuple(devices), tuple(split))
+    placed = site.placed(job, spare=spare)
+    helps = () if placed.fits else tuple(_helps(site, job))
+    return Forecast(job, site.devices, placed, helps)
 
 
-def _placed(
-    parts: Anatomy,
-    job: Job,
-    devices: Sequence[Device],
-    *,
-    split: Sequence[int] = (),
-    spare: int = 0,
-) -> Placement:
-    needed = demand(parts, job)
-    if not split:
-        return place(needed, devices, spare=spare, carry=job.train is None)
-    if len(split) != len(devices) or sum(split) != needed.layers or min(split) < 0:
-        raise UsageError(
-            f"the split {','.join(map(str, split))} is for {len(split)} devices and {sum(split)} "
-            f"layers; there are {len(devices)} devices and {needed.layers} layers"
-        )
-    return placed_by(needed, devices, split)
+@dataclass(frozen=True)
+class _Site:
+    """A model, and what jobs with it run on."""
+
+    parts: Anatomy
+    devices: tuple[Device, ...]
+    split: tuple[int, ...] = ()
+
+    def placed(self, job: Job, *, spare: int = 0, carry: bool = True) -> Placement:
+        """Return where the layers go.
+
+        :raises UsageError: if the split is not that of the model and the devices.
+        """
+        needed, split = demand(self.parts, job), self.split
+        if not split:
+            return place(needed, self.devices, spare=spare, carry=carry and job.train is None)
+        if len(split) != len(self.devices) or sum(split) != needed.layers or min(split) < 0:
+            raise UsageError(
+                f"the split {','.join(map(str, split))} is for {len(split)} devices and "
+                f"{sum(split)} layers; there are {len(self.devices)} devices and {needed.layers} "
+                "layers"
+            )
+        return placed_by(needed, self.devices, split)
+
+    def fits(self, job: Job) -> bool:
+        """Tell whether all layers of a job find room where they are computed."""
+        return self.placed(job, carry=False).fits
 
 
-def _fits(parts: Anatomy, job: Job, devices: Sequence[Device]) -> bool:
-    return place(demand(parts, job), devices, carry=False).fits
+_UNSPLIT = "leave out --split"
 
 
-def _helps(parts: Anatomy, job: Job, devices: Sequence[Device]) -> Iterator[str]:
+def _helps(site: _Site, job: Job) -> Iterator[str]:
     """Yield the changes that make a job fit, those first that cost least."""
-    found = [flag for flag, other in _changes(job) if _fits(parts, other, devices)]
-    found += _smaller(parts, job, devices)
-    yield from found or _together(parts, job, devices)
-    yield from _another_card(parts, job, devices)
+    free, also = replace(site, split=()), f", and {_UNSPLIT}" if site.split else ""
+    if site.split and free.fits(job):
+        yield _UNSPLIT
+        yield from _alone(site, job)
+        return
+    for ways in (_alone, _together):
+        found = [*ways(site, job)] or [each + also for each in ways(free, job)]
+        if found:
+            yield from found
+            break
+    yield from (each + also for each in _another_card(free, job))
 
 
-def _together(parts: Anatomy, job: Job, devices: Sequence[Device]) -> Iterator[str]:
+def _alone(site: _Site, job: Job) -> Iterator[str]:
+    """Yield changes each of which makes a job fit by itself."""
+    yield from (flag for flag, other in _changes(job) if site.fits(other))
+    yield from _smaller(site, job)
+
+
+def _together(site: _Site, job: Job) -> Iterator[str]:
     """Yield several changes that make a job fit together, as few as are found one by one."""
     flags: dict[str, str] = {}
     while changes := list(_changes(job)):
         flag, job = changes[0]
         flags[flag.split(" ")[0]] = flag  # a later one of a kind replaces the earlier: int8, int4
-        fits = _fits(parts, job, devices)
-        smaller = "" if fits else next(_smaller(parts, job, devices), "")
+        fits = site.fits(job)
+        smaller = "" if fits else next(_smaller(site, job), "")
         if fits or smaller:
             yield " ".join([*flags.values(), smaller]).rstrip()
             return
@@ -128,31 +151,29 @@ def _changes(job: Job) -> Iterator[tuple[str, Job]]:
         yield "--quantize int4", replace(job, quantize="int4")
 
 
-def _smaller(parts: Anatomy, job: Job, devices: Sequence[Device]) -> Iterator[str]:
+def _smaller(site: _Site, job: Job) -> Iterator[str]:
     """Yield the largest batch, and the greatest length, that fit."""
     batch = job.batch // 2
-    while batch and not _fits(parts, replace(job, batch=batch), devices):
+    while batch and not site.fits(replace(job, batch=batch)):
         batch //= 2
     if batch:
         yield f"--batch {batch}"
     length = job.length // 2
-    while length >= _SHORTEST and not _fits(parts, replace(job, length=length), devices):
+    while length >= _SHORTEST and not site.fits(replace(job, length=length)):
         length //= 2
     if length >= _SHORTEST:
         yield f"--length {length}"
 
 
-def _another_card(parts: Anatomy, job: Job, devices: Sequence[Device]) -> Iterator[str]:
+def _another_card(site: _Site, job: Job) -> Iterator[str]:
     """Yield how many cards like the last one would do."""
-    last = devices[-1]
-    if last.is_processor:
+    more = site.devices
+    if more[-1].is_processor:
         return
-    more = list(devices)
     while len(more) < _MOST_CARDS:
-        more.append(Device(f"cuda:{len(more)}", last.size))
-        if _fits(parts, job, more):
-            sizes = [each.size for each in more]
-            yield f"--gpus {written(sizes)}"
+        more = (*more, Device(f"cuda:{len(more)}", more[-1].size))
+        if replace(site, devices=more).fits(job):
+            yield f"--gpus {written([each.size for each in more])}"
             return
 
 
