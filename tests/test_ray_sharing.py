@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from glmkit.errors import CheckpointError, GlmkitError, UnknownNameError, UsageError
+from glmkit.runtime.engines.ray import cluster as clusters
 from glmkit.runtime.engines.ray.cluster import Cluster, Node, Share, reason_of, shared_out
 from glmkit.runtime.engines.ray.sharing import Sharing
 from glmkit.runtime.engines.ray.worker import Failed, Worker
@@ -299,6 +300,14 @@ def test_a_worker_that_fits_nowhere_is_refused(cluster, nodes):
 def test_a_wrong_cluster_is_refused(wrong):
     with pytest.raises(UsageError):
         Cluster(**wrong)
+
+
+def test_a_cluster_that_is_gone_is_noticed_at_once(monkeypatch):
+    monkeypatch.setattr(clusters, "_last_started", lambda: "127.0.0.1:9")
+    with pytest.raises(UsageError, match="no Ray cluster runs.*the last one was at 127.0.0.1:9"):
+        clusters._refuse_unreachable("auto")
+    monkeypatch.setattr(clusters, "_last_started", lambda: None)
+    clusters._refuse_unreachable("auto")  # Ray may find it by its processes
 
 
 def test_what_ray_says_in_many_lines_is_one():

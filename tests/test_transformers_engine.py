@@ -308,6 +308,13 @@ def test_adapters_in_options_are_refused(llama):
         llama.reply(ask("hi"), GenerationOptions(adapter="mine"))
 
 
+def test_weights_that_only_glmkit_reads_are_refused_in_one_line(tmp_path):
+    raw = {"model_type": "glm", "quantization_config": {"quant_method": "glmkit", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match="glmkit's own int4 layout.*leave --engine out"):
+        glmkit.load(tmp_path, engine="transformers")
+
+
 def test_code_in_a_folder_is_never_run(tmp_path):
     folder = checkpoint(tmp_path / "model")
     (folder / "modeling_evil.py").write_text("raise SystemExit('ran')")

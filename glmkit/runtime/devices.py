@@ -10,9 +10,9 @@ import torch
 
 from ..errors import OutOfMemoryError, UsageError
 from .demand import Demand
-from .memory import memory_of
+from .memory import memory_of, readable
 from .pages import available_memory
-from .placement import CPU, GIB, Device, Home, Placement, place
+from .placement import CPU, Device, Home, Placement, place
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,8 @@ _UNITS = {
     **{"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12},
     **{"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40},
 }
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kmgt]?i?b?)\s*", re.IGNORECASE)
+_CARDS = re.compile(r"(?:\s*([0-9]{1,18})\s*x)?([^x]*)", re.IGNORECASE)
 _LINK = 12e9
 _DISK = 1.5e9
 """Bytes a second that a card gets from the processor's memory, and a fast disk gives: what usual
@@ -34,11 +35,12 @@ def parse_size(text: str) -> int:
     """
     found = _SIZE.fullmatch(text)
     unit = found[2].lower() if found else "?"
-    if found is None or unit not in _UNITS or not float(found[1]):
+    size = int(float(found[1]) * _UNITS[unit]) if found and unit in _UNITS else 0
+    if not size:
         raise UsageError(
             f"{text!r} is no size; write 16GiB (2**30 bytes each), 16GB (10**9) or MiB, MB, bytes"
         )
-    return int(float(found[1]) * _UNITS[unit])
+    return size
 
 
 def parse_cards(text: str) -> list[Device]:
@@ -50,16 +52,26 @@ def parse_cards(text: str) -> list[Device]:
         return [Device(CPU, available_memory())]
     sizes: list[int] = []
     for part in text.split(","):
-        times, _, size = part.lower().rpartition("x")
-        if times and not times.strip().isdigit():
+        found = _CARDS.fullmatch(part)
+        if found is None:
             raise UsageError(f"{part!r} is no card; write 2x16GiB, 24GB,16GB or none")
-        sizes += [parse_size(size)] * int(times or 1)
-    if not 0 < len(sizes) <= _MOST:
-        raise UsageError(f"{text!r} names {len(sizes)} cards; a plan is for 1 to {_MOST}")
+        count = int(found[1] or 1)
+        if not 0 < count <= _MOST - len(sizes):
+            named = len(sizes) + count
+            raise UsageError(f"{text!r} names {named} cards or more; a plan is for 1 to {_MOST}")
+        size = parse_size(found[2])
+        if size < _LEAST:
+            n = found[2].strip()
+            raise UsageError(
+                f"{text!r} would be cards of {readable(size)}; write {n}GiB, or 2x16GiB"
+            )
+        sizes += [size] * count
     return [Device(f"cuda:{at}", size) for at, size in enumerate(sizes)]
 
 
 _MOST = 64
+_LEAST = 1 << 20
+"""A card of fewer bytes is none that anyone means."""
 
 
 def here() -> list[Device]:
@@ -75,12 +87,16 @@ def devices_of(text: str | None) -> list[torch.device]:
     :raises UsageError: if one cannot be used, or is named twice.
     """
     if text is None or text.strip().lower() == "auto":
-        cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-        return [torch.device("cuda", at) for at in cards] or [torch.device(CPU)]
-    names = [each.strip() for each in text.split(",")]
-    if len(set(names)) != len(names):
+        return _cards() or [torch.device(CPU)]
+    found = [_usable(each.strip()) for each in text.split(",")]
+    if len({(each.type, each.index or 0) for each in found}) < len(found):
         raise UsageError(f"--devices {text!r} names a device twice")
-    return [_usable(each) for each in names]
+    return found
+
+
+def _cards() -> list[torch.device]:
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return [torch.device("cuda", at) for at in cards]
 
 
 def _usable(name: str) -> torch.device:
@@ -88,8 +104,11 @@ def _usable(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used ({reason}); try 'cpu'") from error
+        has = [CPU, *(["mps"] if torch.backends.mps.is_available() else []), *map(str, _cards())]
+        if name in has:
+            said = str(error).splitlines()[0][:200]
+            raise UsageError(f"device {name!r} cannot be used ({said}); try 'cpu'") from error
+        raise UsageError(f"this machine has no {name!r}; it has {', '.join(has)}") from error
     return device
 
 
@@ -99,20 +118,32 @@ def limits_of(text: str | None, devices: Sequence[torch.device]) -> dict[str, in
     :return: bytes by device; ``cpu`` also bounds what is kept there for the others.
     :raises UsageError: if it is something else, or names a device that is not used.
     """
-    found: dict[str, int] = {}
     names = [str(each) for each in devices]
-    for at, part in enumerate(text.split(",") if text else ()):
+    bounds = text.split(",") if text else []
+    found: dict[str, int] = {}
+    for at, part in enumerate(bounds):
         named, given, size = part.rpartition("=")
-        name = named.strip() if given else names[at] if at < len(names) else "?"
-        if name.isdigit():
-            name = f"cuda:{name}"
-        if name not in (*names, CPU):
+        if not given and at >= len(names):
             raise UsageError(
-                f"--max-memory {text!r} bounds {name}, which is not used; used are "
-                f"{', '.join(names)}, and cpu for what has no room there"
+                f"--max-memory {text!r} gives {len(bounds)} sizes for {len(names)} device"
+                f"{'s' * (len(names) > 1)} ({', '.join(names)}); name what they are for: cpu=30GiB"
             )
+        name = _bounded(named.strip(), text, names) if given else names[at]
+        if name in found:
+            raise UsageError(f"--max-memory {text!r} bounds {name} twice")
         found[name] = parse_size(size)
     return found
+
+
+def _bounded(name: str, text: str | None, used: Sequence[str]) -> str:
+    """Return the device that is meant, as torch calls it."""
+    full = f"cuda:{name}" if name.isdigit() else name
+    if full not in (*used, CPU):
+        raise UsageError(
+            f"--max-memory {text!r} bounds {full}, which is not used; used are "
+            f"{', '.join(used)}, and cpu for what has no room there"
+        )
+    return full
 
 
 def spread(
@@ -166,11 +197,10 @@ def _sized(device: torch.device, limits: Mapping[str, int]) -> Device:
 
 def _too_large(placed: Placement) -> str:
     most = max(placed.uses, key=lambda each: each.parts.total - each.device.size)
-    need = (most.parts.total - most.device.overhead) / GIB
     return (
-        f"{most.device.name} needs {need:.2f} GiB for what must be on it and has "
-        f"{most.device.room / GIB:.2f} GiB; name more devices (--devices), raise --max-memory, or "
-        "round the weights (--quantize int4)"
+        f"{most.device.name} needs {readable(most.parts.total - most.device.overhead)} for what "
+        f"must be on it and has {readable(most.device.room)}; name more devices (--devices), "
+        "raise --max-memory, or round the weights (--quantize int4)"
     )
 
 
@@ -184,7 +214,7 @@ def costs(placed: Placement) -> list[str]:
         count = sum(each.kept == kept for each in placed.homes)
         if count:
             lines.append(
-                f"{count} of {len(placed.homes)} layers ({size / GIB:.2f} GiB) have no room and "
+                f"{count} of {len(placed.homes)} layers ({readable(size)}) have no room and "
                 f"stay {where}: every pass brings them in again, which takes about "
                 f"{size / speed:.2g} s for each token of an answer (at {speed / 1e9:g} GB/s); "
                 "--quantize int4, another device or a smaller model is faster"

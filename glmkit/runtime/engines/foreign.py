@@ -32,6 +32,7 @@ def opened(
     :raises CheckpointError: if transformers cannot load it, or only with code in the folder.
     """
     raw = read_json(folder / "config.json")
+    _refuse_own(folder, raw)
     refuse_unknown(folder, raw)
     from transformers import AutoModelForCausalLM
 
@@ -57,6 +58,16 @@ def _refuse_incomplete(folder: Path, found: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{folder}: the weights of {len(lacking)} tensors are missing or of another shape, "
             f"such as {lacking[0]}; they are incomplete or belong to another model than config.json"
+        )
+
+
+def _refuse_own(folder: Path, raw: dict[str, Any]) -> None:
+    """Refuse weights that are rounded as only glmkit does it."""
+    how = raw.get("quantization_config")
+    if isinstance(how, dict) and how.get("quant_method") == "glmkit":
+        raise CheckpointError(
+            f"{folder} is in glmkit's own int{how.get('bits')} layout, which transformers does "
+            "not read; leave --engine out"
         )
 
 

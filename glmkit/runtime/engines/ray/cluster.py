@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import socket
 import threading
@@ -56,12 +57,13 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
     if address in (LOCAL, AUTO):
         return None
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > _LAST_PORT or "://" in address:
+    number = int(port) if re.fullmatch("[0-9]{1,5}", port) else _LAST_PORT + 1
+    if not host or number > _LAST_PORT or "://" in address:
         raise UsageError(
             f"a Ray address is 'local', 'auto' or HOST:PORT of the cluster's head, such as "
             f"10.0.0.1:6379; got {address!r}"
         )
-    return host.strip("[]"), int(port)
+    return host.strip("[]"), number
 
 
 _LAST_PORT = 65535
@@ -154,13 +156,16 @@ def _join(ray: Any, address: str) -> None:  # noqa: ANN401
         ray.init(address=address, **quiet)
     except ConnectionError as error:
         if address == AUTO:
-            raise UsageError(
-                "no Ray cluster runs on this machine; start one (ray start --head), give "
-                "--ray-address HOST:PORT, or leave it out to use this machine alone"
-            ) from error
+            raise UsageError(_NONE_HERE) from error
         raise GlmkitError(_cannot(address, error)) from error
     except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         raise GlmkitError(_cannot(address, error)) from error
+
+
+_NONE_HERE = (
+    "no Ray cluster runs on this machine; start one (ray start --head), give --ray-address "
+    "HOST:PORT, or leave it out to use this machine alone"
+)
 
 
 def _cannot(address: str, error: BaseException) -> str:
@@ -174,16 +179,30 @@ def _cannot(address: str, error: BaseException) -> str:
 
 def _refuse_unreachable(address: str) -> None:
     """Notice at once what Ray would notice after minutes."""
-    target = _host_and_port(address)
+    found = _last_started() if address == AUTO else address
+    target = None if found is None else _host_and_port(found)
     if target is None:
         return
     try:
         socket.create_connection(target, timeout=_REACH_S).close()
     except OSError as error:
+        if address == AUTO:
+            raise UsageError(f"{_NONE_HERE}; the last one was at {found}") from error
         raise UsageError(
             f"no Ray cluster answers at {address} ({error.strerror or error}); is its head "
             "running there (ray start --head --port PORT), and is the port open?"
         ) from error
+
+
+def _last_started() -> str | None:
+    """Return the HOST:PORT that Ray would take for ``auto``; None where it looks for processes."""
+    from ray._private import services
+
+    try:
+        said: str | None = services.get_ray_address_from_environment(AUTO, None)
+        return said if said is not None and _host_and_port(said) is not None else None
+    except (ConnectionError, UsageError):  # none, or RAY_ADDRESS in a form that only Ray knows
+        return None
 
 
 @contextmanager
