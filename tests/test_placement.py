@@ -215,17 +215,22 @@ def test_sizes_in_both_units(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "16GX", "-1GB", "0GiB", "1e9", "16 G B"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "16GX", "-1GB", "0GiB", "0.3", "1e9", "16 G B", "²", "٣GiB"]
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(UsageError, match="16GiB"):
         parse_size(text)
+
+
+HUGE = ("999999999999x16GiB", f"{'9' * 5000}x1GiB", "9" * 5000)
 
 
 def test_cards_as_people_write_them():
     assert [each.size for each in parse_cards("2x16GiB")] == [16 * GIB] * 2
     assert [each.size for each in parse_cards("24GB, 16GB")] == [24 * 10**9, 16 * 10**9]
     assert [each.name for each in parse_cards("none")] == ["cpu"]
-    for wrong in ("two", "ax16GiB", "0x16GiB", "1000x1GiB"):
+    for wrong in ("two", "ax16GiB", "0x16GiB", "1000x1GiB", "8", "2x8", "²x8GiB", *HUGE):
         with pytest.raises(UsageError):
             parse_cards(wrong)
     for text in ("2x16GiB", "24GB,16GB", "8GiB"):
@@ -241,10 +246,17 @@ def test_devices_and_their_bounds():
     assert limits_of("0=1GiB,cuda:1=2GiB", cards) == {"cuda:0": GIB, "cuda:1": 2 * GIB}
     with pytest.raises(UsageError, match="not used"):
         limits_of("3=1GiB", cards)
-    with pytest.raises(UsageError, match="twice"):
-        devices_of("cpu,cpu")
-    with pytest.raises(UsageError, match="cannot be used"):
-        devices_of("abacus")
+    for names in ("cpu,cpu", "cpu,cpu:0"):
+        with pytest.raises(UsageError, match="twice"):
+            devices_of(names)
+    for bounds in ("cpu:0=4GiB,cpu:0=5GiB", "4GiB,cpu:0=5GiB"):
+        with pytest.raises(UsageError, match="bounds cpu:0 twice"):
+            limits_of(bounds, two)
+    for name in ("abacus", "mps"):
+        with pytest.raises(UsageError, match=f"^this machine has no '{name}'; it has cpu"):
+            devices_of(name)
+    with pytest.raises(UsageError, match="gives 2 sizes for 1 device "):
+        limits_of("4GiB,4GiB", two[:1])
 
 
 def test_encoders_run_on_the_first_of_several_devices():
@@ -276,7 +288,7 @@ def test_several_devices_are_split(tmp_path):
 
 
 def test_what_cannot_run_is_refused_with_the_numbers(tmp_path):
-    with pytest.raises(OutOfMemoryError, match=r"cpu needs .* GiB .* and has"):
+    with pytest.raises(OutOfMemoryError, match=r"cpu needs [1-9][.\d]* [KM]iB .* has 1000 bytes"):
         load_local(tiny_checkpoint(tmp_path), max_memory="cpu=1000")
 
 
@@ -332,6 +344,7 @@ def test_the_plan_command_refuses(capsys):
         (["gpt-5"], "unknown model 'gpt-5'"),
         (["chatglm-6b", "--gpus", "big"], "is no size"),
         (["chatglm-6b", "--gpus", "8GiB", "--split", "a"], "14,14 for example"),
+        (["chatglm-6b", "--gpus", "8GiB", "--split", "²"], "14,14 for example"),
         (["chatglm-6b", "--gpus", "8GiB", "--train", "full", "--quantize", "int4"], "cannot be"),
     ):
         assert cli.main(["--no-plugins", "plan", *arguments]) == 2

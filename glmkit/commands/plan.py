@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -125,7 +126,7 @@ def _forecast(parts: Anatomy, rounded: str | None, given: dict[str, Any]) -> For
 
 def _split(text: str | None) -> tuple[int, ...]:
     numbers = text.split(",") if text else []
-    if not all(each.strip().isdigit() for each in numbers):
+    if not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", each) for each in numbers):
         raise UsageError(f"--split {text!r}: write the layers of each card, 14,14 for example")
     return tuple(map(int, numbers))
 

@@ -61,9 +61,8 @@ def parse_cards(text: str) -> list[Device]:
             raise UsageError(f"{text!r} names {named} cards or more; a plan is for 1 to {_MOST}")
         size = parse_size(found[2])
         if size < _LEAST:
-            n = found[2].strip()
             raise UsageError(
-                f"{text!r} would be cards of {readable(size)}; write {n}GiB, or 2x16GiB"
+                f"{text!r} would be cards of {readable(size)}; write 16GiB, 2x16GiB or 24GB,16GB"
             )
         sizes += [size] * count
     return [Device(f"cuda:{at}", size) for at, size in enumerate(sizes)]

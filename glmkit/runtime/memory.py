@@ -50,5 +50,5 @@ def readable(size: float) -> str:
     """Write bytes for people."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= unit:
-            return f"{size / unit:.3g} {name}"
+            return f"{size / unit:.{2 if size < 100 * unit else 0}f} {name}"
     return f"{size:.0f} bytes"

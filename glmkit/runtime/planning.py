@@ -13,6 +13,7 @@ from ..models.layouts import located, read_model
 from ..models.published import Shape, architecture
 from .demand import Job, demand
 from .footprint import Anatomy, anatomy
+from .memory import readable
 from .official import bits_of
 from .placement import GIB, Device, Placement, place, placed_by
 
@@ -37,15 +38,15 @@ class Forecast:
         over = [each for each in used if not each.fits]
         if over:
             worst = max(over, key=lambda each: each.parts.total - each.device.size)
-            need = (worst.parts.total - worst.device.size) / GIB
-            return f"does not fit: {worst.device.name} lacks {need:.2f} GiB"
+            need = worst.parts.total - worst.device.size
+            return f"does not fit: {worst.device.name} lacks {readable(need)}"
         if kept:
             return (
                 f"does not fit, but runs: {len(kept)} of {len(self.placement.homes)} layers are "
                 "kept elsewhere and brought in for every pass, which is slow"
             )
         least = min(each.device.size - each.parts.total for each in used)
-        return f"fits, with {least / GIB:.2f} GiB left on the fullest device"
+        return f"fits, with {readable(least)} left on the fullest device"
 
 
 def forecast(
