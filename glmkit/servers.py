@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
 from .errors import UsageError
 
@@ -17,6 +18,8 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 _VERSION = re.compile(r"v\d+\w*")
 """A part of a path that names the version of an API: ``v1``, ``v1beta``."""
 _ENDPOINTS = ("/chat/completions", "/completions", "/models")
+_SECRET = 8
+"""Characters from which on a value in an address's query may be a key."""
 _EXAMPLES = "http://localhost:8000/v1 (vLLM), http://localhost:11434/v1 (Ollama)"
 
 
@@ -39,8 +42,8 @@ class Server:
     """Most requests that begin in a minute; None: as many as it takes."""
     tokens_per_minute: float | None = None
     """Most tokens a minute, of prompts and answers, as near as that can be foreseen."""
-    extra: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
-    """Put into every request as it is, for what only some servers know."""
+    extra: Mapping[str, Any] = field(default_factory=lambda: _EMPTY, repr=False)
+    """Put into every request as it is, for what only some servers know; a token among it."""
 
     def __post_init__(self) -> None:
         if self.base_url is not None:
@@ -91,11 +94,38 @@ class Server:
 
     @property
     def login(self) -> tuple[str, str] | None:
-        """User and password of the address, if it has any."""
+        """User and password of the address, if it has any.
+
+        :raises UsageError: if there is a key too, as one header holds either.
+        """
         parts = self._parts
         if parts.username is None:
             return None
+        if self.api_key is not None:
+            raise UsageError(
+                f"there is an API key and a login in the address of {self.shown}, and one header "
+                "holds either; unset OPENAI_API_KEY, or take user and password out of the base URL"
+            )
         return unquote(parts.username), unquote(parts.password or "")
+
+    def hidden(self, text: str) -> str:
+        """Return a text, which a server may have said, with *** for the key and the password."""
+        for each in sorted(self._secrets(), key=len, reverse=True):
+            text = text.replace(each, "***")
+        return text
+
+    def _secrets(self) -> Iterator[str]:
+        if self.api_key:
+            yield self.api_key
+        if self.base_url is None:
+            return
+        parts = self._parts
+        user, password = parts.username or "", parts.password
+        if password:
+            plain = unquote(password)
+            yield from (password, plain)
+            yield base64.b64encode(f"{unquote(user)}:{plain}".encode()).decode()
+        yield from (each for _, each in parse_qsl(parts.query) if len(each) >= _SECRET)
 
     def addresses(self, endpoint: str) -> tuple[str, ...]:
         """Return where an endpoint may be (``"/chat/completions"``), the likeliest first."""
@@ -112,20 +142,42 @@ class Server:
 
 
 def _parsed(url: str) -> SplitResult:
+    url = url.strip()
     try:
-        parts = urlsplit(url.strip())
+        parts = urlsplit(url)
         port, host = parts.port, parts.hostname
-    except ValueError as error:
-        raise UsageError(
-            f"the base URL is no address ({error}); write for example {_EXAMPLES}"
-        ) from None
+    except ValueError:  # quotes what it takes for the port, which may be a password
+        raise UsageError(_UNREADABLE) from None
     if parts.scheme not in ("http", "https") or not host or port == 0:
-        shown = url.rpartition("@")[2]
+        shown = re.split("[?#]", url.rpartition("@")[2])[0]
         raise UsageError(
             f"the base URL must begin with http:// or https:// and name a server, got {shown!r}; "
             f"write for example {_EXAMPLES}"
         )
+    if "@" in parts.path + parts.query + parts.fragment or " " in url or not url.isprintable():
+        raise UsageError(_UNREADABLE)
+    if not _is_host(host):
+        raise UsageError(
+            f"the base URL names {host!r}, which no server can be called; write for example "
+            f"{_EXAMPLES}"
+        )
     return parts
+
+
+_UNREADABLE = (
+    "the base URL cannot be read; in a user or a password, and for an @ elsewhere, write %2F for "
+    f"/, %3F for ?, %23 for #, %40 for @, %3A for :, %20 for a blank; for example {_EXAMPLES}"
+)
+
+
+def _is_host(name: str) -> bool:
+    """Tell whether a name may be looked up: labels of 1 to 63 characters, or an IP address."""
+    try:
+        if ":" in name:
+            return bool(ipaddress.IPv6Address(name))
+        return re.fullmatch(r"[\w.-]+", name.encode("idna").decode(), re.ASCII) is not None
+    except ValueError:
+        return False
 
 
 def _host(parts: SplitResult) -> str:
@@ -146,7 +198,8 @@ def _check_positive(name: str, value: object, *, optional: bool) -> None:
 
 def _check_extra(extra: object) -> None:
     if not isinstance(extra, Mapping):
-        raise UsageError(f"extra must be a table of fields for each request, got {extra!r}")
+        kind = type(extra).__name__
+        raise UsageError(f"extra must be a table of fields for each request, got a {kind}")
     reserved = sorted({"messages", "model", "stream", "n"} & set(extra))
     if reserved:
         raise UsageError(f"extra cannot set {', '.join(reserved)}, which glmkit fills itself")

@@ -79,6 +79,8 @@ class ChatServer:
 
     url: str = ""
     models: list[str] = field(default_factory=lambda: ["tiny"])
+    listing: Any = None
+    """Sent instead of the list of models."""
     acts: deque[Act] = field(default_factory=deque)
     """What to do with the next requests, one each."""
     always: Callable[[Body], Act | None] = lambda body: None
@@ -114,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.partition("?")[0] == self.state.base + "/models":
             listed = [{"id": each, "object": "model"} for each in self.state.models]
-            self._act(Act(body={"object": "list", "data": listed}))
+            self._act(Act(body=self.state.listing or {"object": "list", "data": listed}))
         else:
             self._act(Act(404, {"detail": "Not Found"}))
 

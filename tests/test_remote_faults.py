@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import time
 from datetime import datetime, timedelta, timezone
@@ -127,6 +128,68 @@ def test_refusals_say_what_the_server_said_and_what_to_do(model, server, act, ki
         model.reply(HELLO, GenerationOptions(top_k=3))
     assert server.url.removeprefix("http://") in one_line(found)
     assert len(server.asked) == 1
+
+
+ECHOES = {
+    "no JSON": Act(body=f"Bearer {KEY} at an unknown route".encode()),
+    "cut by the end of what is quoted": Act(body=b"x" * 30 + KEY.encode()),
+    "a stream of no JSON": events(f"data: {KEY} is bad\n\n".encode()),
+    "no choices": events({"detail": f"{KEY} sleeps"}),
+    "moved": Act(307, headers={"Location": f"http://x/{KEY}/v1"}),
+    "refused": error(400, f"bad key {KEY}"),
+    "an error in a stream": events({"error": {"message": KEY, "code": 400}}),
+}
+
+
+@pytest.mark.parametrize("login", [False, True], ids=["key", "password"])
+@pytest.mark.parametrize("act", ECHOES.values(), ids=ECHOES)
+def test_no_error_repeats_the_key_or_the_password(server, act, login):
+    url = server.url.replace("//", f"//me:{KEY}@") if login else server.url
+    model = RemoteModel("tiny", Server(url, None if login else KEY))
+    server.acts.append(act)
+    with pytest.raises(ServerError) as found:
+        list(model.stream(HELLO))
+    assert KEY[:5] not in one_line(found) and "***" in one_line(found)
+
+
+def test_a_broken_answer_is_quoted_without_the_key(model, server, monkeypatch):
+    monkeypatch.setattr(patience, "TRIES", 1)
+    server.acts.append(Act(headers={f"{KEY} ": "1"}))
+    with pytest.raises(FailingError, match=r"connection to .* broke") as found:
+        model.reply(HELLO)
+    one_line(found)
+
+
+NOTHING = {
+    "JSON where a stream was asked for": Act(body={"detail": "asleep"}),
+    "an event": events({"detail": "asleep"}),
+    "an event, then the end": events({"detail": "asleep"}, done=False),
+    "counts only": events({"choices": [], "detail": "asleep"}),
+}
+
+
+@pytest.mark.parametrize("act", NOTHING.values(), ids=NOTHING)
+def test_a_stream_without_choices_is_no_answer(model, server, act):
+    server.acts.append(act)
+    with pytest.raises(ServerError, match="without choices, but asleep; check") as found:
+        list(model.stream(HELLO))
+    one_line(found)
+    server.acts.append(events())
+    with pytest.raises(ServerError, match="without choices, but nothing"):
+        list(model.stream(HELLO))
+
+
+def test_compressed_answers_are_neither_asked_for_nor_unpacked(model, server):
+    bomb = gzip.compress(gzip.compress(bytes(1 << 20)))
+    packed = {"Content-Encoding": "gzip, gzip"}
+    for ask in (model.reply, lambda messages: list(model.stream(messages))):
+        server.acts.append(Act(body=bomb, headers=packed))
+        with pytest.raises(ServerError, match="compresses its answers unasked"):
+            ask(HELLO)
+    assert {each["Accept-Encoding"] for each in server.headers} == {"identity"}
+    server.acts.append(Act(400, bomb, headers=packed))
+    with pytest.raises(ServerError, match="answered 400$"):
+        model.reply(HELLO)
 
 
 def test_a_server_without_counts_in_streams_is_asked_without(model, server):

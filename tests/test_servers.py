@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from chat_server import (
-    HELLO,
-    KEY,
-)
+from chat_server import HELLO, KEY, one_line
 
 from glmkit import (
     Server,
@@ -37,6 +34,75 @@ def test_a_login_in_the_address_is_sent_and_never_shown(server):
     model.reply(HELLO)
     assert server.headers[-1]["Authorization"].startswith("Basic ")
     assert KEY not in repr(model.server) + model.server.shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:topsecret/x@host/v1",
+        "http://me:topsecret#word@host/v1",
+        "https://me:topsecret?x@host",
+        "ftp://me:topsecret/x@h",
+        "http://me:123#topsecret@host/v1",
+        "http://me:a@topsecret/x@host/v1",
+    ],
+)
+def test_a_password_that_makes_an_address_unreadable_is_not_quoted(url):
+    with pytest.raises(UsageError, match="cannot be read; .* write %2F for /") as found:
+        Server(url)
+    assert "topsecret" not in str(found.value) and "123" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "a..b",
+        "a" * 64,
+        "ex\tample",
+        "host\x7f",
+        "exa mple.com",
+        "h%20",
+        "a,b",
+        "[::g]",
+        "ho\u2028st",
+    ],
+)
+def test_a_host_that_cannot_be_is_refused_at_once(host):
+    with pytest.raises(UsageError, match="base URL (cannot be read|names '[^']*', which no)"):
+        Server(f"http://{host}/v1")
+
+
+@pytest.mark.parametrize("url", ["http://ho\u0661st/v1", "http://h/" + "x" * 70_000])
+def test_an_address_that_only_the_client_refuses_ends_a_job(url):
+    with pytest.raises(ShutError, match="is no address"):
+        RemoteModel("tiny", Server(url)).reply(HELLO)
+
+
+def test_a_name_in_other_letters_is_one():
+    assert Server("http://m\u00fcnchen.example./v1").shown == "http://m\u00fcnchen.example./v1"
+
+
+def test_a_key_and_a_login_are_refused_together():
+    with pytest.raises(UsageError, match=r"one header holds either; unset OPENAI_API_KEY") as found:
+        connect("x", Server("http://me:topsecret@host/v1", KEY))
+    assert "topsecret" not in one_line(found)
+
+
+def test_what_a_server_says_is_repeated_without_secrets():
+    server = Server("http://me:a%2Fb@host/v1?token=0123456789&v=2")
+    said = server.hidden("a/b a%2Fb Basic bWU6YS9i 0123456789, v is 2")
+    assert said == "*** *** Basic *** ***, v is 2"
+    assert Server("http://host", KEY).hidden(f"Bearer {KEY}.") == "Bearer ***."
+    assert "topsecret" not in repr(Server(extra={"token": "topsecret"}))
+
+
+def test_a_list_of_models_that_is_none(server):
+    for listing in ({"data": 5}, {"data": True}, {"data": {"a": 1}}):
+        server.listing = listing
+        with pytest.raises(ServerError, match="no list of models"):
+            connect(None, Server(server.url))
+    server.listing = {"data": [{"id": "x\x1b[2J"}, {"id": None}, "y", {"id": "tiny"}]}
+    assert connect(None, Server(server.url)).name == "tiny"
 
 
 def test_a_wrong_path_is_told_from_an_unknown_model(server):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timezone
 from email.utils import parsedate_to_datetime
@@ -96,7 +96,7 @@ class Refusal:
 
     status: int
     text: str
-    """The server's own message, one line, without our key."""
+    """The server's own message, one line, without our key and password."""
     where: str
     """The server, for a person."""
     wait_s: float | None = None
@@ -159,14 +159,12 @@ class Refusal:
         return f"{self.where} answered {self.status}{told}"
 
 
-def message_in(body: str, *, secret: str | None) -> str:
+def message_in(body: str, *, hidden: Callable[[str], str]) -> str:
     """Return a server's own words about an error, in one line of some 300 characters.
 
-    :param secret: what must not be repeated, whatever the server says.
+    :param hidden: takes out what must not be repeated, whatever the server says.
     """
-    text = " ".join((_message(parsed(body)) or body).split())
-    if secret:
-        text = text.replace(secret, "***")
+    text = hidden(" ".join((_message(parsed(body)) or body).split()))
     if text[:1] == "<":
         text = ""  # a page for browsers
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

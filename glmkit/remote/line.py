@@ -53,7 +53,8 @@ class Line:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._cut = False
         self._lock = threading.Lock()
-        headers = {"User-Agent": f"glmkit/{__version__}"}
+        # A few bytes of a compressed answer may become gigabytes.
+        headers = {"User-Agent": f"glmkit/{__version__}", "Accept-Encoding": "identity"}
         if server.api_key is not None:
             headers["Authorization"] = f"Bearer {server.api_key}"
         self._client = httpx.Client(
@@ -84,9 +85,11 @@ class Line:
         """
         with self._sent("/models", None) as response:
             found = _json(_whole(response, LARGEST), self.server)
-        listed = found.get("data", found.get("models"))
-        named = [each for each in listed if isinstance(each, dict)] if listed else []
-        return [name for each in named if isinstance(name := each.get("id", each.get("name")), str)]
+        listed = found.get("data", found.get("models")) or []
+        if not isinstance(listed, list):
+            raise ServerError(f"{self.server.shown} sent no list of models; {_CHECK}")
+        named = (each.get("id", each.get("name")) for each in listed if isinstance(each, dict))
+        return [each for each in named if isinstance(each, str) and each.isprintable()]
 
     def ask(self, body: Json) -> Json:
         """Return a whole answer.
@@ -95,11 +98,7 @@ class Line:
         :raises TransientError: if it may be had a moment later.
         """
         with self._sent("/chat/completions", body) as response:
-            answer = _json(_whole(response, LARGEST), self.server)
-        if not answer.get("choices"):
-            self._refuse_error(answer, body)
-            raise ServerError(f"{self.server.shown} sent an answer without choices; {_CHECK}")
-        return answer
+            return self._answer(response, body)
 
     def listen(self, body: Json) -> Generator[Json, None, None]:
         """Yield the pieces of an answer as they come.
@@ -110,26 +109,50 @@ class Line:
         """
         with self._sent("/chat/completions", body) as response:
             if "text/event-stream" not in response.headers.get("content-type", "text/event-stream"):
-                answer = _json(_whole(response, LARGEST), self.server)
-                self._refuse_error(answer, body)
-                yield answer
+                yield self._answer(response, body)
+            else:
+                yield from self._pieces(response, body)
+
+    def _answer(self, response: httpx.Response, body: Json) -> Json:
+        answer = _json(_whole(response, LARGEST), self.server)
+        if not answer.get("choices"):
+            self._refuse_error(answer, body)
+            raise self._unanswered(answer)
+        return answer
+
+    def _pieces(self, response: httpx.Response, body: Json) -> Iterator[Json]:
+        """Yield what is streamed, until an end at which anything was an answer."""
+        piece: Json = {}
+        answered = False
+        for event in events(response.iter_bytes()):
+            data = event.data.strip()
+            if data == "[DONE]":
+                if not answered:
+                    raise self._unanswered(piece)
                 return
-            for event in events(response.iter_bytes()):
-                if event.data.strip() == "[DONE]":
-                    return
-                if event.data.strip():
-                    piece = self._piece(event)
-                    self._refuse_error(piece, body)
-                    yield piece
-            raise TransientError(f"{self.server.shown} ended the stream before [DONE]")
+            if data:
+                piece = self._piece(event)
+                self._refuse_error(piece, body)
+                answered = answered or bool(piece.get("choices"))
+                yield piece
+        if piece and not answered and "choices" not in piece:
+            raise self._unanswered(piece)
+        raise TransientError(f"{self.server.shown} ended the stream before [DONE]")
+
+    def _unanswered(self, said: Json) -> ServerError:
+        text = message_in(json.dumps(said), hidden=self.server.hidden) if said else "nothing"
+        return ServerError(
+            f"{self.server.shown} sent an answer without choices, but {text}; {_CHECK}"
+        )
 
     def _piece(self, event: Event) -> Json:
         value = parsed(event.data)
         if event.name == "error":
             return {"error": value or event.data}
         if not isinstance(value, dict):
-            where, begins = self.server.shown, event.data[:40]
-            raise ServerError(f"{where} streamed no JSON object, but {begins!r}; {_CHECK}")
+            begins = _beginning(event.data, self.server)
+            where = self.server.shown
+            raise ServerError(f"{where} streamed no JSON object, but {begins}; {_CHECK}")
         return value
 
     def _refuse_error(self, piece: Json, body: Json) -> None:
@@ -140,7 +163,7 @@ class Line:
         if not error:
             return
         inner = error.get("error", error) if isinstance(error, dict) else error
-        text = message_in(json.dumps(error), secret=self.server.api_key)
+        text = message_in(json.dumps(error), hidden=self.server.hidden)
         raise Refusal(status_in(inner, 500), text, self.server.shown).error(body)
 
     @contextmanager
@@ -195,31 +218,41 @@ class Line:
 
     def _check(self, response: httpx.Response, body: Json) -> None:
         """Raise what an answer other than 200 means."""
-        status = response.status_code
-        if status == 200:
+        status, where = response.status_code, self.server.shown
+        packing = response.headers.get("content-encoding", "").strip().lower()
+        packed = packing not in ("", "identity")
+        if status == 200 and not packed:
             return
+        if status == 200:
+            raise ServerError(f"{where} compresses its answers unasked; switch that off there")
         if 300 <= status < 400:
             there = response.headers.get("location", "elsewhere").partition("?")[0]
-            raise ShutError(f"{self.server.shown} has moved to {there}; give that as base URL")
-        said = _whole(response, _LARGEST_ERROR).decode("utf-8", "replace")
-        text = message_in(said, secret=self.server.api_key)
+            there = message_in(there, hidden=self.server.hidden)
+            raise ShutError(f"{where} has moved to {there}; give that as base URL")
+        said = b"" if packed else _whole(response, _LARGEST_ERROR)
+        text = message_in(said.decode("utf-8", "replace"), hidden=self.server.hidden)
         wait_s = retry_after(response.headers.get("retry-after"))
-        raise Refusal(status, text, self.server.shown, wait_s).error(body)
+        raise Refusal(status, text, where, wait_s).error(body)
 
     @contextmanager
     def _plain_errors(self) -> Iterator[None]:
         """Say in one line what went wrong on the way."""
-        where = self.server.shown
+        where, hidden = self.server.shown, self.server.hidden
         try:
             yield
+        except httpx.InvalidURL as error:
+            raise ShutError(f"{where} is no address ({error}); mend the base URL") from error
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             _refuse_tls(error, where)
-            raise TransientError(f"cannot reach {where} ({_said(error)})", gone=True) from error
+            raise TransientError(
+                f"cannot reach {where} ({hidden(_said(error))})", gone=True
+            ) from error
         except httpx.TimeoutException as error:
             seconds = f"{self.server.timeout_s:g} s"
             raise TransientError(f"{where} said nothing for {seconds}") from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise TransientError(f"the connection to {where} broke ({_said(error)})") from error
+            said = hidden(_said(error))
+            raise TransientError(f"the connection to {where} broke ({said})") from error
 
 
 _CHECK = "check that the base URL is a model server's"
@@ -257,6 +290,11 @@ def _whole(response: httpx.Response, most: int) -> bytes:
 def _json(body: bytes, server: Server) -> Json:
     value = parsed(body)
     if not isinstance(value, dict):
-        begins = body[:40].decode("utf-8", "replace")
-        raise ServerError(f"{server.shown} answered no JSON object, but {begins!r}; {_CHECK}")
+        begins = _beginning(body[:_LARGEST_ERROR].decode("utf-8", "replace"), server)
+        raise ServerError(f"{server.shown} answered no JSON object, but {begins}; {_CHECK}")
     return value
+
+
+def _beginning(text: str, server: Server) -> str:
+    """Quote how something begins that is no answer, without our key and password."""
+    return repr(server.hidden(text[:_LARGEST_ERROR])[:40])
