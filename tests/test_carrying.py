@@ -34,13 +34,7 @@ KEPT = (Home("cpu"), Home("cpu", "cpu"))
 DISK = (Home("cpu", "disk"), Home("cpu", "disk"))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny tensors are computed faster so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def opened(folder: Path, homes=(), **how) -> LocalModel:

@@ -56,13 +56,7 @@ CHATGLM = ChatGlmConfig(
 CONFIGS = pytest.mark.parametrize("config", [GLM, WIDE, CHATGLM], ids=["glm", "wide", "chatglm"])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny tensors are computed faster so."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Meter(TorchDispatchMode):

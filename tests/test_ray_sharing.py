@@ -291,6 +291,7 @@ def test_a_worker_that_fits_nowhere_is_refused(cluster, nodes):
         {"address": "head"},
         {"address": ":6379"},
         {"address": "head:65536"},
+        {"address": "head:²"},
         {"workers": 0},
         {"cpus_per_worker": 0},
         {"gpus_per_worker": -1},
@@ -302,6 +303,8 @@ def test_a_wrong_cluster_is_refused(wrong):
         Cluster(**wrong)
 
 
+@pytest.mark.network
+@pytest.mark.allow_hosts(["127.0.0.1"])
 def test_a_cluster_that_is_gone_is_noticed_at_once(monkeypatch):
     monkeypatch.setattr(clusters, "_last_started", lambda: "127.0.0.1:9")
     with pytest.raises(UsageError, match="no Ray cluster runs.*the last one was at 127.0.0.1:9"):
