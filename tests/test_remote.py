@@ -11,6 +11,7 @@ from chat_server import (
     KEY,
     Act,
     ChatServer,
+    ask,
     error,
     events,
     one_line,
@@ -30,6 +31,7 @@ from glmkit import (
     Usage,
 )
 from glmkit.errors import ServerError, UsageError
+from glmkit.remote import model as remote
 from glmkit.remote.model import RemoteModel
 from glmkit.types import Answers
 
@@ -215,6 +217,13 @@ def test_threads_share_a_model(model, server):
 
 def _asked(model: RemoteModel, at: int) -> str:
     return model.reply([Message("user", str(at))]).text
+
+
+def test_answers_that_nobody_asks_for_open_nothing(model, monkeypatch):
+    opened = []
+    monkeypatch.setattr(remote, "Line", lambda *given, **how: opened.append(given))
+    model.answers([ask(0)])
+    assert not opened
 
 
 def test_connections_are_kept(model, server: ChatServer):

@@ -10,13 +10,16 @@ from types import SimpleNamespace
 
 import pytest
 from chat_server import (
+    HELLO,
     KEY,
+    Act,
     ask,
     error,
     row_of,
 )
 
-from glmkit import Reply, Server
+from glmkit import GenerationOptions, Reply, Server
+from glmkit.errors import ServerError
 from glmkit.remote import pace, patience
 from glmkit.remote.faults import ShutError, TransientError
 from glmkit.remote.model import RemoteModel
@@ -32,6 +35,17 @@ pytestmark = [
 @pytest.fixture
 def model(server):
     return RemoteModel("tiny", Server(server.url))
+
+
+def test_requests_that_fail_give_their_tokens_back(server):
+    model = RemoteModel("tiny", Server(server.url, tokens_per_minute=60 / 0.01))
+    server.acts += [error(500, "x"), Act(hang_up=True), error(400, "bad words")]
+    started = time.monotonic()
+    options = GenerationOptions(max_tokens=500)
+    with pytest.raises(ServerError, match="bad words"):
+        model.reply(HELLO, options)
+    assert model.reply(HELLO, options).text == "echo hello there"
+    assert time.monotonic() - started < 4
 
 
 def test_the_pace_halves_once_for_all_that_began_before_and_grows_again():

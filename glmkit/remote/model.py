@@ -101,7 +101,7 @@ class RemoteModel(SideBySideModel):
         def answer(ask: Ask) -> Reply:
             return self._question(ask.messages, ask.options, line, pace).whole()
 
-        return answered_by_many(answer, asked, many, stop=(pace.stop, line.close))
+        yield from answered_by_many(answer, asked, many, stop=(pace.stop, line.close))
 
     def _question(
         self,
@@ -208,8 +208,9 @@ class _Question:
         with self._pace.turn() as began:
             try:
                 yield reserved
-            except TransientError as error:
-                if error.busy:
+            except (TransientError, ServerError) as error:
+                self._model._rates.give_back(reserved)
+                if isinstance(error, TransientError) and error.busy:
                     # A longer wait is not waited for: this question is given up, others go on.
                     wait_s = min(error.wait_s or 0.0, self._model.server.patience_s)
                     self._pace.refused(began, wait_s, error)

@@ -59,6 +59,10 @@ class Rates:
         tokens = prompt_tokens + min(max_tokens, int(mean))
         return max(self._requests.reserve(1), self._tokens.reserve(tokens)), tokens
 
+    def give_back(self, reserved: int) -> None:
+        """Give back what was set aside for a request that was not answered."""
+        self._tokens.correct(-reserved)
+
     def correct(self, reserved: int, prompt_tokens: int, completion_tokens: int) -> None:
         """Take into account what a request really took; a server may not say, then nothing is."""
         if prompt_tokens + completion_tokens == 0:
