@@ -10,9 +10,11 @@ import pytest
 import tiny_adapters
 from hypothesis import given, settings, strategies as st
 
+from glmkit.batch import arrays
+from glmkit.batch.files import count_rows
 from glmkit.batch.job import Job, run_job
 from glmkit.batch.journal import KEY, Done, Journal
-from glmkit.batch.rows import Reading, count_rows, read_rows
+from glmkit.batch.rows import Reading, read_rows
 from glmkit.console import drain
 from glmkit.errors import DataError, GlmkitError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
@@ -134,6 +136,8 @@ def test_parquet_rows(tmp_path):
         ("[1]", "line 2 holds list"),
         ('{"text": "x"}', "--prompt-template"),
         ('{"messages": []}', "at least"),
+        ('{"messages": "x"}', "messages is the text 'x', which is no JSON list"),
+        ('{"prompt": ""}', "the row's prompt is empty"),
         ('{"messages": [{"role": "king", "content": "x"}]}', "unknown role"),
         ('{"instruction": "x", "history": [["only"]]}', "not enough values"),
         ("\xff", "line 2 is no JSON"),
@@ -160,12 +164,75 @@ def test_what_is_no_job_file_is_refused(tmp_path):
     (tmp_path / "in.xlsx").write_text("x")
     with pytest.raises(UsageError, match="unknown ending"):
         list(read_rows(tmp_path / "in.xlsx", Reading()))
-    (tmp_path / "array.json").write_text('[{"prompt": "x"}]')
-    with pytest.raises(DataError, match="JSON array"):
-        list(read_rows(tmp_path / "array.json", Reading()))
     (tmp_path / "in.csv").write_bytes("prompt\n你好\n".encode("gbk"))
     with pytest.raises(DataError, match="UTF-8"):
         list(read_rows(tmp_path / "in.csv", Reading()))
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 18])
+def test_an_array_is_read_element_by_element(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(arrays, "_BLOCK", block)
+    source = tmp_path / "in.json"
+    text = r"""  [ {"prompt": "a, \"]} 你\\"} , {"prompt": }, 3, {"prompt": ["\\\"", {}, {"x": 1}]},
+        {"prompt": "last"}, ]  """
+    source.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert count_rows(source) == 6
+    rows = list(read_rows(source, Reading()))
+    assert rows[0].columns == {"prompt": 'a, "]} 你\\'}
+    assert "element 2 is no JSON" in rows[1].error
+    assert "element 3 holds int" in rows[2].error
+    assert rows[3].columns == {"prompt": ['\\"', {}, {"x": 1}]}
+    assert (rows[4].messages[0].content, rows[4].index) == ("last", 4)
+    assert "element 6 is no JSON" in rows[5].error
+    source.write_text(" [ ] ")
+    assert count_rows(source) == 0
+
+
+@given(st.lists(st.recursive(st.none() | st.integers() | st.text(), st.lists)), st.integers(1, 9))
+def test_any_array_is_read_as_json_does(values, block):
+    text = json.dumps(values).encode()
+    pieces = [text[at : at + block] for at in range(0, len(text), block)]
+    array = arrays._Array(Path("in.json"))
+    found = [each for piece in pieces for each in array.take(piece)]
+    array.end()
+    assert [json.loads(each) for each in found] == values
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('[{"prompt": "a"}, {"prompt": "b}]', "element 2 of the JSON array never ends"),
+        ('[{"prompt": "a"}', "element 1 of the JSON array never ends"),
+        ('[{"prompt": "a"}]\n[{"prompt": "b"}]', "after its element 1"),
+    ],
+)
+def test_a_damaged_array_is_noticed_before_any_answer(tmp_path, text, why):
+    source = tmp_path / "in.json"
+    source.write_text(text)
+    with pytest.raises(DataError, match=why):
+        ran(source, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_element_that_never_ends_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "_LONGEST", 1000)
+    monkeypatch.setattr(arrays, "_BLOCK", 100)
+    source = tmp_path / "in.json"
+    source.write_text('[{"prompt": "' + "x" * 5000 + '"}]')
+    with pytest.raises(DataError, match="element 1 of the JSON array is longer"):
+        count_rows(source)
+
+
+def test_an_array_is_resumed_like_any_file(tmp_path):
+    source = tmp_path / "in.json"
+    source.write_text(json.dumps([{"instruction": str(at), "output": "x"} for at in range(9)]))
+    events = run_job(EchoModel(), Job(source, tmp_path / "out.jsonl", "echo"))
+    for _ in range(4):
+        next(events)
+    events.close()
+    again = ran(source, tmp_path / "out.jsonl")
+    assert (again.before, again.answered) == (4, 5)
+    assert [each["response"] for each in written(tmp_path / "out.jsonl")] == list("012345678")
 
 
 # the journal
@@ -573,7 +640,7 @@ def test_the_command_answers_and_resumes(tmp_path, capsys):
     again = json.loads(capsys.readouterr().out)
     assert (again["answered"], again["failed"], again["before"]) == (0, 1, 2)
     assert main([*command[:-1], "--max-tokens", "4"]) == 2
-    assert "another generation options" in capsys.readouterr().err
+    assert "another max_tokens (3, now 4)" in capsys.readouterr().err
     assert main([*command[:-1], "--dtype", "bfloat16"]) == 2
     assert "another dtype" in capsys.readouterr().err
     assert main([*command, "--limit", "1", "--adapter", "a", "--adapter", "b"]) == 2

@@ -21,7 +21,7 @@ from chat_server import (
 from glmkit import GenerationOptions, Message, Reply, Server
 from glmkit.batch.job import Job, run_job
 from glmkit.console import drain
-from glmkit.errors import ServerError
+from glmkit.errors import GlmkitError, ServerError
 from glmkit.remote import patience
 from glmkit.remote.faults import ShutError
 from glmkit.remote.model import RemoteModel
@@ -124,7 +124,7 @@ def test_what_all_rows_are_refused_for_ends_the_job(model, server, tmp_path):
     server.always = lambda body: error(422, "Unexpected fields in the request: {'top_k'}")
     source = prompts(tmp_path, 300)
     job = Job(source, tmp_path / "out.jsonl", "tiny", options=GenerationOptions(top_k=3))
-    with pytest.raises(ServerError, match="the first 20 rows were all refused.*leave out top_k"):
+    with pytest.raises(GlmkitError, match="the first 20 rows were all refused.*leave out top_k"):
         drain(run_job(model, job))
     assert len(written(job.output)) == 20
     server.always = lambda body: None

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..answers import answered
 from ..errors import GlmkitError, UsageError
+from ..remote.faults import TooLongError
 from ..types import Ask, GenerationOptions, Progress, Reply, ToolCall
+from .files import columns_of, count_rows, plain_errors
 from .journal import KEY, Journal
-from .rows import BatchRow, Reading, count_rows, plain_errors, read_rows
+from .rows import BatchRow, Reading, read_rows, refuse_columns
 
 if TYPE_CHECKING:
     from ..types import ChatModel
@@ -29,7 +31,8 @@ Order = Literal["finished", "input"]
 class Job:
     """What a job does.
 
-    :raises UsageError: if ``output`` is the input, or the answer's column is one of the job's own.
+    :raises UsageError: if ``output`` is the input or named as no JSONL file, or the answer's column
+        is one of the job's own.
     """
 
     input: Path
@@ -53,6 +56,11 @@ class Job:
     def __post_init__(self) -> None:
         if self.input.resolve() == self.output.resolve():
             raise UsageError(f"{self.output} is the input; give another file to write to")
+        if self.output.suffix.lower() in _OTHER_FILES:
+            raise UsageError(
+                f"{self.output}: answers are written as JSONL; name it "
+                f"{self.output.with_suffix('.jsonl').name}"
+            )
         if self.response_column in _OWN:
             raise UsageError(
                 f"the answer cannot go into the column {self.response_column!r}, which the job "
@@ -66,7 +74,7 @@ class Job:
         """
         return {
             "input": self.input.name,
-            "input content": _digest(self.input),
+            "input content": f"SHA-256 {_digest(self.input)}",
             "model": self.model,
             **self.loading,
             "system message": self.reading.system,
@@ -80,6 +88,9 @@ class Job:
 
 _OWN = ("error", KEY)
 """The columns that a job adds beside the answer."""
+
+
+_OTHER_FILES = (".csv", ".tsv", ".parquet", ".xlsx", ".xls", ".feather", ".arrow")
 
 
 def _digest(path: Path) -> str:
@@ -105,6 +116,9 @@ class Summary:
     seconds: float = 0.0
     errors: dict[str, int] = field(default_factory=dict)
     """The first few kinds of errors, and how often each came."""
+    more_kinds: int = 0
+    """Kinds of errors beside those; the count ends at a thousand."""
+    _others: set[int] = field(default_factory=set, repr=False)
 
     @property
     def speed(self) -> float:
@@ -117,6 +131,12 @@ class Summary:
         rows = self.answered + self.failed + self.before
         return 0 < rows == self.failed + self.failed_before
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is printed as JSON."""
+        fields = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        speed = round(self.speed, 1)
+        return fields | {"seconds": round(self.seconds, 3), "tokens_per_second": speed}
+
     def count(self, reply: Reply | GlmkitError) -> None:
         """Take one row into account."""
         if isinstance(reply, Reply):
@@ -127,22 +147,83 @@ class Summary:
         self.failed += 1
         if str(reply) in self.errors or len(self.errors) < _KINDS_OF_ERRORS:
             self.errors[str(reply)] = self.errors.get(str(reply), 0) + 1
+        elif len(self._others) < _KINDS_COUNTED:
+            self._others.add(hash(str(reply)))
+            self.more_kinds = len(self._others)
 
 
 _KINDS_OF_ERRORS = 5
+_KINDS_COUNTED = 1000
 
 
-def run_job(model: ChatModel, job: Job) -> Generator[Progress, None, Summary]:
-    """Answer the rows that are not done yet; report progress; return the summary.
+class Refusals:
+    """Tells rows that are wrong from a job that is: all rows refused in the same words, so far.
 
-    :raises UsageError: if the output belongs to another job, one is running, or the first row has
-        a column where the job would write.
-    :raises DataError: if the input or the output cannot be read or written.
+    :param answered: whether a row has an answer already.
+    """
+
+    def __init__(self, answered: bool) -> None:
+        self._answered = answered
+        self._words, self._count = "", 0
+
+    def take(self, reply: Reply | GlmkitError) -> None:
+        """Take one row into account; too long is a row for itself, whatever a server says of it."""
+        self._answered = self._answered or isinstance(reply, Reply)
+        if self._answered:
+            self._count = 0
+        elif not isinstance(reply, TooLongError):
+            self._count = self._count + 1 if str(reply) == self._words else 1
+            self._words = str(reply)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many were refused alike that all will be."""
+        return self._count >= ALIKE
+
+    def check(self) -> None:
+        """Go on.
+
+        :raises GlmkitError: if that is hopeless.
+        """
+        if self.hopeless:
+            raise GlmkitError(
+                f"the first {ALIKE} rows were all refused: {self._words}; mend that, and run "
+                "again with --retry-errors"
+            )
+
+
+ALIKE = 20
+"""So many rows that were refused in the same words, and none answered so far, end a job."""
+
+
+def check_input(job: Job) -> int:
+    """Return about how many rows a job has; what is wrong with all of them shows before a model.
+
+    :raises UsageError: if no row can be asked, as a header shows, or the first row has a column
+        where the job would write.
+    :raises DataError: if the input cannot be read.
     """
     total = count_rows(job.input)
-    total = min(total, total if job.limit is None else job.limit)
+    columns = columns_of(job.input) if total else None
+    if columns is not None:
+        refuse_columns(columns, job.reading)
     for first in islice(read_rows(job.input, job.reading), 1):
         _refuse_clash(first.columns, job)
+    return total if job.limit is None else min(total, job.limit)
+
+
+def run_job(
+    model: ChatModel, job: Job, *, total: int | None = None
+) -> Generator[Progress, None, Summary]:
+    """Answer the rows that are not done yet; report progress; return the summary.
+
+    :param total: what :func:`check_input` returned; None: it is called here.
+    :raises UsageError: if the output belongs to another job, one is running, or the input cannot
+        be asked as it is.
+    :raises DataError: if the input or the output cannot be read or written.
+    :raises GlmkitError: if the first rows are all refused in the same words; they are written.
+    """
+    total = check_input(job) if total is None else total
     with Journal(job.output, job.identity(), retry_errors=job.retry_errors) as journal:
         run = _Run(job, journal)
         # Closed at once where writing fails: nothing goes on answering what nobody takes.
@@ -150,6 +231,8 @@ def run_job(model: ChatModel, job: Job) -> Generator[Progress, None, Summary]:
             for key, reply in answers:
                 run.settle(key, reply)
                 yield run.progress(total)
+                run.refusals.check()
+        run.refusals.check()
         yield run.progress(total)
     return run.summary
 
@@ -167,6 +250,7 @@ class _Run:
     def __init__(self, job: Job, journal: Journal) -> None:
         self.job, self.journal = job, journal
         self.summary = Summary(before=journal.done.count, failed_before=journal.failed)
+        self.refusals = Refusals(journal.done.count > journal.failed)
         self._columns: dict[int, Mapping[str, Any]] = {}
         self._order: deque[int] = deque()
         self._waiting: dict[int, Settled] = {}
@@ -184,6 +268,8 @@ class _Run:
                 ask = self._ask(row)
             except GlmkitError as error:
                 self.settle(row.index, error)
+                if self.refusals.hopeless and not self._columns:
+                    return  # nothing is being answered that could prove the opposite
                 continue
             yield ask
 
@@ -198,10 +284,11 @@ class _Run:
         settled = (index, self._columns.pop(index), reply)
         if self.job.order == "finished":
             self._write(settled)
-            return
-        self._waiting[index] = settled
-        while self._order and self._order[0] in self._waiting:
-            self._write(self._waiting.pop(self._order.popleft()))
+        else:
+            self._waiting[index] = settled
+            while self._order and self._order[0] in self._waiting:
+                self._write(self._waiting.pop(self._order.popleft()))
+        self.refusals.take(reply)
 
     def _write(self, settled: Settled) -> None:
         index, columns, reply = settled

@@ -26,6 +26,8 @@ KEY = "glmkit"
 """The column of an output row that holds what glmkit adds about it."""
 
 _BLOCK = 1 << 20
+_MOST_SAID = 60
+"""Characters of a setting that an error quotes."""
 _SYNC_S = 5.0
 """The first row after so many seconds brings all to the disk."""
 
@@ -135,14 +137,18 @@ class Journal:
         if before is None:
             _replace(self._record, json.dumps(self._job).encode())
             return
-        differs = sorted(
-            key for key in {*before, *self._job} if before.get(key) != self._job.get(key)
-        )
-        if differs:
+        differs = _differences(before, self._job)
+        if not differs:
+            return
+        self._cut_torn_line()
+        if any(row.get("error") is None for _, row in self._rows()):
             raise UsageError(
-                f"{self.path} holds the rows of a job with another {', '.join(differs)}; "
+                f"{self.path} holds the answers of a job with another {', '.join(differs)}; "
                 "choose another file, or delete this one to begin again"
             )
+        with self.path.open("rb+") as file:  # errors alone: nothing that anybody would miss
+            file.truncate()
+        _replace(self._record, json.dumps(self._job).encode())
 
     def _recorded(self) -> dict[str, Any]:
         """Return what job the rows belong to."""
@@ -210,6 +216,28 @@ class Journal:
                         "choose another output file, or delete this one to begin again"
                     ) from error
                 yield line, row
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return each setting that two jobs have not in common, with both values."""
+    old, new = _flat(before), _flat(now)
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return [f"{each} ({_short(old.get(each))}, now {_short(new.get(each))})" for each in names]
+
+
+def _flat(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Put what is grouped (the generation options) beside the rest, under its own names."""
+    grouped = {
+        key: value if isinstance(value, dict) else {key: value} for key, value in job.items()
+    }
+    return {name: each for group in grouped.values() for name, each in group.items()}
+
+
+def _short(value: Any) -> str:  # noqa: ANN401
+    if value in (None, [], ""):
+        return "none"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MOST_SAID else f"{text[: _MOST_SAID - 3]}..."
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Reading the rows of a batch job, one at a time, from JSONL, CSV or Parquet.
+"""Reading the rows of a batch job, one at a time, each a conversation.
 
 A row becomes a conversation by its shape:
 
@@ -13,32 +13,15 @@ row: it carries its error, and the job goes on.
 
 from __future__ import annotations
 
-import csv
-import json
 import string
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..errors import DataError, GlmkitError, MissingExtraError, UsageError
+from ..errors import GlmkitError, UsageError
 from ..types import Message
-
-Columns = dict[str, Any]
-Kind = Literal["jsonl", "csv", "parquet"]
-
-_KINDS: dict[str, Kind] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-}
-_LONGEST_CELL = 16 << 20
-_DEEPEST = 200
-"""Nested values of a row; what is far deeper cannot be written as JSON again."""
+from .files import Columns, parsed_json, read_columns
 
 
 @dataclass(frozen=True)
@@ -100,48 +83,32 @@ def template_columns(template: str) -> list[str]:
     return [name for _, name, _, _ in parts if name]
 
 
+def refuse_columns(columns: list[str], reading: Reading) -> None:
+    """Refuse a file none of whose rows can be asked, as its header shows.
+
+    :raises UsageError: if it lacks what all of them need.
+    """
+    wanted = template_columns(reading.template) if reading.template is not None else []
+    lacking = next((each for each in wanted if each not in columns), None)
+    if lacking is not None:
+        raise UsageError(
+            f"no row has the column {lacking!r} of the prompt template; the file has "
+            f"{_named(columns)}"
+        )
+    if not wanted and not any(each in columns for each in _SHAPES):
+        raise UsageError(
+            f"the file has none of the columns {', '.join(_SHAPES)}; it has {_named(columns)}: "
+            "give --prompt-template"
+        )
+    if reading.adapter_column is not None and reading.adapter_column not in columns:
+        raise UsageError(
+            f"no row has the column {reading.adapter_column!r}, which names its adapter; the file "
+            f"has {_named(columns)}"
+        )
+
+
 def _plain(name: str) -> bool:
     return not any(each in name for each in ".[]")
-
-
-def kind_of(path: Path) -> Kind:
-    """Return what kind of file a job reads.
-
-    :raises UsageError: if glmkit cannot tell by the name.
-    :raises DataError: if there is no such file.
-    """
-    with plain_errors(path):
-        found = path.is_file()
-    if not found:
-        raise DataError(f"{path} is not a file; give a {', '.join(_KINDS)} file")
-    kind = _KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise UsageError(f"{path.name}: unknown ending; expected {', '.join(_KINDS)}")
-    return kind
-
-
-def count_rows(path: Path) -> int:
-    """Return about how many rows a file has; a CSV file is read through for that.
-
-    :raises DataError: if the file cannot be read, or a quote of a CSV file is never closed.
-    """
-    kind = kind_of(path)
-    if kind == "parquet":
-        return int(_parquet(path).metadata.num_rows)
-    with plain_errors(path):
-        return _count_csv(path) if kind == "csv" else _count_lines(path)
-
-
-def _count_lines(path: Path) -> int:
-    lines, last = 0, b"\n"
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            lines, last = lines + block.count(b"\n"), block[-1:]
-    return lines + (last != b"\n")
-
-
-def _count_csv(path: Path) -> int:
-    return sum(1 for _ in _read_csv(path))
 
 
 def read_rows(path: Path, reading: Reading) -> Iterator[BatchRow]:
@@ -149,120 +116,11 @@ def read_rows(path: Path, reading: Reading) -> Iterator[BatchRow]:
 
     :raises DataError: if the file itself cannot be read.
     """
-    read = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}[kind_of(path)]
-    with plain_errors(path):
-        for index, (columns, error) in enumerate(read(path)):
-            if error is None:
-                yield _row(index, columns, reading)
-            else:
-                yield BatchRow(index, {}, error=error)
-
-
-@contextmanager
-def plain_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the system while reading an input into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror or error})") from error
-
-
-Found = tuple[Columns, str | None]
-
-
-def _read_jsonl(path: Path) -> Iterator[Found]:
-    with path.open("rb") as file:
-        if file.read(1).strip() == b"[":
-            raise DataError(
-                f"{path} holds one JSON array; a job reads one JSON object a line: "
-                "write it as JSON lines"
-            )
-        file.seek(0)
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _parsed(line, number)
-
-
-def _parsed(line: bytes, number: int) -> Found:
-    try:
-        value = _json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except ValueError as error:
-        return {}, f"line {number} is no JSON: {error}"
-    if not isinstance(value, dict):
-        return {}, f"line {number} holds {type(value).__name__}, expected an object"
-    return value, None
-
-
-def _json(text: str) -> Any:  # noqa: ANN401
-    """Return what a JSON text says.
-
-    :raises ValueError: if it is none, or nested too deep.
-    """
-    try:
-        value = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"nested deeper than {_DEEPEST}") from error
-    if text.count("[") + text.count("{") > _DEEPEST and _depth(value) > _DEEPEST:
-        raise ValueError(f"nested deeper than {_DEEPEST}")
-    return value
-
-
-def _depth(value: object) -> int:
-    """Return how deep lists and objects lie in each other."""
-    depth, level = 0, [value]
-    while level := [each for each in level if isinstance(each, (dict, list))]:
-        depth += 1
-        level = [
-            inner for each in level for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-    return depth
-
-
-def _read_csv(path: Path) -> Iterator[Found]:
-    csv.field_size_limit(_LONGEST_CELL)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-        start = 1
-        try:
-            if not reader.fieldnames:
-                raise DataError(f"{path} has no header line; the first line names the columns")
-            start = reader.line_num + 1
-            for row in reader:
-                wide = f"line {reader.line_num} has more cells than the header"
-                yield ({}, wide) if None in row else (dict(row), None)
-                start = reader.line_num + 1
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is no UTF-8 CSV file ({error}); save it as UTF-8") from error
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, the row from line {start} on: {error}; a quote there may not be closed "
-                'or not be doubled (""): correct it'
-            ) from error
-
-
-def _read_parquet(path: Path) -> Iterator[Found]:
-    file = _parquet(path)
-    from pyarrow import ArrowException
-
-    try:
-        for batch in file.iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                yield row, None
-    except ArrowException as error:
-        raise DataError(f"{path} is damaged ({error})") from error
-
-
-def _parquet(path: Path) -> Any:  # noqa: ANN401
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise MissingExtraError("reading Parquet", "pyarrow", "batch") from error
-    try:
-        return ParquetFile(path)
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path} is no Parquet file ({error})") from error
+    for index, (columns, error) in enumerate(read_columns(path)):
+        if error is None:
+            yield _row(index, columns, reading)
+        else:
+            yield BatchRow(index, {}, error=error)
 
 
 def _row(index: int, columns: Columns, reading: Reading) -> BatchRow:
@@ -291,7 +149,7 @@ def _adapter(columns: Columns, column: str | None) -> dict[str, Any]:
     return {"adapter": {} if chosen in (None, "") else str(chosen)}
 
 
-def _named(columns: Columns) -> str:
+def _named(columns: Iterable[str]) -> str:
     return ", ".join(map(repr, columns)) or "none"
 
 
@@ -304,6 +162,9 @@ def _conversation(columns: Columns, reading: Reading) -> Conversation:
     for key, read in _SHAPES.items():
         if columns.get(key) not in (None, ""):
             return read(columns)
+    empty = [key for key in _SHAPES if key in columns]
+    if empty:
+        raise UsageError(f"the row's {' and '.join(empty)} is empty; write what to ask there")
     raise UsageError(
         f"the row has none of the columns {', '.join(_SHAPES)}; it has "
         f"{_named(columns)}: give --prompt-template"
@@ -322,13 +183,24 @@ def _from_messages(columns: Columns) -> Conversation:
 
 
 def _messages(value: object) -> list[Message]:
-    value = _json(value) if isinstance(value, str) else value
+    value = _messages_in(value) if isinstance(value, str) else value
     if not isinstance(value, list) or not value:
         raise UsageError(f"messages must be a list with one message at least, got {value!r:.80}")
     for each in value:
         if isinstance(each, dict) and "passages" in each:
             raise UsageError("a message of a job brings no passages; write them in its content")
     return [Message.of(each) for each in value]
+
+
+def _messages_in(text: str) -> Any:  # noqa: ANN401
+    """Return what a cell says that holds messages as JSON."""
+    try:
+        return parsed_json(text)
+    except ValueError as error:
+        raise UsageError(
+            f"messages is the text {text!r:.40}, which is no JSON list of messages ({error}); "
+            'write [{"role": "user", "content": ...}], or name the column prompt'
+        ) from error
 
 
 _OPENAI_OPTIONS = {

@@ -83,8 +83,9 @@ def batch(
     batch API, or any columns with --prompt-template. Its columns are kept beside the answer. Run
     again after an interruption, the job goes on where it stopped.
     """
+    from ..batch.files import kind_of
     from ..batch.job import Job, run_job
-    from ..batch.rows import Reading, kind_of
+    from ..batch.rows import Reading
 
     kind_of(source)
     if len(adapters) > 1 and given.get("adapter_column") is None:
@@ -208,7 +209,7 @@ def _records_alpha(path: Path) -> bool:
 
 def _report(summary: Summary, output: Path, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(vars(summary) | {"tokens_per_second": round(summary.speed, 1)}))
+        click.echo(json.dumps(summary.as_dict()))
         return
     failed = f", {summary.failed_before} failed" if summary.failed_before else ""
     before = f" ({summary.before} were done before{failed})" if summary.before else ""
@@ -220,3 +221,7 @@ def _report(summary: Summary, output: Path, as_json: bool) -> None:
         )
     for error, count in summary.errors.items():
         click.echo(f"  {count} x {error}", err=True)
+    if summary.more_kinds:
+        click.echo(f"  and {summary.more_kinds} more kinds of errors", err=True)
+    if summary.failed_before:
+        click.echo("  --retry-errors asks the rows again that failed before", err=True)

@@ -8,13 +8,10 @@ from queue import SimpleQueue
 
 from ..errors import GlmkitError, ServerError
 from ..types import Ask, Reply
-from .faults import FailingError, ForbiddenError, ShutError, TooLongError
+from .faults import FailingError, ForbiddenError, ShutError
 
 IN_A_ROW = 5
 """So many requests that failed for good, and no answer in between, end a job."""
-
-ALIKE = 20
-"""So many rows that were refused in the same words, and none answered so far, end a job too."""
 
 Settled = tuple[int, Reply | GlmkitError]
 _Done = tuple[int, "Future[Reply]"]
@@ -35,27 +32,50 @@ def answered_by_many(
     """
     done: SimpleQueue[_Done] = SimpleQueue()
     verdict = _Verdict()
-    waiting, running, more = iter(asked), 0, True
     pool = ThreadPoolExecutor(many, thread_name_prefix="glmkit-remote")
     try:
-        while more or running:
-            if more and running < many:
-                ask = next(waiting, None)
-                more = ask is not None
-                if ask is not None:
-                    running += 1
-                    _begin(pool, answer, ask, done)
-            elif running:
-                yield from verdict.on(*done.get())
-                running -= 1
-            while not done.empty():
-                yield from verdict.on(*done.get())
-                running -= 1
+        for each in _ended(pool, answer, iter(asked), many, done):
+            yield from verdict.on(*each)
         yield from verdict.last()
+    except GlmkitError:
+        # What was answered in the meantime has been paid for.
+        yield from _answered(done)
+        raise
     finally:
         for each in stop:
             each()
         pool.shutdown(cancel_futures=True)
+
+
+def _ended(
+    pool: ThreadPoolExecutor,
+    answer: Callable[[Ask], Reply],
+    waiting: Iterator[Ask],
+    many: int,
+    done: SimpleQueue[_Done],
+) -> Iterator[_Done]:
+    """Keep so many questions running; yield each that has ended."""
+    running, more = 0, True
+    while more or running:
+        if more and running < many:
+            ask = next(waiting, None)
+            more = ask is not None
+            if ask is not None:
+                running += 1
+                _begin(pool, answer, ask, done)
+        elif running:
+            running -= 1
+            yield done.get()
+        while not done.empty():
+            running -= 1
+            yield done.get()
+
+
+def _answered(done: SimpleQueue[_Done]) -> Iterator[Settled]:
+    while not done.empty():
+        key, ended = done.get()
+        if ended.exception() is None:
+            yield key, ended.result()
 
 
 def _begin(
@@ -79,7 +99,6 @@ class _Verdict:
         self._doubtful: list[tuple[int, GlmkitError]] = []
         self._heard = False
         self._answered = False
-        self._refusal, self._alike = "", 0
 
     def on(self, key: int, ended: Future[Reply]) -> Iterator[Settled]:
         """Take one ended question; yield what is settled by it.
@@ -100,23 +119,10 @@ class _Verdict:
         except GlmkitError as error:
             result = error
         self._heard = True
+        self._answered = self._answered or isinstance(result, Reply)
         yield from self._doubtful
         self._doubtful.clear()
         yield key, result
-        self._compare(result)
-
-    def _compare(self, result: Reply | GlmkitError) -> None:
-        """Stop where all is refused alike: a field or a model that the server does not know."""
-        self._answered = self._answered or isinstance(result, Reply)
-        if self._answered or isinstance(result, TooLongError):
-            return
-        self._alike = self._alike + 1 if str(result) == self._refusal else 1
-        self._refusal = str(result)
-        if self._alike == ALIKE:
-            raise ServerError(
-                f"the first {ALIKE} rows were all refused: {self._refusal}; mend that, and run "
-                "again with --retry-errors"
-            )
 
     def last(self) -> Iterator[Settled]:
         """Yield what is left when there are no more questions."""
