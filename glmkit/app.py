@@ -130,27 +130,35 @@ class Glmkit:
         :raises ServerError: if a server has to be asked for its only model and cannot be.
         """
         name = name or self.config.model
-        spec = self._models.get(name)
         given: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize}
         given |= {"adapter": adapter, "adapter_alpha": adapter_alpha, "family": family}
-        given |= {} if max_memory is None else {"max_memory": max_memory}
+        given["max_memory"] = max_memory
         if (engine or (self.config.engine if server is None else OPENAI)) == RAY:
             self._server(RAY, server)  # which it has none of
             return self._on_cluster(name, cluster, given)
-        remote = self._server(engine, server) if spec is None else None
+        return self._load(name, engine, server, given)
+
+    def _load(
+        self,
+        name: str,
+        engine: str | None,
+        server: Server | str | None,
+        given: dict[str, Any],
+    ) -> ChatModel:
+        """Load a model into this process, or that of its server."""
+        spec = self._models.get(name)
+        if spec is not None:
+            _refuse_given(name, {**given, "engine": engine, "server": server})
+            return cast("ChatModel", load_target(spec.loader)(name, self))
+        remote = self._server(engine, server)
         if remote is not None:
             return self._connect(name, remote, given)
-        given["engine"] = engine
-        if spec is not None:
-            _refuse_given(name, {**given, "server": server})
-            return cast("ChatModel", load_target(spec.loader)(name, self))
         located = self._locate(name, "model", self._models)
-        given["device"] = device or self.config.device
-        if self.config.max_memory is not None:
-            given.setdefault("max_memory", self.config.max_memory)
+        given["device"] = given["device"] or self.config.device
+        given["max_memory"] = given["max_memory"] or self.config.max_memory
         if name == self.config.model:
-            given["family"] = family or self.config.family
-        load = self._engine(given.pop("engine"), located.path)
+            given["family"] = given["family"] or self.config.family
+        load = self._engine(engine, located.path)
         known: dict[str, Any] = {"name": located.name, "languages": located.languages}
         return load(located.path, reader=self._read_adapter, **known, **given)
 

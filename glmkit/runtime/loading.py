@@ -67,29 +67,37 @@ def load_local(
     :raises UsageError: if an argument has none of these values.
     :raises CheckpointError: if the folder is no model that glmkit runs.
     """
-    from .engines.local import LocalModel
-
     if adapter is None and adapter_alpha is not None:
         raise UsageError(f"adapter_alpha {adapter_alpha!r} is given without an adapter")
     folder = Path(path)
     check_folder(folder)
     found = read_model(folder, family)
     plan = _planned(folder, found, device=device, dtype=dtype, quantize=quantize)
-    plan = _spread(plan, found, device, max_memory)
+    local = _opened(_spread(plan, found, device, max_memory), found, name, languages)
+    local.adapter_reader = reader or local.adapter_reader
+    if adapter is not None:
+        local.load_adapter(adapter, alpha=adapter_alpha)
+    return local
+
+
+def _opened(
+    plan: Plan, found: Recognised, name: str | None, languages: frozenset[str] | None
+) -> LocalModel:
+    """Build the model of a plan, and what it talks with."""
+    from .engines.local import LocalModel
+
     use_physical_cores()
-    model = build(plan)
-    family = found.finding.family
     local = LocalModel.open(
-        model, folder, name=name or folder.name, languages=languages, family=family
+        build(plan),
+        plan.folder,
+        name=name or plan.folder.name,
+        languages=languages,
+        family=found.finding.family,
     )
     if plan.cache_room is not None:
         local.bound_cache(plan.cache_room)
     # Only now: of what does not load, the error alone matters.
-    _warn(folder, found)
-    if reader is not None:
-        local.adapter_reader = reader
-    if adapter is not None:
-        local.load_adapter(adapter, alpha=adapter_alpha)
+    _warn(plan.folder, found)
     return local
 
 
@@ -114,25 +122,30 @@ def _planned(
     dtype: str | None,
     quantize: str | None,
 ) -> Plan:
-    if quantize is not None and quantize not in QUANTIZATIONS:
-        raise UsageError(f"quantize must be one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
-    raw, config = found.raw, found.config
-    with located(folder):
-        bits = bits_of(raw)
-    _refuse_again(folder, quantize, bits or _own_bits(raw))
+    raw = found.raw
+    bits = _bits(folder, raw, quantize)
     devices = devices_of(device)
-    where = devices[0]
     rounded = quantize is not None or bits is not None or "quantization_config" in raw
     return Plan(
         folder,
         found.layout,
-        config,
+        found.config,
         devices[-1],
-        _dtype(dtype, where, config, raw, rounded=rounded),
+        _dtype(dtype, devices[0], found.config, raw, rounded=rounded),
         expand=dtype is not None and quantize is None,
         quantize=quantize,
         bits=bits,
     )
+
+
+def _bits(folder: Path, raw: dict[str, Any], quantize: str | None) -> int | None:
+    """Return the bits of what others quantised, where it may be loaded so."""
+    if quantize is not None and quantize not in QUANTIZATIONS:
+        raise UsageError(f"quantize must be one of {', '.join(QUANTIZATIONS)}, got {quantize!r}")
+    with located(folder):
+        bits = bits_of(raw)
+    _refuse_again(folder, quantize, bits or _own_bits(raw))
+    return bits
 
 
 def _spread(plan: Plan, found: Recognised, device: str | None, limits: str | None) -> Plan:

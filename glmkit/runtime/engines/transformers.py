@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -64,6 +64,25 @@ class TransformersModel(Answering):
         self._vocabulary = cast(Tensor, model.get_input_embeddings().weight).shape[0]
         self._context_length = _context_length(model.config, tokenizer)
         self._takes = frozenset(inspect.signature(model.forward).parameters)
+
+    @classmethod
+    def open(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: Wrapped | None,
+        folder: Path,
+        *,
+        name: str,
+        languages: frozenset[str] | None = None,
+    ) -> TransformersModel:
+        """Give a loaded model the chat format and the settings of its folder."""
+        about = read_about(folder)
+        if languages is None and about.get("languages"):
+            languages = frozenset(about["languages"])
+        renderer = _renderer(folder, tokenizer, about.get("system", ""), languages)
+        chat_format = renderer.format if renderer is not None else None
+        settings = Settings.open(folder, chat_format=chat_format, tokenizer=tokenizer)
+        return cls(model, tokenizer, settings, name=name, renderer=renderer, languages=languages)
 
     def logits(
         self,
@@ -298,26 +317,29 @@ def load_transformers(
     :raises MissingExtraError: if transformers is not installed.
     :raises CheckpointError: if transformers cannot load the folder, or only with code in it.
     """
+    _refuse_set(others)
+    folder = Path(path)
+    model, tokenizer = opened(folder, device=device, dtype=dtype)
+    wrapped = Wrapped(tokenizer) if tokenizer is not None else None
+    return TransformersModel.open(
+        model, wrapped, folder, name=name or folder.name, languages=languages
+    )
+
+
+def _refuse_set(others: Mapping[str, object]) -> None:
+    """Refuse options of the local engine rather than ignore them."""
     for option in ("quantize", "adapter", "adapter_alpha", "family", "max_memory"):
         if others.get(option) is not None:
             raise UsageError(
                 f"the transformers engine takes no {option} (got {others[option]!r}); leave it out"
             )
-    folder = Path(path)
-    model, tokenizer = opened(folder, device=device, dtype=dtype)
-    about = read_about(folder)
-    if languages is None and about.get("languages"):
-        languages = frozenset(about["languages"])
-    wrapped = Wrapped(tokenizer) if tokenizer is not None else None
-    chat_format = template_format(folder, wrapped) if wrapped is not None else None
-    renderer = None
-    if wrapped is not None and chat_format is not None:
-        renderer = Renderer(wrapped, chat_format, about.get("system", ""), languages)
-    return TransformersModel(
-        model,
-        wrapped,
-        Settings.open(folder, chat_format=chat_format, tokenizer=wrapped),
-        name=name or folder.name,
-        renderer=renderer,
-        languages=languages,
-    )
+
+
+def _renderer(
+    folder: Path, tokenizer: Wrapped | None, system: str, languages: frozenset[str] | None
+) -> Renderer | None:
+    """Return what writes conversations as the folder's template has it; None where it has none."""
+    chat_format = template_format(folder, tokenizer) if tokenizer is not None else None
+    if tokenizer is None or chat_format is None:
+        return None
+    return Renderer(tokenizer, chat_format, system, languages)
