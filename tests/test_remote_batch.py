@@ -140,6 +140,33 @@ def test_an_adapter_that_the_server_lacks_is_a_row_s_error(model, server):
     assert isinstance(found[1], Reply) and isinstance(found[2], Reply)
 
 
+def test_answers_that_came_before_the_job_ends_are_kept(model, server):
+    refuse, answer = threading.Event(), threading.Event()
+
+    def always(body):
+        if row_of(body) == 0:
+            while len(server.asked) < 8:
+                time.sleep(0.01)
+            return None
+        (refuse if row_of(body) == 3 else answer).wait(5)
+        return error(401, "no more") if row_of(body) == 3 else None
+
+    def wait_for(event: threading.Event, running: int) -> None:
+        event.set()
+        while server.running > running:
+            time.sleep(0.01)
+        time.sleep(0.1)
+
+    server.always = always
+    answers = model.answers(map(ask, range(8)), concurrency=8)
+    found = [next(answers)[0]]
+    wait_for(refuse, 6)
+    wait_for(answer, 0)
+    with pytest.raises(ShutError):
+        found += (key for key, _ in answers)
+    assert sorted(found) == [0, 1, 2, 4, 5, 6, 7]
+
+
 def test_a_server_that_dies_loses_no_row(tmp_path, monkeypatch):
     monkeypatch.setattr(patience, "TRIES", 3)
     job = Job(prompts(tmp_path, 200), tmp_path / "out.jsonl", "tiny", concurrency=8)

@@ -34,8 +34,8 @@ def answered_by_many(
     verdict = _Verdict()
     pool = ThreadPoolExecutor(many, thread_name_prefix="glmkit-remote")
     try:
-        for each in _ended(pool, answer, iter(asked), many, done):
-            yield from verdict.on(*each)
+        for ended in _ended(pool, answer, iter(asked), many, done):
+            yield from verdict.on(*ended)
         yield from verdict.last()
     except GlmkitError:
         # What was answered in the meantime has been paid for.
