@@ -222,7 +222,10 @@ def run() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 1 failed, 2 wrong usage."""
+    """Run the command line and return its exit code.
+
+    That is 0 done, 1 failed, 2 wrong usage, 130 interrupted (Ctrl-C).
+    """
     _take_any_text()
     try:
         code = cli.main(args=args, prog_name="glmkit", standalone_mode=False)
@@ -233,8 +236,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except GlmkitError as error:
         _complain("error", str(error))
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted", "nothing more was done")
+    except (KeyboardInterrupt, click.Abort) as error:
+        _complain("interrupted", str(error) or "nothing more was done")
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has left; say nothing more, not even at interpreter exit.

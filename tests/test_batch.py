@@ -188,6 +188,7 @@ def test_an_array_is_read_element_by_element(tmp_path, monkeypatch, block):
     assert count_rows(source) == 0
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.recursive(st.none() | st.integers() | st.text(), st.lists)), st.integers(1, 9))
 def test_any_array_is_read_as_json_does(values, block):
     text = json.dumps(values).encode()
@@ -531,6 +532,49 @@ def test_a_job_without_any_answer_is_told_from_others(tmp_path):
     assert not summary().all_failed
 
 
+def test_rows_that_are_all_refused_alike_end_the_job(tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"text": "a"}] * 300)
+    with pytest.raises(GlmkitError, match="first 20 rows were all refused: .*--retry-errors"):
+        ran(source, tmp_path / "out.jsonl")
+    assert len(written(tmp_path / "out.jsonl")) == 20
+    # No answer would be lost: other options begin anew.
+    summary = ran(source, tmp_path / "out.jsonl", reading=Reading(template="{text}"))
+    assert (summary.before, summary.answered) == (0, 300)
+    with pytest.raises(UsageError, match=r"prompt template \({text}, now none\)"):
+        ran(source, tmp_path / "out.jsonl")
+
+
+def test_a_model_that_refuses_all_alike_ends_the_job(tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "a"}] * 300)
+    with pytest.raises(GlmkitError, match="first 20 rows were all refused: no vocabulary"):
+        ran(source, tmp_path / "out.jsonl", model=Broken(GlmkitError("no vocabulary")))
+    summary = ran(source, tmp_path / "out.jsonl", retry_errors=True)
+    assert (summary.before, summary.answered) == (0, 300)
+
+
+@pytest.mark.parametrize("order", ["finished", "input"])
+def test_bad_rows_beside_good_ones_end_nothing(tmp_path, order):
+    """The good row is still being answered while the bad ones are drawn."""
+    rows = [{"prompt": "abc"}, *[{"text": "a"}] * 25, {"prompt": "abc"}]
+    source = jsonl(tmp_path / "in.jsonl", rows)
+    options = GenerationOptions(max_tokens=3, temperature=0)
+    model = tiny_glm(tmp_path / "tiny")
+    summary = ran(source, tmp_path / "out.jsonl", model, options=options, order=order)
+    assert (summary.answered, summary.failed) == (2, 25)
+    jsonl(source, rows[1:])
+    with pytest.raises(GlmkitError, match="first 20 rows"):
+        ran(source, tmp_path / "other.jsonl", model, options=options, order=order)
+    again = ran(source, tmp_path / "other.jsonl", model, options=options, order=order)
+    assert (again.failed_before, again.failed, again.answered) == (20, 5, 1)
+
+
+def test_kinds_of_errors_are_counted_to_the_end(tmp_path):
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "bad"}, *[{str(at): 1} for at in range(9)]])
+    summary = ran(source, tmp_path / "out.jsonl")
+    assert (len(summary.errors), summary.more_kinds) == (5, 5)
+    assert "_others" not in summary.as_dict()
+
+
 def test_input_and_output_must_differ(tmp_path):
     with pytest.raises(UsageError, match="is the input"):
         Job(tmp_path / "a.jsonl", tmp_path / "." / "a.jsonl", "echo")
@@ -645,6 +689,55 @@ def test_the_command_answers_and_resumes(tmp_path, capsys):
     assert "another dtype" in capsys.readouterr().err
     assert main([*command, "--limit", "1", "--adapter", "a", "--adapter", "b"]) == 2
     assert "--adapter-column" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "code", "why"),
+    [
+        ("text\na\n", (), 2, "has none of the columns messages, body, instruction, prompt"),
+        ("text\na\n", ("--prompt-template", "{txt}"), 2, "no row has the column 'txt'"),
+        ("prompt\na\n", ("--adapter", "a=x", "--adapter-column", "w"), 2, "no row has the col"),
+        ("prompt\na\n", ("--adapter-column", "prompt"), 2, "none is given; add --adapter"),
+        (
+            "prompt\na\n",
+            ("--adapter", "a=x", "--adapter", "a=y", "--adapter-column", "prompt"),
+            2,
+            "--adapter names 'a' twice",
+        ),
+        ("prompt,response\na,b\n", (), 2, "--response-column"),
+        ('prompt\n"a\n', (), 1, "a quote there may not be closed"),
+        ("prompt\na\n", ("-o", "out.csv"), 2, "written as JSONL; name it out.jsonl"),
+    ],
+)
+def test_the_command_looks_before_it_loads(tmp_path, capsys, content, options, code, why):
+    from glmkit.cli import main
+
+    source = tmp_path / "in.csv"
+    source.write_text(content)
+    command = ["--home", str(tmp_path), "--no-plugins", "batch", str(source), "--model", "absent"]
+    assert main([*command, "-o", str(tmp_path / "out.jsonl"), *options]) == code
+    assert why in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    from glmkit.cli import main
+
+    folder = tiny_checkpoint(tmp_path / "tiny", layout="chatglm3")
+    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "abc"}] * 9)
+    command = ["--home", str(tmp_path), "--no-plugins", "batch", str(source), "--max-tokens", "2"]
+    command += ["-o", str(tmp_path / "out.jsonl"), "--model", str(folder), "--concurrency", "1"]
+    real = Journal.write
+
+    def write(journal, index, row):
+        if index == 5:
+            raise KeyboardInterrupt
+        real(journal, index, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "write", write)
+        assert main(command) == 130
+    assert "interrupted: 5 of 9 rows are done; the same command goes" in capsys.readouterr().err
+    assert len(written(tmp_path / "out.jsonl")) == 5
 
 
 def test_the_command_fails_when_every_row_did(tmp_path, capsys):

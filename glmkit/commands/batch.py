@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,14 +20,14 @@ if TYPE_CHECKING:
     from ..batch.job import Summary
     from ..runtime.engines.ray.cluster import Cluster
     from ..servers import Server
-    from ..types import ChatModel
+    from ..types import ChatModel, Progress
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
 @click.argument("source", metavar="INPUT", type=_FILE)
-@click.option("-o", "--output", type=_FILE, required=True, help="JSONL file of the answers.")
+@click.option("-o", "--output", type=_FILE, required=True, help="File of the answers: JSONL.")
 @click.option(
     "--prompt-template",
     "template",
@@ -39,16 +42,25 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Adapter to load; several for --adapter-column.",
 )
 @click.option("--adapter-column", help="Column that names each row's adapter; empty: none.")
-@click.option("--concurrency", type=click.IntRange(1), help="Answers side by side.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1),
+    help="Answers side by side; default: what suits the engine, the model and the machine.",
+)
 @click.option(
     "--order",
     type=click.Choice(["finished", "input"]),
     default="finished",
     show_default=True,
-    help="Write rows as they finish, or as they stood.",
+    help="Write rows as soon as they finish, or in the order of the input.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Only the first rows.")
-@click.option("--response-column", default="response", show_default=True, help="For the answer.")
+@click.option("--limit", type=click.IntRange(1), help="Only so many rows, the first ones.")
+@click.option(
+    "--response-column",
+    default="response",
+    show_default=True,
+    help="Column that the answer is written to.",
+)
 @click.option("--retry-errors", is_flag=True, help="Ask rows again that failed before.")
 @click.option("--workers", type=click.IntRange(1), help="Engine ray: how many load the model.")
 @click.option(
@@ -77,22 +89,17 @@ def batch(
     as_json: bool,
     **given: Any,  # noqa: ANN401
 ) -> None:
-    """Answer every row of a JSONL, CSV or Parquet file.
+    """Answer every row of a JSONL, JSON, CSV, TSV or Parquet file.
 
     A row is a conversation (messages), a prompt, an alpaca instruction, a request of OpenAI's
     batch API, or any columns with --prompt-template. Its columns are kept beside the answer. Run
     again after an interruption, the job goes on where it stopped.
     """
-    from ..batch.files import kind_of
-    from ..batch.job import Job, run_job
+    from ..batch.job import Job, check_input, run_job
     from ..batch.rows import Reading
 
-    kind_of(source)
-    if len(adapters) > 1 and given.get("adapter_column") is None:
-        raise UsageError(
-            "several adapters need --adapter-column to say which one answers a row; give that, or "
-            "one --adapter"
-        )
+    engine = _engine(app, given)
+    _refuse_adapters(adapters, given.get("adapter_column"), engine)
     job = Job(
         source,
         output,
@@ -103,13 +110,14 @@ def batch(
         loading=_loading(app, given),
         **given_of(given, _JOB),
     )
+    total = check_input(job)  # before the model, which may take minutes
     alpha = given.pop("adapter_alpha") if adapters else None
-    engine, given["server"] = _engine(app, given), _server(app, given)
+    given["server"] = _server(app, given)
     loaded = app.load_model(model, **given_of(given, LOADING), cluster=_cluster(app, given))
     if engine == "openai":
         job = replace(job, model=loaded.name)  # which the server may have been asked for
     _put_on(loaded, adapters, alpha)
-    summary = app.watch(run_job(loaded, job))
+    summary = _watched(app, run_job(loaded, job, total=total))
     _report(summary, output, as_json)
     if summary.all_failed:
         click.get_current_context().exit(1)
@@ -117,6 +125,55 @@ def batch(
 
 _JOB = ("order", "concurrency", "limit", "response_column", "retry_errors")
 
+
+def _watched(app: Glmkit, events: Generator[Progress, None, Summary]) -> Summary:
+    """Run a job to its end.
+
+    :raises Abort: if it is interrupted; says how far it is.
+    """
+    far = ""
+
+    def noted() -> Generator[Progress, None, Summary]:
+        nonlocal far
+        with closing(events):
+            while True:
+                try:
+                    event = next(events)
+                except StopIteration as stop:
+                    return cast("Summary", stop.value)
+                far = f"{event.done} of {event.total} rows are done; "
+                yield event
+
+    try:
+        summary: Summary = app.watch(noted())
+    except KeyboardInterrupt:
+        raise click.Abort(f"{far}the same command goes on with the others") from None
+    return summary
+
+
+def _refuse_adapters(adapters: tuple[str, ...], column: str | None, engine: str | None) -> None:
+    """Refuse adapters that no row could name, before any is loaded.
+
+    :raises UsageError: if so.
+    """
+    if len(adapters) > 1 and column is None:
+        raise UsageError(
+            "several adapters need --adapter-column to say which one answers a row; give that, or "
+            "one --adapter"
+        )
+    if column is not None and not adapters and engine in _ADAPTED:
+        raise UsageError(
+            "--adapter-column chooses among adapters, and none is given; add --adapter NAME=PATH "
+            "for each, or leave it out"
+        )
+    names = [name or path.name for name, path in map(_named, adapters)]
+    twice = next((each for each in names if names.count(each) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--adapter names {twice!r} twice; give each its own: NAME=PATH")
+
+
+_ADAPTED = (None, "local", "transformers", "ray")
+"""Engines whose adapters are loaded here; a server has its own."""
 
 _CLUSTER = ("workers", "gpus_per_worker", "cpus_per_worker")
 
@@ -171,8 +228,13 @@ def _loading(app: Glmkit, given: dict[str, Any]) -> dict[str, Any]:
     loading = {each.replace("_", " "): given.get(each) or configured.get(each) for each in names}
     loading["engine"] = None if loading["engine"] in _SAME else loading["engine"]
     if loading["engine"] == "openai" and app.config.openai.extra:
-        loading["extra of requests"] = dict(app.config.openai.extra)
+        loading["extra of requests"] = _digest(app.config.openai.extra)
     return loading
+
+
+def _digest(extra: Mapping[str, Any]) -> str:
+    """Tell fields from others without writing them down, as tokens may be among them."""
+    return hashlib.sha256(json.dumps(dict(extra), sort_keys=True).encode()).hexdigest()
 
 
 _SAME = ("local", "ray")

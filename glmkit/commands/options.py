@@ -47,7 +47,11 @@ _MODEL = (
     ),
 )
 _SAMPLING = (
-    click.option("--max-tokens", type=int, help="Most new tokens of an answer."),
+    click.option(
+        "--max-tokens",
+        type=int,
+        help="Most new tokens of an answer; default: 512, or as configured.",
+    ),
     click.option("--temperature", type=float, help="0 is greedy; higher is more random."),
     click.option(
         "--top-p", type=float, help="Keep the likeliest tokens up to this probability mass."

@@ -235,7 +235,8 @@ class AdapterSet:
 
     def _check_name(self, name: str) -> None:
         if name not in self.loaded:
-            raise UnknownNameError("adapter", name, self.loaded, hint="load_adapter() loads one")
+            hint = "--adapter NAME=PATH, or load_adapter(), loads one"
+            raise UnknownNameError("adapter", name, self.loaded, hint=hint)
 
     def _check_prefixes(self, mix: Mix) -> None:
         found = [(name, weight) for name, weight in mix if name in self._prefixes]
