@@ -84,13 +84,14 @@ _GB = 1_000_000_000
 _6B = "weights: ChatGLM-6B Model License; code: Apache-2.0"
 _2_6B = "weights: ChatGLM2-6B Model License; code: Apache-2.0"
 _3_6B = "weights: ChatGLM3-6B Model License; code: Apache-2.0"
+_0414 = "MIT"
 _GLM4 = "weights: GLM-4 License; code: Apache-2.0"
 
 
 def _glm(name: str, summary: str, licence: str, context_length: int, gigabytes: float) -> Entry:
     """Describe a model of the family: one repository of the same name on both hubs."""
     return Entry(
-        name,
+        name.lower(),
         "model",
         summary,
         (HubSource(hf=f"zai-org/{name}", modelscope=f"ZhipuAI/{name}"),),
@@ -186,6 +187,7 @@ CATALOG: tuple[Entry, ...] = (
     _glm("glm-4-9b-chat-hf", "The same in Hugging Face layout.", _GLM4, 131_072, 18.8),
     _glm("glm-4-9b-chat-1m", "GLM-4-9B for extremely long texts.", _GLM4, 1_048_576, 19.0),
     _glm("glm-4-9b-chat-1m-hf", "The same in Hugging Face layout.", _GLM4, 1_048_576, 19.0),
+    _glm("GLM-4-9B-0414", "GLM-4-0414: chat and tools.", _0414, 32_768, 18.8),
     _glm("glm-edge-1.5b-chat", "GLM-4 for small devices.", _GLM4, 8192, 3.2),
     _glm("glm-edge-4b-chat", "GLM-4 for laptops.", _GLM4, 8192, 8.7),
     _E5_SMALL,

@@ -59,8 +59,9 @@ class UnknownNameError(UsageError):
             said = "known: " + ", ".join(names)
         else:
             said = f"no {kind} is registered"
-        pause = " " if said.endswith("?") else "; "
-        super().__init__(f"unknown {kind} {name!r}; {said}" + (pause + hint if hint else ""))
+        if hint:
+            said += f" {hint}" if said.endswith("?") else f"; {hint[0].lower()}{hint[1:]}"
+        super().__init__(f"unknown {kind} {name!r}; {said}")
         self.kind = kind
         self.name = name
         self.nearest = close

@@ -210,6 +210,7 @@ BAD = [
     ("chatglm-6b-tiny", "bad-layer-count", "made for 4 layers or more.*this model has 3"),
     ("chatglm-6b-tiny", "chatglm2-6b-tiny/lora-a", "another architecture.*none of its 3 modules"),
     ("chatglm2-6b-tiny", "chatglm-6b-tiny/lora-a", "another architecture.*none of its 3 modules"),
+    ("chatglm2-6b-tiny", "bad-hidden-size", "architecture.*such as .*; here they are elsewhere"),
     ("chatglm-6b-tiny", "chatglm2-6b-tiny/lora-a-glm", "another architecture"),
 ]
 

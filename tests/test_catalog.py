@@ -71,9 +71,9 @@ def test_a_near_miss_is_helped():
 
 
 def test_the_wrong_kind_is_said():
-    with pytest.raises(UnknownNameError, match="It is the name of an encoder"):
+    with pytest.raises(UnknownNameError, match="it is the name of an encoder"):
         catalog.find("bge-m3", "model")
-    with pytest.raises(UnknownNameError, match="It is the name of a chat model"):
+    with pytest.raises(UnknownNameError, match="it is the name of a chat model"):
         catalog.find("chatglm3-6b", "encoder")
 
 

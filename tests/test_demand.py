@@ -23,7 +23,7 @@ from glmkit.models.glm import Glm, GlmConfig
 from glmkit.models.prefix import Prefixed, beside_prefix
 from glmkit.models.published import SHAPES, published, with_prefix
 from glmkit.runtime.cache import KVCache
-from glmkit.runtime.demand import SIZES, Job, demand
+from glmkit.runtime.demand import PER_PASS, SIZES, Job, demand
 from glmkit.runtime.footprint import anatomy
 from glmkit.runtime.planning import of_shape
 
@@ -245,6 +245,15 @@ def test_a_pass_over_prompts_takes_no_more_than_was_foretold(config, dtype):
     assert 0.6 * foretold <= meter.peak - before <= foretold
 
 
+def test_long_prompts_come_in_in_pieces_but_for_chatglm_6b():
+    long, short = Job(length=131_072), Job(length=PER_PASS)
+    glm, first = (of_shape(SHAPES[name]) for name in ("glm-4-9b-chat", "chatglm-6b"))
+    masks = PER_PASS * (long.length - short.length)
+    assert demand(glm, long).inside == demand(glm, short).inside + masks
+    assert demand(glm, Job(batch=64, length=PER_PASS)).inside == demand(glm, short).inside
+    assert demand(first, long).inside > 64 * demand(first, short).inside
+
+
 def test_chatglm_6b_in_half_precision_takes_about_13_gb():
     needed = demand(of_shape(SHAPES["chatglm-6b"]), Job(length=1024))
     total = needed.on(28, first=True, last=True).total
@@ -257,6 +266,7 @@ PUBLISHED = {
     "chatglm3-6b-128k": 6.24e9,
     "glm-4-9b-chat": 9.40e9,
     "glm-4-9b-chat-1m": 9.48e9,
+    "glm-4-9b-0414": 9.40e9,
     "glm-edge-1.5b-chat": 1.59e9,
     "glm-edge-4b-chat": 4.33e9,
     "default": 0.1345e9,

@@ -162,7 +162,7 @@ def test_several_flags_are_named_where_none_does_alone():
     assert forecast(fourth, lora, card).placement.fits
     third = of_shape(SHAPES["chatglm3-6b"])
     helps = forecast(third, Job(batch=8, length=8192), [Device("cuda:0", 6 * GIB)]).helps
-    assert helps == ("--quantize int4 --length 2048", "--gpus 4x6GiB")
+    assert helps == ("--quantize int4 --batch 2", "--gpus 3x6GiB")
     tiny = forecast(third, Job(), [Device("cuda:0", 10**9)])
     assert not tiny.placement.runs and tiny.helps == ()
 
@@ -339,11 +339,60 @@ def test_a_folder_is_planned_without_its_weights(tmp_path, capsys):
     assert found["job"]["dtype"] == "float32" and found["devices"][0]["device"] == "cpu"
 
 
+def test_a_known_name_is_planned_as_it_lies(capsys):
+    job = json.loads(planned(capsys, "chatglm-6b-int4", "--gpus", "8GiB", "--json"))["job"]
+    assert job["quantize"] == "int4"
+    found = json.loads(planned(capsys, "default", "--gpus", "none", "--json"))
+    assert found["job"]["quantize"] == "int4"
+    assert 110e6 < found["devices"][0]["bytes"]["weights"] < 135e6  # 96.6 MB of files, and scales
+
+
+def test_the_processors_memory_bounds_what_it_holds(capsys):
+    found = planned(capsys, "default", "--gpus", "none", "--cpu-memory", "4GiB", "--json")
+    assert [each["size"] for each in json.loads(found)["devices"]] == [4 * GIB]
+
+
+def test_qlora_is_lora_beside_int4_weights(capsys):
+    job = ("chatglm3-6b", "--gpus", "8GiB", "--json", "--train")
+    found = planned(capsys, *job, "qlora", "--rank", "4")
+    assert found == planned(capsys, *job, "lora", "--quantize", "int4", "--rank", "4")
+
+
+def test_a_length_beyond_the_context_is_warned_of(capsys):
+    for length, said in (("2048", ""), ("2049", "length 2049 is beyond the model's context of")):
+        arguments = ["--no-plugins", "plan", "chatglm-6b", "--gpus", "80GiB", "--length", length]
+        assert cli.main(arguments) == 0
+        err = capsys.readouterr().err
+        assert said in err if said else not err
+
+
+def test_what_is_rounded_already_is_not_advised():
+    placed = place(needs(), [device(560)], spare=250)
+    assert all("--quantize int4" in line for line in costs(placed))
+    assert not any("--quantize" in line for line in costs(placed, quantize="int4"))
+
+
+def test_the_plan_command_refuses_what_is_no_model(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    for name, says in (
+        (tmp_path, "holds no config.json"),
+        (tmp_path / "file", "is a file"),
+        ("multilingual-e5-small", "is an encoder"),
+        ("gpt-5", "; or give a folder"),
+    ):
+        assert cli.main(["--no-plugins", "plan", str(name)]) == 2
+        assert says in capsys.readouterr().err
+
+
 def test_the_plan_command_refuses(capsys):
     for arguments, says in (
         (["gpt-5"], "unknown model 'gpt-5'"),
         (["chatglm-6b", "--gpus", "big"], "is no size"),
         (["chatglm-6b", "--gpus", "8GiB", "--split", "a"], "14,14 for example"),
+        (["chatglm-6b", "--gpus", "8GiB", "--split", "10,18"], "the plan has 1 device and 28"),
+        (["chatglm-6b", "--rank", "16"], "--rank is only for training"),
+        (["chatglm-6b", "--train", "ptuning", "--targets", "all"], "--train lora"),
+        (["chatglm-6b", "--no-checkpointing"], "--train lora, full or ptuning"),
         (["chatglm-6b", "--gpus", "8GiB", "--split", "²"], "14,14 for example"),
         (["chatglm-6b", "--gpus", "8GiB", "--train", "full", "--quantize", "int4"], "cannot be"),
     ):

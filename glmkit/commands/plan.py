@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..catalog import lookup
 from ..errors import UnknownNameError, UsageError
 from .options import given_of
 
 if TYPE_CHECKING:
     from ..app import Glmkit
+    from ..runtime.demand import Job
     from ..runtime.footprint import Anatomy
+    from ..runtime.placement import Device
     from ..runtime.planning import Forecast
 
 _JOB = ("batch", "length", "train", "dtype", "quantize", "checkpointing", "rank", "prefix")
@@ -35,7 +38,9 @@ _GIB = 1 << 30
     "--length", type=click.IntRange(1), help="Tokens of a row with its answer; default: 2048."
 )
 @click.option(
-    "--train", type=click.Choice(["lora", "full", "ptuning"]), help="Train; default: answer."
+    "--train",
+    type=click.Choice(["lora", "qlora", "full", "ptuning"]),
+    help="Train; default: answer. qlora: LoRA beside int4 weights.",
 )
 @click.option(
     "--dtype",
@@ -46,22 +51,29 @@ _GIB = 1 << 30
 @click.option(
     "--checkpointing/--no-checkpointing",
     default=None,
-    help="In training, compute blocks again instead of keeping what is inside; default: so.",
+    help="In training: compute the inside of blocks twice instead of keeping it. On by default.",
 )
-@click.option("--rank", type=click.IntRange(1), help="Of LoRA; default: 8.")
+@click.option("--rank", type=click.IntRange(1), help="Rank of LoRA; default: 8.")
 @click.option(
     "--targets", help="Linears that get LoRA: query_key_value,dense or all; default: the first."
 )
-@click.option("--pre-seq-len", "prefix", type=click.IntRange(1), help="Of P-Tuning; default: 128.")
+@click.option(
+    "--pre-seq-len",
+    "prefix",
+    type=click.IntRange(1),
+    help="Entries of P-Tuning's prefix; default: 128.",
+)
 @click.option("--optimizer", type=click.Choice(["adamw", "adamw_8bit"]), help="Default: adamw.")
 @click.option(
     "--loss-dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="In which scores meet labels; default: float32, as transformers takes it.",
+    help="Precision of the training loss; default: float32, as in transformers.",
 )
 @click.option("--split", help="Layers of each card, 14,14 for example; default: as even as can be.")
 @click.option(
-    "--cpu-memory", help="Processor memory for layers without room; default: what is free."
+    "--cpu-memory",
+    metavar="24GiB",
+    help="Processor memory, for what has no room on cards, or for all; default: what is free.",
 )
 @click.option("--family", help="What the model is, where its files do not say: chatglm2, ...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -74,6 +86,12 @@ def plan(app: Glmkit, /, model: str, as_json: bool, **given: Any) -> None:  # no
     """
     name, parts, rounded = _model(app, model, given["family"])
     found = _forecast(parts, rounded, given)
+    context = parts.config.context_length
+    if found.job.length > context:
+        click.echo(
+            f"warning: length {found.job.length} is beyond the model's context of {context} tokens",
+            err=True,
+        )
     if as_json:
         click.echo(json.dumps(_described(name, found)))
         return
@@ -84,44 +102,83 @@ def plan(app: Glmkit, /, model: str, as_json: bool, **given: Any) -> None:  # no
 def _model(app: Glmkit, name: str, family: str | None) -> tuple[str, Anatomy, str | None]:
     """Return the name, the parts, and how the weights lie rounded, of a folder or a known name."""
     from .. import store
-    from ..models.published import QUANTISED, SHAPES, published
+    from ..models.published import QUANTISED, TABLES, published
     from ..runtime.planning import of_folder, of_shape
 
     path = Path(name).expanduser()
-    pulled = store.get(app.config, name)
-    if not (path / "config.json").is_file():
-        if pulled is None and (known := published(name)) is not None:
-            return known[0], of_shape(known[1]), QUANTISED.get(known[0])
-        if pulled is None:
-            raise UnknownNameError("model", name, SHAPES, hint="Or give a folder with config.json")
-        path = pulled.path
-    parts, rounded = of_folder(path, family)
-    return pulled.manifest.name if pulled else path.name, parts, rounded
+    if (path / "config.json").is_file():
+        return path.resolve().name, *of_folder(path, family)
+    entry = lookup(name, "model")
+    pulled = None
+    if entry is not None or lookup(name) is None:
+        pulled = store.get(app.config, name if entry is None else entry.name)
+    if pulled is not None:
+        return pulled.manifest.name, *of_folder(pulled.path, family)
+    known = published(name)
+    if known is None:
+        raise _unknown(name, path)
+    parts = replace(of_shape(known[1]), table=TABLES.get(known[0]))
+    return known[0], parts, QUANTISED.get(known[0])
+
+
+def _unknown(name: str, path: Path) -> UsageError:
+    from ..models.published import SHAPES
+
+    if lookup(name, "encoder") is not None:
+        return UsageError(f"{name!r} is an encoder; plans are for chat models")
+    if path.is_dir():
+        return UsageError(f"{path} holds no config.json; give the folder of a model")
+    if path.exists():
+        return UsageError(f"{path} is a file; give the folder of a model, with its config.json")
+    return UnknownNameError("model", name, SHAPES, hint="Or give a folder with config.json")
+
+
+_FOR = {
+    **{"rank": ("--rank", "lora"), "targets": ("--targets", "lora")},
+    **{"prefix": ("--pre-seq-len", "ptuning"), "checkpointing": ("--checkpointing", "")},
+    **{"optimizer": ("--optimizer", ""), "loss_dtype": ("--loss-dtype", "")},
+}
+"""What only training takes, as it is written, and the kind that alone does; empty: all do."""
+
+
+def _refuse_unused(given: dict[str, Any]) -> None:
+    train = given["train"]
+    for name, (flag, kind) in _FOR.items():
+        if given[name] is not None and (train is None or kind not in train):
+            wanted = kind or "lora, full or ptuning"
+            raise UsageError(f"{flag} is only for training; with it goes --train {wanted}")
 
 
 def _forecast(parts: Anatomy, rounded: str | None, given: dict[str, Any]) -> Forecast:
-    from ..runtime.demand import Job
-    from ..runtime.devices import here, parse_cards, parse_size
-    from ..runtime.pages import available_memory
     from ..runtime.planning import forecast
 
-    devices = here() if given["gpus"] is None else parse_cards(given["gpus"])
-    names = (*_JOB, "optimizer", "loss_dtype")
-    job = Job(
-        **{"dtype": "float32" if devices[0].is_processor else "float16"} | given_of(given, names)
-    )
-    if rounded is not None and job.quantize is None and job.train != "full":
-        job = replace(job, quantize=rounded)
+    _refuse_unused(given)
+    devices, spare = _devices(given["gpus"], given["cpu_memory"])
+    job = _job_of(given, rounded, "float32" if devices[0].is_processor else "float16")
+    return forecast(parts, job, devices, split=_split(given["split"]), spare=spare)
+
+
+def _devices(gpus: str | None, memory: str | None) -> tuple[list[Device], int]:
+    """Return what a plan is for, and the bytes of the processor's memory."""
+    from ..runtime.devices import here, parse_cards, parse_size
+    from ..runtime.pages import available_memory
+
+    devices = here() if gpus is None else parse_cards(gpus)
+    spare = available_memory() if memory is None else parse_size(memory)
+    return [replace(each, size=spare) if each.is_processor else each for each in devices], spare
+
+
+def _job_of(given: dict[str, Any], rounded: str | None, dtype: str) -> Job:
+    from ..runtime.demand import Job
+
+    said = {"dtype": dtype} | given_of(given, (*_JOB, "optimizer", "loss_dtype"))
+    if said.get("train") == "qlora":
+        said = {"quantize": rounded or "int4"} | said | {"train": "lora"}
+    if rounded is not None and said.get("train") != "full":
+        said = {"quantize": rounded} | said
     if given["targets"] is not None:
-        job = replace(job, targets=tuple(each.strip() for each in given["targets"].split(",")))
-    spare = given["cpu_memory"]
-    return forecast(
-        parts,
-        job,
-        devices,
-        split=_split(given["split"]),
-        spare=available_memory() if spare is None else parse_size(spare),
-    )
+        said["targets"] = tuple(each.strip() for each in given["targets"].split(","))
+    return Job(**said)
 
 
 def _split(text: str | None) -> tuple[int, ...]:
@@ -170,7 +227,7 @@ def _lines(name: str, found: Forecast) -> Iterator[str]:
     yield ""
     yield found.verdict
     if not found.placement.runs or not found.job.train:
-        yield from costs(placed)
+        yield from costs(placed, quantize=found.job.quantize)
     if not placed.fits and not found.helps:
         yield "no flag makes it fit here: a smaller model or a larger card would"
     if found.helps:

@@ -35,6 +35,7 @@ _SECOND = GlmConfig(
     qkv_bias=True,
 )
 _FOURTH = replace(_SECOND, vocab_size=151_552, layers=40)
+_FOURTH_0414 = replace(_FOURTH, context_length=32_768, sandwich=True)
 _EDGE = replace(
     _SECOND,
     vocab_size=59_264,
@@ -73,6 +74,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         "glm-4-9b-chat-hf": replace(_FOURTH, context_length=131_072),
         "glm-4-9b-chat-1m": replace(_FOURTH, kv_heads=4, context_length=1_048_576),
         "glm-4-9b-chat-1m-hf": replace(_FOURTH, kv_heads=4, context_length=1_048_576),
+        **dict.fromkeys(("glm4-0414", "glm-4-9b-0414"), _FOURTH_0414),
         "glm-edge-1.5b-chat": _EDGE,
         "glm-edge-4b-chat": replace(
             _EDGE, hidden_size=3_072, ffn_size=8_192, layers=40, heads=24, kv_heads=6
@@ -82,9 +84,17 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
 """By the names of the catalog, and by those of the families."""
 
 QUANTISED = MappingProxyType(
-    {"chatglm-6b-int8": "int8", "chatglm-6b-int4": "int4", "chatglm2-6b-int4": "int4"}
+    {
+        "smollm2-135m-instruct": "int4",
+        **{"chatglm-6b-int8": "int8", "chatglm-6b-int4": "int4", "chatglm2-6b-int4": "int4"},
+    }
 )
-"""What was published with rounded weights."""
+"""What was published, or is kept here, with rounded weights."""
+
+ROUNDED_TABLE = 1 + 2 / 32
+"""Bytes of a number of a token table in glmkit's own layout: int8, a scale for each 32."""
+TABLES = MappingProxyType({"smollm2-135m-instruct": ROUNDED_TABLE})
+"""Bytes of a number of the token table, where it is rounded too."""
 
 
 def published(name: str) -> tuple[str, Shape] | None:

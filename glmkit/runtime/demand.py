@@ -24,7 +24,7 @@ OPTIMIZERS = {"adamw": None, "adamw_8bit": 1}
 """Bytes of a number of AdamW's two states; None: as the weights."""
 QUANTIZATIONS = ("int8", "int4")
 PER_PASS = 2_048
-"""Prompt tokens that run together; a longer prompt runs whole."""
+"""Prompt tokens that run together; longer prompts come in in pieces, ChatGLM-6B's run whole."""
 _EXACT = 4
 """Bytes of single precision: what adapters are trained in, norms and scores are computed in."""
 
@@ -147,20 +147,22 @@ class Demand:
         return held + Parts(activations=max(inside, self.loss if last else 0))
 
 
-def demand(parts: Anatomy, job: Job, *, table: int | None = None) -> Demand:
+def demand(parts: Anatomy, job: Job, *, table: float | None = None) -> Demand:
     """Return what each part of a model takes in a job.
 
-    :param table: bytes of a number of the token table; None: of the job's dtype.
+    :param table: bytes of a number of the token table; None: as it lies rounded, or of the job's
+        dtype.
     """
     size = SIZES[job.dtype]
-    table = size if table is None else table
+    table = (table or parts.table or size) if job.quantize else (table or size)
     head = parts.head.size(size, None if job.quantize is None else "int8")
     tied = parts.config.tied_head and job.quantize is None and table == size
     trained = _full(job) if job.train == "full" else Parts()
     small = _beside(parts, job)
     return Demand(
         layers=parts.config.layers,
-        embedding=Parts(weights=table * parts.scores) + trained * (0 if tied else parts.scores),
+        embedding=Parts(weights=int(table * parts.scores))
+        + trained * (0 if tied else parts.scores),
         layer=Parts(
             weights=parts.layer.size(size, job.quantize),
             cache=0 if job.train else size * cached_per_token(parts.config) * job.tokens,
@@ -245,7 +247,7 @@ def _inside(parts: Anatomy, job: Job) -> int:
     config, size = parts.config, SIZES[job.dtype]
     h, f = config.hidden_size, _forward_size(parts)
     if not job.train:
-        tokens = min(job.tokens, max(PER_PASS, job.length))
+        tokens = min(job.tokens, max(PER_PASS, job.length) if parts.whole else PER_PASS)
         forward = size * (5 * h + (3 if _gated(parts) else 2) * f)
         normed = size * 3 * h + (0 if size == _EXACT else 2 * _EXACT * h)
         return tokens * (max(forward, normed) + job.length)  # a byte for who sees whom

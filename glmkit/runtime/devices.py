@@ -203,9 +203,13 @@ def _too_large(placed: Placement) -> str:
     )
 
 
-def costs(placed: Placement) -> list[str]:
-    """Say what it costs that layers are not where they are computed, a line for each place."""
+def costs(placed: Placement, *, quantize: str | None = None) -> list[str]:
+    """Say what it costs that layers are not where they are computed, a line for each place.
+
+    :param quantize: how the weights are rounded already.
+    """
     lines = []
+    advice = "" if quantize == "int4" else "--quantize int4, "
     for kept, where, size, speed in (
         (CPU, "in the processor's memory", placed.carried.weights, _LINK),
         ("disk", "on the disk", placed.on_disk, _DISK),
@@ -216,6 +220,6 @@ def costs(placed: Placement) -> list[str]:
                 f"{count} of {len(placed.homes)} layers ({readable(size)}) have no room and "
                 f"stay {where}: every pass brings them in again, which takes about "
                 f"{size / speed:.2g} s for each token of an answer (at {speed / 1e9:g} GB/s); "
-                "--quantize int4, another device or a smaller model is faster"
+                f"{advice}another device or a smaller model is faster"
             )
     return lines

@@ -176,14 +176,19 @@ def _unknown(
         )
     theirs = sorted({stem.rpartition(".")[2] for stem in unknown})
     ours = sorted({stem.rpartition(".")[2] for stem in known})
-    matching = "none of its" if len(unknown) == len(adapter.parts) else f"{len(unknown)} of its"
+    if len(unknown) < len(adapter.parts):
+        return (
+            f"adapter {adapter.name!r} does not fit{said}: {len(unknown)} of its "
+            f"{len(adapter.parts)} modules do not exist in this model, such as {unknown[0]}; "
+            "nothing was loaded"
+        )
+    alike = set(theirs) <= set(ours)
+    why = f"here they are elsewhere, such as {next(iter(known.values()))[0]}"
+    if not alike:
+        why = f"it changes {', '.join(theirs)}, this model has {', '.join(ours)}"
     return (
-        f"adapter {adapter.name!r} was made for another architecture{said}: {matching} "
-        f"{len(adapter.parts)} modules exist here, such as {unknown[0]}; it changes "
-        f"{', '.join(theirs)}, this model has {', '.join(ours)}"
-        if matching.startswith("none")
-        else f"adapter {adapter.name!r} does not fit{said}: {matching} {len(adapter.parts)} "
-        f"modules do not exist in this model, such as {unknown[0]}; nothing was loaded"
+        f"adapter {adapter.name!r} was made for another architecture{said}: none of its "
+        f"{len(adapter.parts)} modules exist here, such as {unknown[0]}; {why}"
     )
 
 

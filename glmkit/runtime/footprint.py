@@ -73,6 +73,10 @@ class Anatomy:
     """Numbers of a P-Tuning prefix."""
     linears: dict[str, tuple[int, int]] = field(default_factory=dict)
     """The linears of one block by the last part of their names: columns, rows."""
+    whole: bool = False
+    """Prompts run whole; those of other models come in in pieces."""
+    table: float | None = None
+    """Bytes of a number of the token table, where it lies rounded too; None: as the others."""
 
     @property
     def scores(self) -> int:
@@ -85,7 +89,7 @@ def anatomy(model: CausalModel) -> Anatomy:
 
     :param model: on the meta device.
     """
-    found = Anatomy(model.config)
+    found = Anatomy(model.config, whole=not model.REUSABLE)
     for stem, module in leaves(model):
         if stem == model.EMBEDDING:
             continue

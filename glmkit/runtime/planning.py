@@ -10,7 +10,7 @@ import torch
 
 from ..errors import UsageError
 from ..models.layouts import located, read_model
-from ..models.published import Shape, architecture
+from ..models.published import ROUNDED_TABLE, Shape, architecture
 from .demand import Job, demand
 from .footprint import Anatomy, anatomy
 from .memory import readable
@@ -87,15 +87,19 @@ class _Site:
             return place(needed, self.devices, spare=spare, carry=carry and job.train is None)
         if len(split) != len(self.devices) or sum(split) != needed.layers or min(split) < 0:
             raise UsageError(
-                f"the split {','.join(map(str, split))} is for {len(split)} devices and "
-                f"{sum(split)} layers; there are {len(self.devices)} devices and {needed.layers} "
-                "layers"
+                f"the split {','.join(map(str, split))} is for {_counted(len(split))} and "
+                f"{sum(split)} layers; the plan has {_counted(len(self.devices))} and "
+                f"{needed.layers} layers"
             )
         return placed_by(needed, self.devices, split)
 
     def fits(self, job: Job) -> bool:
         """Tell whether all layers of a job find room where they are computed."""
         return self.placed(job, carry=False).fits
+
+
+def _counted(devices: int) -> str:
+    return f"{devices} device{'' if devices == 1 else 's'}"
 
 
 _UNSPLIT = "leave out --split"
@@ -210,4 +214,6 @@ def of_folder(folder: Path, family: str | None = None) -> tuple[Anatomy, str | N
     bits = bits or (own.get("bits") if isinstance(own, dict) else None)
     with torch.device("meta"):
         parts = anatomy(found.layout.model(found.config))
+    if isinstance(own, dict) and own.get("quant_method") == "glmkit":
+        parts.table = ROUNDED_TABLE
     return parts, f"int{bits}" if bits in (4, 8) else None
