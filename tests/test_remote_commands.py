@@ -55,6 +55,17 @@ def test_a_batch_from_the_command_line(named, tmp_path, capsys):
     assert "another" in capsys.readouterr().err
 
 
+def test_extra_fields_count_but_are_not_written_down(named, tmp_path, capsys):
+    settings = tmp_path / "glmkit.toml"
+    command = ["--config", str(settings), "batch", str(prompts(tmp_path, 2)), "-o", "out.jsonl"]
+    for token, status in (("topsecret-1", 0), ("topsecret-1", 0), ("topsecret-2", 2)):
+        settings.write_text(f'engine = "openai"\n[openai.extra]\nproxy_token = "{token}"\n')
+        assert main(command) == status
+    assert {each["proxy_token"] for each in named.asked} == {"topsecret-1"}
+    assert "another extra of requests" in (said := capsys.readouterr().err)
+    assert "topsecret" not in Path(".out.jsonl.job.json").read_text() + said
+
+
 def test_adapters_of_rows_are_models_of_the_server(named, tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text(
