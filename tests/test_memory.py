@@ -11,6 +11,7 @@ import torch
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime import loading, pages
 from glmkit.runtime.loading import load_local
+from glmkit.runtime.memory import readable
 from glmkit.runtime.weights import Weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -146,3 +147,18 @@ def test_what_would_fill_memory_keeps_its_half_precision(tmp_path, monkeypatch, 
 
 def test_available_memory_is_told():
     assert 1 << 20 < pages.available_memory() <= 1 << 45
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1536, "1.50 KiB"),
+        (1023 << 20, "1023 MiB"),
+        (99.5 * 2**30, "99.50 GiB"),
+        (1500 << 30, "1500 GiB"),
+    ],
+)
+def test_sizes_are_written_in_the_unit_that_shows_them(size, text):
+    assert readable(size) == text
