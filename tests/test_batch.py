@@ -188,8 +188,11 @@ def test_an_array_is_read_element_by_element(tmp_path, monkeypatch, block):
     assert count_rows(source) == 0
 
 
+_VALUES = st.text('a"\\\\[]{}, 你\n')
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.recursive(st.none() | st.integers() | st.text(), st.lists)), st.integers(1, 9))
+@given(st.lists(_VALUES | st.lists(_VALUES) | st.dictionaries(_VALUES, _VALUES)), st.integers(1, 9))
 def test_any_array_is_read_as_json_does(values, block):
     text = json.dumps(values).encode()
     pieces = [text[at : at + block] for at in range(0, len(text), block)]
