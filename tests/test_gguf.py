@@ -266,10 +266,10 @@ def test_the_default_cuts_text_as_transformers_does(twins):
 
 
 @pytest.mark.defaults
-def test_the_default_knows_the_capital_of_france(default_model_path):
+def test_the_default_knows_the_capital_of_japan(default_model_path):
     model = load_local(default_model_path)
     options = GenerationOptions(max_tokens=24, temperature=0)
-    reply = model.reply([{"role": "user", "content": "What is the capital of France?"}], options)
-    assert "Paris" in reply.text
+    reply = model.reply([{"role": "user", "content": "What is the capital of Japan?"}], options)
+    assert "Tokyo" in reply.text
     assert reply.finish_reason == "stop"
     assert json.loads((default_model_path / "glmkit.json").read_text())["chat_format"] == "chatml"
