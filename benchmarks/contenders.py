@@ -42,8 +42,10 @@ class Contenders:
             worker.close()
 
     def running(self, *names: str) -> dict[str, Worker]:
-        """Return those of the named that can run here."""
+        """Return those of the named that can run here, and have not ended."""
         for name in names:
+            if name in self._running and self._running[name].ended:
+                self.record.absent[name] = self._running.pop(name).ended or ""
             if name not in self._running and name not in self.record.absent:
                 try:
                     self._running[name] = self.start(name)
@@ -77,19 +79,38 @@ class Contenders:
     def prompts(self, texts: list[str]) -> list[dict[str, Any]]:
         """Return the prompt of each question: ``ids`` and ``text``.
 
-        Each call puts another system message first, so that nobody has computed the prompts before.
+        Each begins with a number of its own, so that nobody has computed it before, nor begun it
+        for another one.
         """
-        system = {"role": "system", "content": f"Run {next(self._runs)}: you answer briefly."}
-        return [self.prompt([system, {"role": "user", "content": text}]) for text in texts]
+        run = next(self._runs)
+        return [
+            self.prompt([_numbered(run, at), {"role": "user", "content": text}])
+            for at, text in enumerate(texts)
+        ]
 
     def prompt(self, messages: list[dict[str, str]]) -> dict[str, Any]:
         """Return the prompt of a conversation: ``ids`` and ``text``."""
-        found: dict[str, Any] = self.running(OURS)[OURS].ask("prompt", messages=messages)
+        found: dict[str, Any] = self.ours().ask("prompt", messages=messages)
         return found
+
+    def ours(self) -> Worker:
+        """Return glmkit's process.
+
+        :raises AbsentError: if it ended.
+        """
+        running = self.running(OURS)
+        if OURS not in running:
+            raise AbsentError(self.record.absent[OURS])
+        return running[OURS]
 
     def versions(self) -> dict[str, Any]:
         """Return what each contender says about itself."""
-        return {name: worker.ask("about") for name, worker in self._running.items()}
+        return {name: each.ask("about") for name, each in self.running(*self._running).items()}
+
+
+def _numbered(run: int, at: int) -> dict[str, str]:
+    """Return a system message of a prompt's own."""
+    return {"role": "system", "content": f"{run}.{at}: answer briefly."}
 
 
 def batched(name: str) -> str:

@@ -142,7 +142,9 @@ class Bench:
                 for way in ways.values():
                     way(rows)  # warm up
                 runs = {name: lambda way=way, rows=rows: way(rows) for name, way in ways.items()}
-                self.record.add(f"{rows} rows", take_turns(runs, ROUNDS), "tokens/s")
+                self.record.add(
+                    f"{rows} rows", take_turns(runs, ROUNDS, self.record.absent), "tokens/s"
+                )
             self._prefill(model)
 
     def rounded(self, folder: Path, bits: str) -> None:

@@ -37,7 +37,18 @@ _ASKED = (
 _SUBJECTS = (
     *("rivers", "lighthouses", "volcanoes", "tides", "glaciers", "deserts", "coral reefs"),
     *("bicycles", "sailing ships", "steam engines", "bridges", "clocks", "printing", "maps"),
-    *("bees", "owls", "whales", "mushrooms", "oak trees", "potatoes", "salt", "bread", "tea"),
+    *(
+        "bees",
+        "owls",
+        "whales",
+        "mushrooms",
+        "oak trees",
+        "potatoes",
+        "salt",
+        "bread",
+        "tea",
+        "snow",
+    ),
     *("chess", "violins", "choirs", "museums", "libraries", "elections", "money", "taxes"),
 )
 

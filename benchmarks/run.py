@@ -19,6 +19,7 @@ import sections
 from contenders import Contenders
 from prepare import default_folder
 from record import ROOT, Record
+from worker import AbsentError
 
 SECTIONS = {
     "loading": sections.loading,
@@ -40,7 +41,10 @@ def main() -> None:
         )
         with contenders:
             for name in options.only:
-                SECTIONS[name](contenders, plan, record)
+                try:
+                    SECTIONS[name](contenders, plan, record)
+                except AbsentError as error:  # without glmkit itself a section has no sense
+                    record.absent[name] = str(error)
             record.versions = contenders.versions()
     for name, why in record.absent.items():
         print(f"absent: {name}: {why}")

@@ -44,7 +44,7 @@ class Plan:
 FULL = Plan(
     rounds=5,
     single_tokens=128,
-    batches=((8, 3), (64, 3), (256, 1)),
+    batches=((8, 3), (64, 3), (256, 2)),
     tokens=64,
     slow_prompts={"one by one": 4, "padded 8": 8, "padded 32": 32, "continuous": 32},
     turns=10,
@@ -67,15 +67,23 @@ QUICK = Plan(
 Way = Callable[[], float]
 
 
-def take_turns(ways: dict[str, Way], rounds: int) -> Rounds:
-    """Let everyone run once a round; who begins changes from round to round."""
+def take_turns(ways: dict[str, Way], rounds: int, absent: dict[str, str]) -> Rounds:
+    """Let everyone run once a round; who begins changes from round to round.
+
+    :param absent: who ends on the way, and why, goes here, and takes no more turns.
+    """
     names = list(ways)
     found: Rounds = {name: [] for name in names}
     for round_ in range(rounds):
         start = round_ % len(names)
         for name in names[start:] + names[:start]:
-            found[name].append(ways[name]())
-    return found
+            if name in absent:
+                continue
+            try:
+                found[name].append(ways[name]())
+            except AbsentError as error:
+                absent[name] = str(error)
+    return {name: each for name, each in found.items() if each}
 
 
 def speed(found: dict[str, float]) -> float:
@@ -86,14 +94,16 @@ def speed(found: dict[str, float]) -> float:
 def single(contenders: Contenders, plan: Plan, record: Record) -> None:
     """One stream: a short question, answered at some length."""
     workers = contenders.running(OURS, OPENVINO, *map(peer, DTYPES))
+    warm: dict[str, Way] = {}
     ways: dict[str, Way] = {}
     for name, worker in workers.items():
         form = "text" if name == OPENVINO else "ids"
         more = {} if name in (OURS, OPENVINO) else {"size": 1}
         run = partial(_decoded, contenders, worker, [QUESTION], form=form, **more)
-        run(tokens=8)  # warm up
+        warm[name] = partial(run, tokens=8)
         ways[name] = partial(run, tokens=plan.single_tokens)
-    record.add("single stream", take_turns(ways, plan.rounds), SPEED)
+    take_turns(warm, 1, record.absent)
+    record.add("single stream", take_turns(ways, plan.rounds, record.absent), SPEED)
 
 
 def batch(contenders: Contenders, plan: Plan, record: Record) -> None:
@@ -105,36 +115,41 @@ def batch(contenders: Contenders, plan: Plan, record: Record) -> None:
         "from": where,
         "tokens": {"median": statistics.median(tokens), "most": max(tokens)},
     }
-    quickest = _quickest(contenders, made[:8])
+    quickest = _quickest(contenders, made[:8], record)
     for count, rounds in plan.batches:
         ways = _batch_ways(contenders, texts[:count], quickest, plan)
-        record.add(f"{count} prompts", take_turns(ways, rounds), SPEED)
+        record.add(f"{count} prompts", take_turns(ways, rounds, record.absent), SPEED)
 
 
-def _quickest(contenders: Contenders, made: list[dict[str, Any]]) -> str | None:
-    """Return the dtype that transformers answers a small batch in first."""
+def _quickest(contenders: Contenders, made: list[dict[str, Any]], record: Record) -> str | None:
+    """Return the dtype that transformers answers a small batch in first; None without it."""
     workers = contenders.running(*map(peer, DTYPES))
     ids = [each["ids"] for each in made]
-    for worker in workers.values():
-        worker.ask("decode", prompts=ids, tokens=2, size=len(ids))
-    tried = {
-        name: worker.ask("decode", prompts=ids, tokens=8, size=len(ids))["seconds"]
-        for name, worker in workers.items()
-    }
+
+    def taking(worker: Worker, tokens: int) -> float:
+        seconds: float = worker.ask("decode", prompts=ids, tokens=tokens, size=len(ids))["seconds"]
+        return seconds
+
+    warm = {name: partial(taking, worker, 2) for name, worker in workers.items()}
+    ways = {name: partial(taking, worker, 8) for name, worker in workers.items()}
+    take_turns(dict(warm), 1, record.absent)
+    tried = take_turns(dict(ways), 1, record.absent)
     return min(tried, key=tried.__getitem__, default=None)
 
 
 def _batch_ways(
     contenders: Contenders, texts: list[str], quickest: str | None, plan: Plan
 ) -> dict[str, Way]:
+    warm: dict[str, Way] = {}
     ways: dict[str, Way] = {}
     for name, worker in contenders.running(OURS, batched(OPENVINO)).items():
         form = "ids" if name == OURS else "text"
         run = partial(_decoded, contenders, worker, texts, form=form)
-        run(tokens=2)  # warm up
+        warm[name] = partial(run, tokens=2)
         ways[name] = partial(run, tokens=plan.tokens)
-    if quickest is not None:
-        worker = contenders.running(quickest)[quickest]
+    take_turns(warm, 1, contenders.record.absent)
+    worker = contenders.running(quickest).get(quickest) if quickest else None
+    if worker is not None:
         for way, what, more in _SLOW_WAYS:
             few = texts[: plan.slow_prompts[way]]
             if more.get("size", 0) > len(few) or (way == "padded 8" and len(texts) > 8):
@@ -162,49 +177,68 @@ def _decoded(
     **given: object,
 ) -> float:
     """Let a contender answer questions; the prompts are made before the clock runs."""
-    made = [each[form] for each in contenders.prompts(texts)]
-    return speed(worker.ask(what, prompts=made, **given))
+    made = contenders.prompts(texts)
+    found = worker.ask(what, prompts=[each[form] for each in made], **given)
+    if form == "text":
+        _check_length(found["prompt"], [len(each["ids"]) for each in made])
+    return speed(found)
+
+
+def _check_length(seen: int, lengths: list[int]) -> None:
+    """Refuse figures of prompts that a contender has split otherwise, but for a mark before each.
+
+    :raises ValueError: if it saw other tokens than the others.
+    """
+    if not sum(lengths) <= seen <= sum(lengths) + len(lengths):
+        raise ValueError(f"prompts of {sum(lengths)} tokens were taken for {seen}")
 
 
 def chat(contenders: Contenders, plan: Plan, record: Record) -> None:
     """Time to the first token of a chat's last turn, which asks what the first turn asked."""
-    workers = contenders.running(OURS, OPENVINO, *map(peer, DTYPES))
-    ours, first, last = workers.pop(OURS), "turn 1", f"turn {plan.turns}"
+    ours, numbers = contenders.ours(), itertools.count()
     asked = [QUESTION, *(CHAT * plan.turns)[: plan.turns - 2], QUESTION]
-    found: Rounds = {first: [], last: []}
-    recomputed: Rounds = {OURS: [], f"{OURS}, nothing kept": []}
-    for round_ in range(-1, plan.chats):  # the first one warms up
-        messages, times = _conversation(ours, asked, round_, plan.tokens)
-        again = ours.ask("turn", messages=[_system(1000 + round_), *messages[1:]], tokens=1)
-        if round_ >= 0:
-            found[first].append(times[0])
-            found[last].append(times[-1])
-            recomputed[OURS].append(times[-1])
-            recomputed[f"{OURS}, nothing kept"].append(again["first"])
-    record.settings["chat"] = {"turns": plan.turns, "tokens at last": again["prompt"]}
-    record.add("chat, glmkit alone", found, FIRST, over=first)
-    fresh = itertools.count(2000)
-    ways: dict[str, Way] = {}
-    for name, worker in workers.items():
+    first, last = "turn 1", f"turn {plan.turns}"
+    messages, _ = _conversation(ours, asked, next(numbers), plan.tokens)  # warms up, too
+    firsts: list[float] = []
 
-        def run(name: str = name, worker: Worker = worker) -> float:
-            prompt = contenders.prompt([_system(next(fresh)), *messages[1:]])
-            given = {"prompt": prompt["text"]} if name == OPENVINO else {"ids": prompt["ids"]}
-            first: float = worker.ask("turn", **given)["first"]
-            return first
+    def kept() -> float:
+        _, times = _conversation(ours, asked, next(numbers), plan.tokens)
+        firsts.append(times[0])
+        return times[-1]
 
-        run()  # warm up
-        ways[name] = run
-    recomputed |= take_turns(ways, plan.chats)
-    if OPENVINO in workers:
-        kept = [
-            workers[OPENVINO].ask(
-                "chat", system=_system(each)["content"], asked=asked, tokens=plan.tokens
-            )
-            for each in range(plan.chats)
-        ]
-        recomputed[f"{OPENVINO}, its chat mode"] = [times[-1] for times in kept]
-    record.add(f"chat, {last}", recomputed, FIRST)
+    def anew() -> list[dict[str, str]]:
+        return [_system(next(numbers)), *messages[1:]]
+
+    ways: dict[str, Way] = {
+        OURS: kept,
+        f"{OURS}, nothing kept": lambda: ours.ask("turn", messages=anew(), tokens=1)["first"],
+    }
+    prompt = contenders.prompt(messages)
+    quickest = _quickest(contenders, [prompt], record)
+    for name, worker in contenders.running(OPENVINO, *([quickest] if quickest else [])).items():
+        ways[name] = partial(_first, contenders, worker, anew, name == OPENVINO)
+    openvino = contenders.running(OPENVINO).get(OPENVINO)
+    if openvino is not None:
+        said = {"asked": asked, "tokens": plan.tokens}
+        ways[f"{OPENVINO}, its chat mode"] = lambda: openvino.ask(
+            "chat", system=_system(next(numbers))["content"], **said
+        )[-1]
+    unkept = {name: way for name, way in ways.items() if way is not kept}
+    take_turns(unkept, 1, record.absent)  # warms the others up
+    found = take_turns(ways, plan.chats, record.absent)
+    record.settings["chat"] = {"turns": plan.turns, "tokens at last": len(prompt["ids"])}
+    record.add("chat, glmkit alone", {first: firsts, last: found[OURS]}, FIRST, over=first)
+    record.add(f"chat, {last}", found, FIRST)
+
+
+def _first(
+    contenders: Contenders, worker: Worker, anew: Callable[[], list[dict[str, str]]], text: bool
+) -> float:
+    """Return when the first token of an answer comes, of a prompt that nobody has seen."""
+    prompt = contenders.prompt(anew())
+    given = {"prompt": prompt["text"]} if text else {"ids": prompt["ids"]}
+    found: float = worker.ask("turn", **given)["first"]
+    return found
 
 
 def _system(number: int) -> dict[str, str]:
@@ -238,12 +272,12 @@ def loading(contenders: Contenders, plan: Plan, record: Record) -> None:
                     if state == "cold":
                         forget_pages(contenders.files(name))
                     worker = contenders.start(name)
+                    rounds.setdefault(name, []).append(worker.ready_s)
+                    if state == "warm":
+                        peaks.setdefault(name, []).append(_peak(worker, name, prompt))
                 except AbsentError as error:
                     record.absent[name] = str(error)
                     break
-                rounds.setdefault(name, []).append(worker.ready_s)
-                if state == "warm":
-                    peaks.setdefault(name, []).append(_peak(worker, name, prompt))
                 worker.close()
     for state, rounds in loads.items():
         record.add(f"start and load, {state} page cache", rounds, LOAD)
@@ -260,7 +294,7 @@ def _peak(worker: Worker, name: str, prompt: dict[str, Any]) -> float:
 
 def plugins(contenders: Contenders, plan: Plan, record: Record) -> None:
     """What the installed plugins, asked and with nothing to add, cost an answer."""
-    worker = contenders.running(OURS)[OURS]
+    worker = contenders.ours()
     pairs = worker.ask("plugins", rounds=plan.plugin_rounds, tokens=plan.tokens, question=QUESTION)
     alone, beside = ([each[at] for each in pairs] for at in (0, 1))
     found = {"no plugins": alone, "the installed plugins": beside}

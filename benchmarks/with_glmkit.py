@@ -22,12 +22,12 @@ class Contender:
         self.model = load_local(Path(folder))
 
     def prompt(self, messages: list[dict[str, str]]) -> dict[str, Any]:
-        """Return the prompt of a conversation, as token ids and as text."""
+        """Return the prompt of a conversation, as token ids and as text with its special tokens."""
         from glmkit.types import Message
 
         turns = [Message.of(each) for each in messages]
         ids = list(self.model._renderer.render(turns, room=self.model.context_length).ids)
-        return {"ids": ids, "text": self.model.tokenizer.decode(ids)}
+        return {"ids": ids, "text": self.model.tokenizer.decode(ids, skip_special=False)}
 
     def decode(self, prompts: list[list[int]], tokens: int) -> dict[str, float]:
         """Decode greedily, all prompts side by side; no stop ids, so that all runs are as long."""

@@ -24,6 +24,7 @@ class Contender:
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_seqs, scheduler.max_num_batched_tokens = rows, 2048
         scheduler.cache_size = 2  # GB
+        scheduler.enable_prefix_caching = True
         self.pipe = openvino_genai.LLMPipeline(gguf, "CPU", scheduler_config=scheduler)
 
     def _config(self, tokens: int) -> Any:  # noqa: ANN401

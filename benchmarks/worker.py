@@ -9,6 +9,7 @@ This file imports the standard library only: contenders may live in environments
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -68,6 +69,8 @@ class Worker:
     """
 
     def __init__(self, program: str, *, python: str = sys.executable, **given: object) -> None:
+        self.ended: str | None = None
+        """What it said last, if it ended by itself."""
         self._errors = tempfile.TemporaryFile()
         command = [python, str(HERE / program), json.dumps(given, default=str)]
         started = time.perf_counter()
@@ -86,27 +89,40 @@ class Worker:
             raise AbsentError(first["absent"])
 
     def ask(self, what: str, **given: object) -> Any:  # noqa: ANN401
-        """Return the answer of one method."""
+        """Return the answer of one method.
+
+        :raises AbsentError: if the process ended, now or before.
+        """
+        if self.ended is not None:
+            raise AbsentError(self.ended)
         assert self._process.stdin
-        self._process.stdin.write(json.dumps({"do": what, **given}).encode() + b"\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps({"do": what, **given}).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # it was ended while it waited; what it said is read below
+            pass
         return self._answer()
 
     def _answer(self) -> Any:  # noqa: ANN401
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait()
-            self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace").strip().splitlines()
-            self.close()
-            raise AbsentError(said[-1] if said else "its process ended")
+            raise AbsentError(self._last_words())
         return json.loads(line)
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines()
+        self.ended = said[-1] if said else f"its process ended with {code}"
+        self.close()
+        return self.ended
 
     def close(self) -> None:
         """End the process."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
         self._process.wait()
         self._errors.close()

@@ -38,14 +38,52 @@ def test_ratios_are_taken_within_rounds_and_above_one_is_better(bench, tmp_path,
 def test_everyone_takes_a_turn_in_each_round(bench):
     order = []
     ways = {name: lambda name=name: order.append(name) or 1.0 for name in "abc"}
-    found = bench("sections").take_turns(ways, 3)
+    found = bench("sections").take_turns(ways, 3, {})
     assert order == list("abcbcacab")
     assert found == {name: [1.0] * 3 for name in "abc"}
 
 
+def test_who_ends_on_the_way_is_absent_and_the_others_go_on(bench, tmp_path):
+    program = tmp_path / "ends.py"
+    program.write_text(
+        "import sys\nprint('{}', flush=True)\ninput()\nprint('1.5', flush=True)\ninput()\n"
+        "sys.exit('the memory ran out')"
+    )
+    worker, absent = bench("worker").Worker(str(program)), {}
+    ways = {"ends": lambda: worker.ask("it"), "stays": lambda: 1.0, "never": None}
+    absent["never"] = "not here"
+    found = bench("sections").take_turns(ways, 3, absent)
+    assert found == {"ends": [1.5], "stays": [1.0] * 3}
+    assert absent == {"never": "not here", "ends": "the memory ran out"}
+    contenders = bench("contenders")
+    record = bench("record").Record(settings={})
+    with contenders.Contenders(tmp_path, tmp_path, record, openvino="none") as running:
+        running._running["glmkit"] = worker
+        assert running.running("glmkit") == {}
+        with pytest.raises(bench("worker").AbsentError, match="the memory ran out"):
+            running.ours()
+
+
+def test_no_prompt_begins_as_another_does(bench, tmp_path, monkeypatch):
+    contenders = bench("contenders")
+    running = contenders.Contenders(tmp_path, tmp_path, None, openvino="none")
+    monkeypatch.setattr(running, "prompt", lambda messages: messages[0]["content"])
+    made = running.prompts(["a"] * 256) + running.prompts(["a"] * 3)
+    assert len({each.partition(":")[0] for each in made}) == 259
+
+
+def test_figures_of_other_prompts_are_refused(bench):
+    check = bench("sections")._check_length
+    check(46, [20, 26])
+    check(48, [20, 26])
+    for seen in (45, 49):
+        with pytest.raises(ValueError, match="46 tokens"):
+            check(seen, [20, 26])
+
+
 def test_questions_are_there_without_any_data(bench, tmp_path):
-    texts, where = bench("prompts").prompts(240, tmp_path)
-    assert (len(set(texts)), where) == (240, "own")
+    texts, where = bench("prompts").prompts(256, tmp_path)
+    assert (len(set(texts)), where) == (256, "own")
 
 
 def test_a_contender_that_is_not_installed_is_absent(bench, monkeypatch):
