@@ -17,7 +17,7 @@ from .options import LOADING, SAMPLING, given_of, model_options, sampling_option
 
 if TYPE_CHECKING:
     from ..app import Glmkit
-    from ..batch.job import Summary
+    from ..batch.job import Job, Summary
     from ..runtime.engines.ray.cluster import Cluster
     from ..servers import Server
     from ..types import ChatModel, Progress
@@ -79,48 +79,51 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @sampling_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @click.pass_obj
-def batch(
-    app: Glmkit,
-    /,
-    source: Path,
-    output: Path,
-    model: str | None,
-    adapters: tuple[str, ...],
-    as_json: bool,
-    **given: Any,  # noqa: ANN401
-) -> None:
+def batch(app: Glmkit, /, as_json: bool, **given: Any) -> None:  # noqa: ANN401
     """Answer every row of a JSONL, JSON, CSV, TSV or Parquet file.
 
     A row is a conversation (messages), a prompt, an alpaca instruction, a request of OpenAI's
     batch API, or any columns with --prompt-template. Its columns are kept beside the answer. Run
     again after an interruption, the job goes on where it stopped.
     """
-    from ..batch.job import Job, check_input, run_job
+    from ..batch.job import check_input, run_job
+
+    _refuse_adapters(given["adapters"], given["adapter_column"], _engine(app, given))
+    job = _job(app, given)
+    total = check_input(job)  # before the model, which may take minutes
+    model = _model(app, given)
+    if _engine(app, given) == "openai":
+        job = replace(job, model=model.name)  # which the server may have been asked for
+    summary = _watched(app, run_job(model, job, total=total))
+    _report(summary, job.output, as_json)
+    if summary.all_failed:
+        click.get_current_context().exit(1)
+
+
+def _job(app: Glmkit, given: dict[str, Any]) -> Job:
+    from ..batch.job import Job
     from ..batch.rows import Reading
 
-    engine = _engine(app, given)
-    _refuse_adapters(adapters, given.get("adapter_column"), engine)
-    job = Job(
-        source,
-        output,
-        model or app.config.model,
+    return Job(
+        given["source"],
+        given["output"],
+        given["model"] or app.config.model,
         Reading(**given_of(given, ("system", "template", "adapter_column"))),
         replace(app.config.generation, **given_of(given, SAMPLING)),
-        adapters=adapters,
+        adapters=given["adapters"],
         loading=_loading(app, given),
         **given_of(given, _JOB),
     )
-    total = check_input(job)  # before the model, which may take minutes
-    alpha = given.pop("adapter_alpha") if adapters else None
-    given["server"] = _server(app, given)
-    loaded = app.load_model(model, **given_of(given, LOADING), cluster=_cluster(app, given))
-    if engine == "openai":
-        job = replace(job, model=loaded.name)  # which the server may have been asked for
-    _put_on(loaded, adapters, alpha)
-    summary = _watched(app, run_job(loaded, job, total=total))
-    _report(summary, output, as_json)
-    if summary.all_failed:
-        click.get_current_context().exit(1)
+
+
+def _model(app: Glmkit, given: dict[str, Any]) -> ChatModel:
+    """Load the model, and the adapters onto it."""
+    adapters, alpha = given["adapters"], given["adapter_alpha"]
+    others = [each for each in LOADING if not (adapters and each == "adapter_alpha")]
+    places = {"server": _server(app, given), "cluster": _cluster(app, given)}
+    model = app.load_model(given["model"], **given_of(given, others) | places)
+    _put_on(model, adapters, alpha)
+    return model
 
 
 _JOB = ("order", "concurrency", "limit", "response_column", "retry_errors")

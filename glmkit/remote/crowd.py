@@ -31,12 +31,9 @@ def answered_by_many(
     :raises ServerError: if going on would only make every row fail.
     """
     done: SimpleQueue[_Done] = SimpleQueue()
-    verdict = _Verdict()
     pool = ThreadPoolExecutor(many, thread_name_prefix="glmkit-remote")
     try:
-        for ended in _ended(pool, answer, iter(asked), many, done):
-            yield from verdict.on(*ended)
-        yield from verdict.last()
+        yield from _Verdict().of(_ended(pool, answer, iter(asked), many, done))
     except GlmkitError:
         # What was answered in the meantime has been paid for.
         yield from _answered(done)
@@ -100,7 +97,16 @@ class _Verdict:
         self._heard = False
         self._answered = False
 
-    def on(self, key: int, ended: Future[Reply]) -> Iterator[Settled]:
+    def of(self, ended: Iterable[_Done]) -> Iterator[Settled]:
+        """Yield what is settled, as questions end.
+
+        :raises ServerError: if going on would only make every row fail.
+        """
+        for key, each in ended:
+            yield from self._on(key, each)
+        yield from self._last()
+
+    def _on(self, key: int, ended: Future[Reply]) -> Iterator[Settled]:
         """Take one ended question; yield what is settled by it.
 
         :raises ServerError: if it shows that no other would fare better.
@@ -124,7 +130,7 @@ class _Verdict:
         self._doubtful.clear()
         yield key, result
 
-    def last(self) -> Iterator[Settled]:
+    def _last(self) -> Iterator[Settled]:
         """Yield what is left when there are no more questions."""
         if self._doubtful and not self._heard:
             raise self._stopping()

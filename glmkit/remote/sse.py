@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from ..errors import ServerError
@@ -29,16 +30,14 @@ def events(blocks: Iterable[bytes]) -> Iterator[Event]:
 
     :raises ServerError: if a line or an event never ends.
     """
-    name, data = "", list[str]()
-    size = 0
-    for line in _lines(blocks):
+    name, data, size = "", list[str](), 0
+    for line in chain(_lines(blocks), [""]):
         if not line:
             if data:
                 yield Event(name, "\n".join(data))
             name, data, size = "", [], 0
             continue
-        key, _, value = line.partition(":")
-        value = value.removeprefix(" ")
+        key, value = _field(line)
         size += len(value)
         _check(size)
         if key == "data":
@@ -47,8 +46,11 @@ def events(blocks: Iterable[bytes]) -> Iterator[Event]:
             name = value
         elif key == "error":  # not in the standard, but llama-server's way to fail
             yield Event("error", value)
-    if data:
-        yield Event(name, "\n".join(data))
+
+
+def _field(line: str) -> tuple[str, str]:
+    key, _, value = line.partition(":")
+    return key, value.removeprefix(" ")
 
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[str]:
