@@ -250,7 +250,9 @@ def _inside(parts: Anatomy, job: Job) -> int:
         tokens = min(job.tokens, max(PER_PASS, job.length) if parts.whole else PER_PASS)
         forward = size * (5 * h + (3 if _gated(parts) else 2) * f)
         normed = size * 3 * h + (0 if size == _EXACT else 2 * _EXACT * h)
-        return tokens * (max(forward, normed) + job.length)  # a byte for who sees whom
+        # Where no kernel of ours does attention: who sees whom, as numbers that are added.
+        attention = size * (4 * h + parts.linears["query_key_value"][1] + job.length)
+        return tokens * (max(forward, normed, attention) + job.length)  # a byte for who sees whom
     backward = job.tokens * size * (3 * f + h if _gated(parts) else 2 * (f + h))
     return backward + (_saved(parts, job) if job.checkpointing else 0)
 
