@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
+from torch.nn.modules.module import register_module_forward_hook
 
 from glmkit.models.glm import Glm, GlmConfig, rotations
 from glmkit.models.tiny import tiny_checkpoint
@@ -260,7 +261,7 @@ def test_all_blocks_at_once_give_the_same_bits(small, monkeypatch):
 
 
 @own
-def test_blocks_run_one_by_one_where_something_changed(small):
+def test_blocks_run_one_by_one_where_something_changed(small, monkeypatch):
     model = copy.deepcopy(small)
     stack = model.stack
     before, plan = hidden(model), whole.plan_of(stack)
@@ -272,10 +273,20 @@ def test_blocks_run_one_by_one_where_something_changed(small):
     assert torch.equal(hidden(model), before)
     assert len(calls) == 3
     hook.remove()
+    assert whole.plan_of(stack) is plan
+    everywhere = register_module_forward_hook(lambda *args: None)
+    assert whole.plan_of(stack) is None
+    everywhere.remove()
     linear = stack.layers[1].mlp.dense_4h_to_h
     stack.layers[1].mlp.dense_4h_to_h = torch.nn.Sequential(linear)  # as an adapter would wrap it
+    judged = []
+    monkeypatch.setattr(
+        whole, "_plain", lambda stack, real=whole._plain: judged.append(real(stack))
+    )
     assert whole.plan_of(stack) is None
     assert torch.allclose(hidden(model), before, atol=1e-4)
+    assert len(judged) == 1  # and not in every step
+    monkeypatch.undo()
     stack.layers[1].mlp.dense_4h_to_h = linear
     norm = stack.layers[0].input_layernorm.weight
     norm.data = norm.data * 2  # a new address
@@ -285,3 +296,43 @@ def test_blocks_run_one_by_one_where_something_changed(small):
     assert not torch.equal(hidden(model), before)
     norm.data = norm.data.double()
     assert whole.plan_of(stack) is None
+
+
+@own
+def test_what_a_plan_was_made_of_is_looked_after(small):
+    stack = copy.deepcopy(small).stack
+    block = stack.layers[0]
+    linear = block.self_attention.query_key_value
+
+    def replanned(change):
+        before = whole.plan_of(stack)
+        change()
+        return whole.plan_of(stack) is not before
+
+    assert not replanned(lambda: None)
+    assert replanned(lambda: setattr(linear.own, "width", 32))
+    assert replanned(lambda: setattr(linear, "own", copy.copy(linear.own)))
+    assert replanned(lambda: setattr(linear, "bias", torch.ones(linear.out_features)))
+    assert replanned(lambda: setattr(linear.bias, "data", linear.bias * 2))
+    assert replanned(lambda: setattr(block.input_layernorm, "eps", 0.5))
+    assert whole.plan_of(stack) is None  # norms differ
+    block.input_layernorm.eps = block.post_attention_layernorm.eps
+    assert whole.plan_of(stack) is not None
+    block.mlp.forward = block.mlp.forward
+    assert whole.plan_of(stack) is None
+    del block.mlp.forward
+    assert whole.plan_of(stack) is not None
+    stack.layers.append(torch.nn.Identity())
+    assert whole.plan_of(stack) is None
+
+
+@own
+def test_rotations_for_all_rows_at_once_are_those_of_each(small):
+    cache = cache_for(small.config, 2, 8)
+    qkv = random_qkv(small.config, 2, 3)
+    turns = rotations(small.config, torch.arange(3)[None])
+    each = torch.stack((turns[0], torch.zeros_like(turns[0]), turns[0]))[::2]
+    got = [Span(cache, 0, 0, 3, rows=2).attend(0, qkv, given) for given in (turns, each)]
+    assert torch.equal(*got)
+    with pytest.raises(RuntimeError):
+        Span(cache, 0, 0, 3, rows=2).attend(0, qkv, turns[:, :2])

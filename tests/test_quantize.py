@@ -1,10 +1,15 @@
+import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
 from glmkit.errors import UsageError
+from glmkit.models.causal import project
+from glmkit.models.glm import RmsNorm
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime import filling, kernels
 from glmkit.runtime.kernels import (
@@ -302,6 +307,84 @@ def test_what_surrounds_a_matrix_is_the_same_in_one_call(make, tokens):
     expected = stream + x @ matrix.t()
     assert kernel(x, onto=stream) is stream
     assert near(stream, expected)
+
+
+def test_numbers_with_gaps_are_multiplied_as_they_are():
+    need("own", has_own_kernel)
+    linear = Int4Linear(quantize_int4(random(96, 64)), kernel="own")
+    x, stream, norm = random(3, 128)[:, ::2], random(3, 192, seed=1)[:, ::2], random(64, seed=2)
+    whole = project(linear, x.contiguous(), norm=normed(norm), onto=stream.contiguous())
+    assert near(project(linear, x, norm=normed(norm), onto=stream), whole)
+    wide = torch.stack((norm, norm), dim=-1)[:, 0]
+    assert linear.project(x.contiguous(), wide, 1e-5, False, None) is None
+    assert linear.project(x.contiguous(), norm.double(), 1e-5, False, None) is None
+
+
+def normed(weight):
+    norm = RmsNorm(len(weight), 1e-5)
+    norm.weight.data = weight
+    return norm.requires_grad_(False)
+
+
+def test_our_kernel_refuses_what_it_would_misread():
+    need("own", has_own_kernel)
+    kernel, x = OwnKernel(quantize_int4(random(16, 64))), random(2, 64)
+    bad = [
+        {"x": random(2, 32)},
+        {"x": random(64, 2).t()},
+        {"x": x.double()},
+        {"x": x.to("meta")},
+        {"x": x, "norm": random(32)},
+        {"x": x, "onto": random(2, 8)},
+    ]
+    for each in bad:
+        with pytest.raises(ValueError, match="contiguous float32"):
+            kernel(**each)
+
+
+def test_a_matrix_whose_minima_are_finer_is_left_to_torch():
+    need("own", has_own_kernel)
+    weight = quantize_int4(random(16, 64))
+    assert suits_own(weight)
+    assert not suits_own(replace(weight, minimum=weight.minimum.float()))
+
+
+@pytest.mark.parametrize("kernel", ["own", "torch"])
+def test_gradients_of_tokens_go_through_a_quantised_layer(kernel):
+    need(kernel, has_int4_kernel)
+    weight = quantize_int4(random(64, 64))
+    linear, x = Int4Linear(weight, kernel=kernel), random(2, 64).requires_grad_()
+    for out in (linear(x), project(linear, x, gated=False, onto=random(2, 64))):
+        (grad,) = torch.autograd.grad(out.sum(), x)
+        torch.testing.assert_close(grad, weight.expand().sum(0).expand(2, -1))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks of POSIX")
+def test_a_fork_multiplies_while_its_parent_does():
+    need("own", has_own_kernel)
+    kernel, x = OwnKernel(quantize_int4(random(512, 256))), random(2, 256)
+    kernel.threads = 2
+    expected, stop = kernel(x), threading.Event()
+    busy = threading.Thread(target=lambda: [kernel(x) for _ in iter(stop.is_set, True)])
+    busy.start()
+    try:
+        for _ in range(5):
+            child = os.fork()
+            if not child:
+                os._exit(not all(torch.equal(kernel(x), expected) for _ in range(20)))
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        busy.join()
+
+
+def test_any_number_of_threads_gives_the_same():
+    need("own", has_own_kernel)
+    kernel, x = OwnKernel(quantize_int4(random(2048, 512))), random(8, 512)
+    expected = kernel(x)
+    for threads in (8, 2, 64, 1 << 20, 0, -1):
+        kernel.threads = threads
+        assert torch.equal(kernel(x), expected)
 
 
 def test_our_kernel_is_right_with_many_callers_at_once():

@@ -17,6 +17,7 @@
 
 #ifdef HAVE_KERNELS
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #define INLINE static inline __attribute__((always_inline))
@@ -269,16 +270,32 @@ AVX2 static void see(const Attention *a, const Scratch *s, long row, long head, 
     }
 }
 
-/* Memory that a thread keeps from piece to piece. */
+/* Memory that a thread keeps from piece to piece, until it ends. */
+typedef struct {
+    size_t size;
+    float numbers[];
+} Room;
+
+static pthread_key_t kept;
+static int has_key;
+
+static void make_key(void) { has_key = !pthread_key_create(&kept, free); }
+
 static float *room_for(size_t numbers) {
-    static _Thread_local float *room;
-    static _Thread_local size_t size;
-    if (numbers > size) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, make_key);
+    if (!has_key) return NULL;
+    Room *room = pthread_getspecific(kept);
+    if (room && room->size >= numbers) return room->numbers;
+    free(room);
+    room = malloc(sizeof(Room) + numbers * sizeof(float));
+    if (pthread_setspecific(kept, room)) { /* has no place for it; the one before is no more */
         free(room);
-        room = malloc(numbers * sizeof(float));
-        size = room ? numbers : 0;
+        return NULL;
     }
-    return room;
+    if (!room) return NULL;
+    room->size = numbers;
+    return room->numbers;
 }
 
 static int prepare(const Attention *a, Scratch *s) {
@@ -351,7 +368,7 @@ PyObject *attend(PyObject *self, PyObject *args) {
     a.starts = (const int64_t *)(uintptr_t)starts;
     if (!attention_fits(&a)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    done = attend_all(&a, threads);
+    done = attend_all(&a, bounded(threads));
     Py_END_ALLOW_THREADS
     if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;

@@ -48,7 +48,7 @@ PyObject *best(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "KllKi", &scores, &rows, &s.width, &found, &threads)) return NULL;
     s.scores = (const float *)(uintptr_t)scores, s.found = (int64_t *)(uintptr_t)found;
     Py_BEGIN_ALLOW_THREADS
-    share_out(search_row, &s, rows, threads);
+    share_out(search_row, &s, rows, bounded(threads));
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 #else

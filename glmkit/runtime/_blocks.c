@@ -6,6 +6,7 @@
 
 #include "_attention.h"
 #include "_kernels.h"
+#include "_threads.h"
 
 #ifdef HAVE_KERNELS
 #include <stdlib.h>
@@ -53,6 +54,25 @@ static int run_layer(const Stack *s, const Layer *layer, Attention *a, float *x,
            take(s, &layer->down, wide, rows, s->inner, x, s->hidden, ADD);
 }
 
+/* Set an error and return 0 if a step is none that `multiply` would do. */
+static int step_fits(const Step *step, long n, long k, int then, int normed) {
+    if (!product_fits(1, n, k, (int)step->bits, (int)step->width, then)) return 0;
+    if (step->packed && !step->norm == !normed && (then == WRITE || !step->bias)) return 1;
+    PyErr_SetString(PyExc_ValueError, "a step of a block has not what it needs, or too much");
+    return 0;
+}
+
+static int layers_fit(const Stack *s, const Attention *a) {
+    const long mixed = a->heads * a->size, all = mixed + 2 * a->shared * a->size;
+    int fine = 1;
+    for (const Layer *layer = s->layers; fine && layer < s->layers + s->count; layer++)
+        fine = step_fits(&layer->qkv, all, s->hidden, WRITE, 1) &&
+               step_fits(&layer->dense, s->hidden, mixed, ADD, 0) &&
+               step_fits(&layer->up, 2 * s->inner, s->hidden, GATE, 1) &&
+               step_fits(&layer->down, s->hidden, s->inner, ADD, 0);
+    return fine;
+}
+
 static int run_all(const Stack *s, Attention *a, float *x) {
     const long rows = a->rows * a->tokens, mixed = a->heads * a->size;
     const long all = mixed + 2 * a->shared * a->size;
@@ -82,7 +102,8 @@ PyObject *run(PyObject *self, PyObject *args) {
         return NULL;
     s.layers = (const Layer *)(uintptr_t)layers, s.held = (const int64_t *)(uintptr_t)held;
     a.turns = (const float *)(uintptr_t)turns, a.starts = (const int64_t *)(uintptr_t)starts;
-    if (!attention_fits(&a)) return NULL;
+    s.threads = bounded(s.threads);
+    if (!attention_fits(&a) || !layers_fit(&s, &a)) return NULL;
     Py_BEGIN_ALLOW_THREADS
     done = run_all(&s, &a, (float *)(uintptr_t)x);
     Py_END_ALLOW_THREADS

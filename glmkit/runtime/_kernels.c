@@ -25,21 +25,41 @@
 #include "_best.h"
 #include "_blocks.h"
 #include "_kernels.h"
+#include "_threads.h"
+
+#ifdef HAVE_KERNELS
+#include <cpuid.h>
+#endif
 
 enum { MOST_COLUMNS = 1 << 20 };
 
 static PyObject *supported(PyObject *self, PyObject *none) {
 #ifdef HAVE_KERNELS
+    unsigned a, b, c = 0, d;
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) Py_RETURN_TRUE;
+    /* not every compiler can be asked for half precision by name */
+    const int halves = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+    if (halves && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) Py_RETURN_TRUE;
 #endif
     Py_RETURN_FALSE;
 }
 
 #ifdef HAVE_KERNELS
-static int fits(long n, long k) {
+int matrix_fits(long n, long k) {
     if (n >= BLOCK && n % BLOCK == 0 && k >= GROUP && k % GROUP == 0 && k <= MOST_COLUMNS) return 1;
     PyErr_Format(PyExc_ValueError, "no kernel for a matrix of %ld x %ld", n, k);
+    return 0;
+}
+
+int product_fits(long m, long n, long k, int bits, int width, int then) {
+    if (!matrix_fits(n, k)) return 0;
+    const int known = (bits == 4 && width == 8) || ((bits == 4 || bits == 8) && (width == 16 || width == 32));
+    if (m < 1 || then < WRITE || then > GATE || (then == GATE && n % (2 * BLOCK)))
+        PyErr_Format(PyExc_ValueError, "cannot multiply %ld vectors this way", m);
+    else if (!known)
+        PyErr_Format(PyExc_ValueError, "no kernel for %d bits by %d bits", bits, width);
+    else
+        return 1;
     return 0;
 }
 #endif
@@ -51,7 +71,7 @@ static PyObject *pack(PyObject *self, PyObject *args) {
 #ifdef HAVE_KERNELS
     unsigned long long weight, scale, least, out;
     long n, k;
-    if (!PyArg_ParseTuple(args, "KKKllK", &weight, &scale, &least, &n, &k, &out) || !fits(n, k))
+    if (!PyArg_ParseTuple(args, "KKKllK", &weight, &scale, &least, &n, &k, &out) || !matrix_fits(n, k))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     pack_all((const uint8_t *)(uintptr_t)weight, (const uint16_t *)(uintptr_t)scale,
@@ -70,7 +90,7 @@ static PyObject *expand(PyObject *self, PyObject *args) {
     unsigned long long packed, out;
     long n, k;
     int bits;
-    if (!PyArg_ParseTuple(args, "KillK", &packed, &bits, &n, &k, &out) || !fits(n, k)) return NULL;
+    if (!PyArg_ParseTuple(args, "KillK", &packed, &bits, &n, &k, &out) || !matrix_fits(n, k)) return NULL;
     Py_BEGIN_ALLOW_THREADS
     expand_all((const uint8_t *)(uintptr_t)packed, bits, n, k, (float *)(uintptr_t)out);
     Py_END_ALLOW_THREADS
@@ -92,18 +112,14 @@ static PyObject *multiply(PyObject *self, PyObject *args) {
     int bits, threads, then, width, done;
     if (!PyArg_ParseTuple(args, "KKKillliKfii", &x, &y, &packed, &bits, &m, &n, &k, &threads, &norm,
                           &eps, &then, &width) ||
-        !fits(n, k))
+        !product_fits(m, n, k, bits, width, then))
         return NULL;
-    if (m < 1 || threads < 1 || then < WRITE || then > GATE || (then == GATE && n % (2 * BLOCK)))
-        return PyErr_Format(PyExc_ValueError, "cannot multiply %ld vectors this way", m);
-    if (!((bits == 4 && width == 8) || ((bits == 4 || bits == 8) && (width == 16 || width == 32))))
-        return PyErr_Format(PyExc_ValueError, "no kernel for %d bits by %d bits", bits, width);
     Product p = {.packed = (const uint8_t *)(uintptr_t)packed, .x = (const float *)(uintptr_t)x,
                  .norm = (const float *)(uintptr_t)norm, .eps = eps, .y = (float *)(uintptr_t)y,
                  .m = m, .groups = k / GROUP, .bits = bits, .width = width, .then = then,
                  .blocks = (then == GATE ? n / 2 : n) / BLOCK};
     Py_BEGIN_ALLOW_THREADS
-    done = multiply_all(&p, threads);
+    done = multiply_all(&p, bounded(threads));
     Py_END_ALLOW_THREADS
     if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;

@@ -39,6 +39,12 @@ AVX2 static inline __m256 half8(const uint8_t *at) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at));
 }
 
+/* Set an error and return 0 if there is no kernel for a matrix (n, k). */
+int matrix_fits(long n, long k);
+
+/* The same for multiplying m vectors by it. */
+int product_fits(long m, long n, long k, int bits, int width, int then);
+
 /* Round vectors 8 * piece to 8 * piece + 7 of a product. */
 enum { ROUNDED = 8 };
 void round_piece(void *product, long piece);

@@ -129,7 +129,9 @@ class OwnKernel:
         :param norm: weight (K) of an RMS norm that ``x`` goes through first.
         :param gated: the first half of the product gates the second: (M, N / 2).
         :param onto: (M, N) that the product is added to, in place.
+        :raises ValueError: if something has another shape or dtype, lies elsewhere, or has gaps.
         """
+        self._check(x, norm, onto)
         if onto is None:
             onto = x.new_empty((x.shape[0], self.rows // 2 if gated else self.rows))
             then = _GATE if gated else _WRITE
@@ -152,6 +154,20 @@ class OwnKernel:
         )
         return onto
 
+    def _check(self, x: Tensor, norm: Tensor | None, onto: Tensor | None) -> None:
+        rows, columns = self.shape
+        wanted = [(x, (len(x), columns)), (norm, (columns,)), (onto, (len(x), rows))]
+        for given, shape in wanted:
+            if given is None:
+                continue
+            fine = given.shape == shape and given.dtype == torch.float32 and given.is_contiguous()
+            if not fine or given.device.type != "cpu":
+                raise ValueError(
+                    f"the kernel of a matrix {rows} x {columns} takes contiguous float32 "
+                    f"{shape} in the processor's memory; got {given.dtype} {tuple(given.shape)} "
+                    f"with strides {given.stride()} on {given.device}"
+                )
+
 
 _WRITE, _ADD, _GATE = 0, 1, 2
 BLOCK = 8  # rows that are packed together
@@ -159,9 +175,10 @@ BLOCK = 8  # rows that are packed together
 
 def suits_own(weight: QuantizedWeight) -> bool:
     """Tell whether :func:`multiply_own` takes this matrix on this processor."""
-    if not has_own_kernel() or weight.scale.dtype != torch.float16:
-        return False
     tensors = [each for each in vars(weight).values() if isinstance(each, Tensor)]
+    numbers = [each for each in tensors if each.is_floating_point()]
+    if not has_own_kernel() or any(each.dtype != torch.float16 for each in numbers):
+        return False
     rows, columns = weight.shape
     if rows % BLOCK or columns % GROUP or columns > _WIDEST:
         return False

@@ -54,7 +54,9 @@ class _QuantizedLinear(nn.Module):
     ) -> Tensor | None:
         """Do all of :func:`glmkit.models.glm.project` in one call; None where that can't be."""
         columns = x.shape[-1]
-        if self.own is None or x.dtype != torch.float32:
+        if self.own is None or _wants_grad(x, norm, onto):
+            return None
+        if not all(each is None or _plain(each) for each in (x, norm, onto)):
             return None
         if (self.bias is not None and (gated or onto is not None)) or (
             gated and self.own.rows % (2 * BLOCK)
@@ -71,10 +73,12 @@ class _QuantizedLinear(nn.Module):
         columns = x.shape[-1]
         few = EXPAND_FROM if self._kept is None else EXPANDED_FROM
         flat = None
-        if self.own is not None:
+        if _wants_grad(x):
+            pass  # no kernel knows how to go back
+        elif self.own is not None:
             flat = self.own(x.reshape(-1, columns).float().contiguous())
         elif x.numel() < columns * few:
-            flat = self._few(x.view(-1, columns))
+            flat = self._few(x.reshape(-1, columns))
         if flat is None:
             return F.linear(x, self._expanded(x.dtype), self.bias)
         out = flat.view(*x.shape[:-1], self.out_features).to(x.dtype)
@@ -91,6 +95,19 @@ class _QuantizedLinear(nn.Module):
         if self.keep:
             self._kept = matrix
         return matrix
+
+
+def _wants_grad(*tensors: Tensor | None) -> bool:
+    """Tell whether somebody will ask how results depend on these."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(each is not None and each.requires_grad for each in tensors)
+
+
+def _plain(numbers: Tensor) -> bool:
+    """Tell whether our kernel can read these, or write to them, where they lie."""
+    on_cpu = numbers.device.type == "cpu"
+    return on_cpu and numbers.dtype == torch.float32 and numbers.is_contiguous()
 
 
 class Int4Linear(_QuantizedLinear):

@@ -47,6 +47,7 @@ class _New(Past):
             return None
         qkv = qkv.contiguous()
         rows, tokens, heads, size = qkv.shape
+        turns = None if turns is None else _turns(turns, rows, tokens)
         _, both, room, _ = held.shape
         out = qkv.new_empty((rows, tokens, (heads - both) * size))
         _kernels.attend(
@@ -74,28 +75,15 @@ class _New(Past):
             return None
         x = x.contiguous()
         rows, tokens, hidden = x.shape
+        turns = _turns(turns, rows, tokens)
         _, both, room, size = layers[0].shape
         start = self.slot * both * room * size * 4
         held = torch.tensor([each.data_ptr() + start for each in layers])
-        _kernels.run(
-            x.data_ptr(),
-            plan.steps.data_ptr(),
-            held.data_ptr(),
-            turns.data_ptr(),
-            self.starts.data_ptr(),
-            len(layers),
-            hidden,
-            plan.inner,
-            rows,
-            tokens,
-            plan.heads,
-            both // 2,
-            size,
-            2 * turns.shape[-1],
-            room,
-            plan.eps,
-            self.cache.threads,
-        )
+        model = (x.data_ptr(), plan.steps.data_ptr(), held.data_ptr())
+        places = (turns.data_ptr(), self.starts.data_ptr())
+        counts = (len(layers), hidden, plan.inner, rows, tokens, plan.heads)
+        sizes = (both // 2, size, 2 * turns.shape[-1], room)
+        _kernels.run(*model, *places, *counts, *sizes, plan.eps, self.cache.threads)
         return x
 
     def sees(self, like: Tensor, causal: bool) -> tuple[Tensor | None, bool]:
@@ -158,6 +146,11 @@ def _suits(held: Tensor, qkv: Tensor) -> bool:
     if held.dtype != torch.float32 or held.device.type != "cpu" or not has_own_kernel():
         return False
     return qkv.dtype == torch.float32 and not (qkv.requires_grad and torch.is_grad_enabled())
+
+
+def _turns(turns: Tensor, rows: int, tokens: int) -> Tensor:
+    """Return rotations, complex64 (B, T, 1, rotary_dim / 2), one for each token, gapless."""
+    return turns.to(torch.complex64).expand(rows, tokens, 1, -1).contiguous()
 
 
 def _seen(held: Tensor, end: int) -> tuple[Tensor, Tensor]:

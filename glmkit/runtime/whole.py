@@ -3,18 +3,24 @@
 For one token, calling the kernels one after the other takes as long as their arithmetic. What the
 call needs (addresses of matrices and norms) is gathered once for a model and looked after from then
 on: where a part was replaced, as adapters do, or has a hook, the blocks run one by one again.
+Parts, their forward, norms, biases, kernels and their widths may change; the shape that a block was
+made with may not.
 
 Shapes: as in `models/glm.py`; L layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
+from operator import is_
 from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from ..models.causal import Stack
 from ..models.glm import Block, Mlp, RmsNorm, SelfAttention
@@ -26,7 +32,7 @@ Linear = Int4Linear | Int8Linear
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What the extension needs of a stack, and what must be as it was then."""
+    """What the extension needs of a stack."""
 
     steps: Tensor
     """int64 (L, 4, 5): addresses of norm, matrix, its bits, bits of tokens, address of bias."""
@@ -34,39 +40,81 @@ class Plan:
     inner: int
     """Width of the gated unit."""
     eps: float
-    parts: list[tuple[dict[str, object], str, object]]
-    """Where a part of the model is kept, its name there, and what it is."""
-    weights: list[tuple[Tensor, Tensor]]
-    """Norms and biases, and the numbers that the addresses belong to."""
-    hooks: list[dict[int, object]]
     kernels: list[OwnKernel | None]
-    """What the addresses of matrices belong to; a loaded layer keeps its kernel for good."""
+    """What the addresses of matrices belong to."""
+
+
+class _Verdict:
+    """The plan of a stack, or that there is none, and what must be as it was then."""
+
+    def __init__(self, stack: Stack) -> None:
+        modules = list(stack.modules())
+        self._homes = [
+            cast("dict[str, object]", home)
+            for each in modules
+            for home in (each._modules, each._parameters)
+        ]
+        self._parts = list(chain.from_iterable(map(dict.values, self._homes)))
+        self._settings = [
+            (home, name, home.get(name)) for home, names in _settings(modules) for name in names
+        ]
+        self._weights = [(each, each.detach()) for each in _weights(modules)]
+        self._hooks = [_global_forward_hooks, _global_forward_pre_hooks]
+        for each in modules:
+            self._hooks += each._forward_hooks, each._forward_pre_hooks
+        self.plan = _planned(stack) if has_own_kernel() and _plain(stack) else None
 
     def holds(self) -> bool:
-        """Tell whether the stack is still what it was."""
+        """Tell whether the stack is still what it was, but for hooks."""
+        parts = chain.from_iterable(map(dict.values, self._homes))
         return (
-            all(home.get(name) is part for home, name, part in self.parts)
-            and all(now.data_ptr() == then.data_ptr() for now, then in self.weights)
-            and not any(self.hooks)
+            sum(map(len, self._homes)) == len(self._parts)
+            and all(map(is_, parts, self._parts))
+            and all(home.get(name) is value for home, name, value in self._settings)
+            and all(now.data_ptr() == then.data_ptr() for now, then in self._weights)
         )
+
+    def hooked(self) -> bool:
+        """Tell whether anybody wants to know of the modules' calls."""
+        return any(self._hooks)
 
 
 def plan_of(stack: Stack) -> Plan | None:
     """Return the plan of a stack; None where its blocks have to run one by one."""
-    plan = _plans.get(stack)
-    if plan is not None and plan.holds() and not stack.turns:
-        return plan
-    if stack.turns or not has_own_kernel() or not _plain(stack):
+    if stack.turns:
         return None
-    plan = _plans[stack] = _planned(stack)
-    return plan if plan.holds() else None
+    verdict = _verdicts.get(stack)
+    if verdict is None or not verdict.holds():
+        verdict = _verdicts[stack] = _Verdict(stack)
+    return None if verdict.hooked() else verdict.plan
 
 
-_plans: WeakKeyDictionary[Stack, Plan] = WeakKeyDictionary()
+_verdicts: WeakKeyDictionary[Stack, _Verdict] = WeakKeyDictionary()
+
+
+def _settings(modules: list[nn.Module]) -> Iterator[tuple[dict[str, object], tuple[str, ...]]]:
+    """Yield where settings of modules are kept, and the names of those that count."""
+    for each in modules:
+        yield vars(each), ("forward",)  # one of an instance's own
+        if isinstance(each, RmsNorm):
+            yield vars(each), ("eps",)
+        if isinstance(each, Linear):
+            yield vars(each), ("own", "bias")
+            if each.own is not None:
+                yield vars(each.own), ("width",)
+
+
+def _weights(modules: list[nn.Module]) -> Iterator[Tensor]:
+    """Yield norms and biases, whose addresses the extension gets."""
+    for each in modules:
+        found = (getattr(each, name, None) for name in ("weight", "bias"))
+        yield from (part for part in found if isinstance(part, Tensor) and part.ndim == 1)
 
 
 def _plain(stack: Stack) -> bool:
     """Tell whether every part is of the kind that the extension knows."""
+    if any("forward" in vars(each) for each in stack.modules()):
+        return False
     if not all(type(each) is Block and not each.sandwich for each in stack.layers):
         return False
     blocks = cast("list[Block]", list(stack.layers))
@@ -116,13 +164,6 @@ def _planned(stack: Stack) -> Plan:
         blocks[0].self_attention.heads,
         linears[3].in_features,
         blocks[0].input_layernorm.eps,
-        _parts(stack),
-        [(each, each.detach()) for block in blocks for each in _weights(block)],
-        [
-            cast("dict[int, object]", each)
-            for module in stack.modules()
-            for each in (module._forward_hooks, module._forward_pre_hooks)
-        ],
         [linear.own for block in blocks for linear in _linears(block)],
     )
 
@@ -134,20 +175,6 @@ def _steps(block: Block) -> list[list[int]]:
         for norm, linear in zip((before, 0, between, 0), _linears(block), strict=True)
         if linear.own is not None
     ]
-
-
-def _weights(block: Block) -> list[Tensor]:
-    biases = [each.bias for each in _linears(block) if each.bias is not None]
-    return [*(norm.weight for norm in _norms(block)), *biases]
-
-
-def _parts(stack: Stack) -> list[tuple[dict[str, object], str, object]]:
-    homes: list[dict[str, object]] = []
-    for module in stack.modules():
-        homes.append(cast("dict[str, object]", module._modules))
-        homes.append(cast("dict[str, object]", module._parameters))
-    parts = [(home, name, part) for home in homes for name, part in home.items()]
-    return [each for each in parts if each[2] is not None]
 
 
 def runs(stack: Stack, x: Tensor) -> Plan | None:
