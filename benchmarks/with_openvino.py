@@ -35,13 +35,14 @@ class Contender:
 
     def decode(self, prompts: list[str], tokens: int) -> dict[str, float]:
         """Decode greedily; prompts are texts with their special tokens."""
+        lengths = [self.pipe.get_tokenizer().encode(each).input_ids.shape[1] for each in prompts]
         started = time.perf_counter()
         metrics = self.pipe.generate(prompts, self._config(tokens)).perf_metrics
         seconds = time.perf_counter() - started
         return {
             "seconds": seconds,
             "tokens": metrics.get_num_generated_tokens(),
-            "prompt": metrics.get_num_input_tokens(),
+            "prompt": sum(lengths),
         }
 
     def turn(self, prompt: str) -> dict[str, float]:
