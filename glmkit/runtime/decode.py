@@ -78,7 +78,7 @@ def columns(
             decoder.leave()
         raise
     finally:
-        with lock:
+        with lock, torch.inference_mode():
             decoder.close()
 
 
