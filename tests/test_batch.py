@@ -651,25 +651,6 @@ def test_a_local_model_answers_side_by_side(tmp_path):
     assert "room for" in found[3]["error"]
 
 
-def test_an_interruption_is_itself_while_a_prompt_comes_in(tmp_path, monkeypatch):
-    """Closing the job takes back what was coming in, whatever the model was doing."""
-    model = tiny_glm(tmp_path / "tiny")
-    source = jsonl(tmp_path / "in.jsonl", [{"prompt": "abc"}, {"prompt": "x" * 300}])
-    real = model.model.hidden
-
-    def hidden(ids, *args, **kwargs):
-        if calls.pop():
-            raise KeyboardInterrupt
-        return real(ids, *args, **kwargs)
-
-    for after in range(6):
-        calls = [*[True] * 99, *[False] * after]
-        with monkeypatch.context() as patched:
-            patched.setattr(model.model, "hidden", hidden)
-            with pytest.raises(KeyboardInterrupt):
-                ran(source, tmp_path / f"{after}.jsonl", model)
-
-
 def test_rows_get_the_adapters_that_they_name(tmp_path):
     model = tiny_glm(tmp_path / "tiny")
     for seed, name in enumerate(["one", "two"]):
