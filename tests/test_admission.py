@@ -382,3 +382,17 @@ def test_a_bound_holds_for_what_is_kept_too(tmp_path):
     for at in range(12):
         local.generate_ids(text(local.model, 20, at), 3)
     assert 0 < local._kept.bytes <= size // 8
+
+
+def test_a_job_is_closed_while_a_prompt_comes_in(causal):
+    model = causal.model
+
+    def rows():
+        yield Row([5, 6, 7], 9)
+        yield None
+        yield Row(text(model, 3 * PIECE), 9)
+
+    steps = columns(model, rows(), slots=3)
+    for _ in range(3):
+        next(steps)
+    steps.close()
