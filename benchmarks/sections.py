@@ -44,7 +44,7 @@ class Plan:
 FULL = Plan(
     rounds=5,
     single_tokens=128,
-    batches=((8, 3), (64, 3), (256, 2)),
+    batches=((8, 3), (64, 3), (256, 1)),
     tokens=64,
     slow_prompts={"one by one": 4, "padded 8": 8, "padded 32": 32, "continuous": 32},
     turns=10,
