@@ -42,13 +42,13 @@ class Plan:
 
 
 FULL = Plan(
-    rounds=5,
+    rounds=3,
     single_tokens=128,
-    batches=((8, 3), (64, 3), (256, 1)),
+    batches=((8, 2), (64, 2), (256, 1)),
     tokens=64,
     slow_prompts={"one by one": 4, "padded 8": 8, "padded 32": 32, "continuous": 32},
     turns=10,
-    chats=3,
+    chats=2,
     loads=2,
     plugin_rounds=30,
 )
