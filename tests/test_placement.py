@@ -80,7 +80,7 @@ def test_table_head_and_loss_are_counted_where_they_are():
     assert [use.parts.activations for use in apart.uses] == [20, 80]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     layers=st.integers(3, 9),
     sizes=st.lists(st.integers(GIB, 8 * GIB), min_size=2, max_size=3),

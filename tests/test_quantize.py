@@ -178,7 +178,7 @@ def furthest(x, weight, width):
 MATRICES = {"blocks": st.integers(1, 40), "groups": st.integers(1, 21), "eight": st.booleans()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     **MATRICES,
     tokens=st.integers(1, 9),

@@ -73,7 +73,7 @@ def simulated(rows, workers, poison, preempted, pick):
     raise AssertionError("the job never ends")
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(
     rows=st.integers(0, 60),
     workers=st.integers(1, 4),

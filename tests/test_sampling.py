@@ -47,10 +47,11 @@ def test_top_k_and_top_p_keep_the_best(settings, allowed):
 
 
 def test_top_p_looks_beyond_its_shortlist():
-    flat = torch.zeros(5000)
+    """Where no token has a chance worth noting, all of them count."""
+    flat = torch.zeros(20_000)
     sampler = make_sampler(temperature=1, top_p=0.9, seed=0)
-    drawn = {sampler(flat) for _ in range(1500)}
-    assert len(drawn) > 1000
+    drawn = {sampler(flat) for _ in range(200)}
+    assert len(drawn) > 180
 
 
 def test_the_penalty_moves_away_from_what_is_present():
@@ -127,7 +128,7 @@ rows_of_scores = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(rows=rows_of_scores)
 def test_best_finds_the_greatest_score_and_rows_without(rows):
     scores = torch.tensor(rows)

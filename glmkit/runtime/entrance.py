@@ -30,6 +30,9 @@ PER_STEP = 2048
 BESIDE = {"cpu": 256}
 """The same while other rows wait for their next token, by device; elsewhere :data:`PER_STEP`."""
 
+_SCRAP = 32
+"""Tokens: where a step has room for fewer, what comes in in pieces waits for the next one."""
+
 _EVEN = {"cpu": 0.85}
 """How much alike in length prompts are that run together, by device: on a processor a pad costs as
 much as a token, on a card another group costs more."""
@@ -114,7 +117,7 @@ class Entrance:
         if running:
             room = min(room, BESIDE.get(self.cache.layers[0].device.type, PER_STEP))
         scores: list[Tensor] = []
-        while room > 0 and (self._entering is not None or self._list):
+        while room >= min(_SCRAP, self._per_step) and (self._entering or self._list):
             group = [self._entering] if self._entering else self._admitted(running, room)
             tokens = self._piece(group, room) if group else 0
             if not tokens:
