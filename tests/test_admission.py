@@ -387,12 +387,10 @@ def test_a_bound_holds_for_what_is_kept_too(tmp_path):
 def test_a_job_is_closed_while_a_prompt_comes_in(causal):
     model = causal.model
 
-    def rows():
-        yield Row([5, 6, 7], 9)
-        yield None
-        yield Row(text(model, 3 * PIECE), 9)
-
-    steps = columns(model, rows(), slots=3)
+    short, long = Row([5, 6, 7], 9), Row(text(model, 3 * PIECE), 9)
+    steps = columns(model, iter([short, None, long]), slots=3)
     for _ in range(3):
         next(steps)
     steps.close()
+    assert len(short.new) == 3
+    assert long.new == []
