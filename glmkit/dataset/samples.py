@@ -1,0 +1,42 @@
+"""What training data is once it is read, whatever the format of its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import DataError
+from ..types import Message
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation to learn from.
+
+    :raises DataError: if there is not one weight per message, or none above 0.
+    """
+
+    messages: tuple[Message, ...]
+    """Ends with what an assistant says."""
+    weights: tuple[float, ...]
+    """How much each message counts in the loss, 0 or more; 0 for all but an assistant's."""
+    source: str = ""
+    """The file that it was read from."""
+    line: int = 0
+    """Where in there, from 1: the line of JSON lines and CSV, else the row."""
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.messages) or not self.messages:
+            raise DataError(
+                f"a sample needs one weight per message, got {len(self.weights)} for "
+                f"{len(self.messages)} messages"
+            )
+        if self.messages[-1].role != "assistant":
+            raise DataError(
+                f"a sample must end with what the assistant says, got {self.messages[-1].role!r}"
+            )
+        for message, weight in zip(self.messages, self.weights, strict=True):
+            if not weight >= 0 or (weight and message.role != "assistant"):
+                raise DataError(
+                    f"only answers of the assistant are learnt, with weights from 0; got {weight} "
+                    f"for a {message.role} message"
+                )

@@ -1,0 +1,57 @@
+"""A model as a function from a batch to its loss.
+
+Letters: N tokens of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.causal import CausalModel
+from .batches import Batch
+
+
+class Loss(NamedTuple):
+    """What a batch cost."""
+
+    total: Tensor
+    """Sum of weighted losses, in nats; gradients are taken of it."""
+    weight: Tensor
+    """Sum of the weights that it is of."""
+
+
+class Learner(nn.Module):
+    """A causal model that is asked for its loss.
+
+    :param model: may carry adapters; whatever of it requires gradients is trained.
+    """
+
+    def __init__(self, model: CausalModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the loss of next tokens, each times its weight."""
+        hidden = self._hidden(batch)  # (N, hidden)
+        # The hidden state before a token foretells it.
+        wanted = batch.weights[1:].nonzero().squeeze(-1)
+        scores = self.model.scores(hidden[wanted])
+        losses = F.cross_entropy(scores, batch.ids[wanted + 1], reduction="none")
+        weights = batch.weights[wanted + 1]
+        return Loss((losses * weights).sum(), weights.sum())
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Return the hidden states (N, hidden), one example after another."""
+        found = []
+        for ids in torch.split(batch.ids, batch.lengths):
+            start = self.model.start(ids[None])
+            found.append(
+                self.model.hidden(
+                    ids[None], start.positions, mask=start.mask, causal=start.mask is None
+                )[0]
+            )
+        return torch.cat(found)

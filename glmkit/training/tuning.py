@@ -1,0 +1,33 @@
+"""What a recipe says of a model: which part of it is trained, and how that is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from ..models.causal import CausalModel
+
+
+class Tuning(Protocol):
+    """One way of training a model."""
+
+    kind: str
+    """What the memory forecast calls it: ``lora``, ``full``, ``ptuning``."""
+
+    def dress(self, model: CausalModel) -> None:
+        """Freeze what is not trained, and add what is new, in place."""
+        ...
+
+    def save(self, state: dict[str, Tensor], folder: Path) -> None:
+        """Write what was trained, so that ``--adapter`` (or ``--model``) takes the folder.
+
+        :param state: the trained parameters by their names in the dressed model, on the processor,
+            whole, in the precision that they are trained in.
+        """
+        ...
+
+    def load(self, folder: Path) -> dict[str, Tensor]:
+        """Return what :meth:`save` wrote, to the bit."""
+        ...

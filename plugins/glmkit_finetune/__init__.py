@@ -1,0 +1,1 @@
+"""Fine-tuning: the recipes of `glmkit finetune`, `glmkit data` and `glmkit evaluate`."""
