@@ -57,8 +57,14 @@ if TYPE_CHECKING:
     from .plugins import (
         Plugins as Plugins,
         RegisterCommand as RegisterCommand,
+        RegisterRecipe as RegisterRecipe,
         RegisterSpec as RegisterSpec,
         Spec as Spec,
+    )
+    from .recipes import (
+        Recipe as Recipe,
+        RecipeSpec as RecipeSpec,
+        StepLog as StepLog,
     )
     from .repl import (
         Repl as Repl,
@@ -116,7 +122,14 @@ _HOMES = {
         "UsageError",
     ),
     "hookspecs": ("hookimpl", "hookspec"),
-    "plugins": ("Plugins", "RegisterCommand", "RegisterSpec", "Spec"),
+    "plugins": (
+        "Plugins",
+        "RegisterCommand",
+        "RegisterRecipe",
+        "RegisterSpec",
+        "Spec",
+    ),
+    "recipes": ("Recipe", "RecipeSpec", "StepLog"),
     "repl": ("Repl",),
     "runtime.adapters": ("Adapter", "LowRank", "read_adapter"),
     "servers": ("Server",),

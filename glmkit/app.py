@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from .chat import Chat, Policy
 from .config import Config
 from .console import drain
-from .errors import UnknownNameError, UsageError
+from .errors import PluginError, UnknownNameError, UsageError
 from .plugins import Plugins, Registry, Spec, load_target
+from .recipes import Recipe, RecipeSpec
 from .servers import Server
 
 if TYPE_CHECKING:
@@ -66,6 +67,38 @@ class Glmkit:
     @cached_property
     def _encoders(self) -> Registry[Spec]:
         return self.plugins.encoders()
+
+    @cached_property
+    def recipes(self) -> Registry[RecipeSpec]:
+        """The ways to train that plugins registered."""
+        return self.plugins.recipes()
+
+    def load_recipe(self, name: str) -> Recipe[Any]:
+        """Import a way to train.
+
+        :raises UnknownNameError: if nobody registered the name.
+        :raises PluginError: if its target leads nowhere, or to something that is no recipe.
+        """
+        spec = self.recipes.get(name)
+        if spec is None:
+            hint = "Run: glmkit finetune --list"
+            raise UnknownNameError("recipe", name, self.recipes.names(), hint=hint)
+        found = load_target(spec.target)
+        if not isinstance(found, Recipe):
+            raise PluginError(
+                f"{spec.target} of plugin {self.recipes.owner(name)!r} is no recipe: it needs a "
+                "config_type and run(config)"
+            )
+        return found
+
+    def locate_model(self, name: str | None = None) -> Located:
+        """Return the folder of a model, which is fetched where that is allowed.
+
+        :param name: catalog name, hub id or folder; None: the configured one.
+        :raises UnknownNameError: if nobody knows the name.
+        :raises SourceError: if it was never pulled.
+        """
+        return self._locate(name or self.config.model, "model", self._models)
 
     def describe_model(
         self,

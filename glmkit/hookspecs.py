@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .app import Glmkit
-    from .plugins import RegisterCommand, RegisterSpec
+    from .plugins import RegisterCommand, RegisterRecipe, RegisterSpec
     from .runtime.adapters import Adapter
     from .types import InspectableModel, Passage, Reply, Request
 
@@ -54,6 +54,15 @@ def register_encoders(register: RegisterSpec) -> None:
     """Add encoders: ``register(Spec(name, help, "module:function"))``.
 
     Called at the first encoder lookup. The function takes ``(name, app)`` and returns an Encoder.
+    """
+
+
+@hookspec
+def register_recipes(register: RegisterRecipe) -> None:
+    """Add ways to train: ``register(RecipeSpec(name, help, "module:attribute"))``.
+
+    Called by ``glmkit finetune``; the module is imported only when the recipe runs or shows its
+    help. The attribute is a :class:`~glmkit.recipes.Recipe`.
     """
 
 

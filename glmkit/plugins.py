@@ -20,6 +20,7 @@ import pluggy
 
 from . import builtin, hookspecs
 from .errors import PluginError, nearest
+from .recipes import RecipeSpec
 
 GROUP = "glmkit"
 
@@ -50,6 +51,7 @@ class Spec:
 
 RegisterCommand = Callable[[str, str, str], None]
 RegisterSpec = Callable[[Spec], None]
+RegisterRecipe = Callable[[RecipeSpec], None]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class PluginInfo:
     entry: EntryPoint | None = None
 
 
-Named = TypeVar("Named", Command, Spec)
+Named = TypeVar("Named", Command, Spec, RecipeSpec)
 
 
 class Registry(Generic[Named]):
@@ -254,6 +256,12 @@ class Plugins:
     def encoders(self) -> Registry[Spec]:
         """Collect the encoders of plugins."""
         return self._collect_specs("register_encoders", "encoder")
+
+    def recipes(self) -> Registry[RecipeSpec]:
+        """Collect the ways to train."""
+        registry: Registry[RecipeSpec] = Registry("recipe")
+        self._ask_each("register_recipes", lambda owner, spec: registry.add(spec, owner=owner))
+        return registry
 
     def _collect_commands(
         self, hook: str, kind: str, builtin: Iterable[Command]

@@ -218,6 +218,25 @@ def test_hook_register_encoders(tmp_path):
     assert make_app(tmp_path, mine=Plugin()).load_encoder("hash").dimensions == 16
 
 
+def test_hook_register_recipes(tmp_path):
+    from glmkit import RecipeSpec
+
+    spec = RecipeSpec("gentle", "Trains little.", "module:recipe")
+
+    class Plugin:
+        @hookimpl
+        def register_recipes(self, register):
+            register(spec)
+
+    app = make_app(tmp_path, mine=Plugin())
+    assert list(app.recipes) == [spec]
+    assert app.recipes.owner("gentle") == "mine"
+    app.plugins.register(Plugin(), name="yours")
+    assert app.plugins.recipes().names() == ["gentle"]
+    reason = next(info.error for info in app.plugins.infos() if info.name == "yours")
+    assert "'mine'" in reason and "'yours'" in reason
+
+
 def test_hook_load_adapter(tmp_path):
     import torch
 

@@ -101,6 +101,7 @@ def _registered(app: Glmkit, owner: str) -> dict[str, list[str]]:
         "apps": app.plugins.apps(),
         "models": app.plugins.models(),
         "encoders": app.plugins.encoders(),
+        "recipes": app.plugins.recipes(),
     }
     return {
         kind: [name for name in registry.names() if registry.owner(name) == owner]
