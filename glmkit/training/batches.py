@@ -9,12 +9,15 @@ Letters: N tokens of a batch, S samples in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .plan import Plan, Shape
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,129 @@ class Batch:
         return Batch(self.ids.to(device), self.weights.to(device), self.lengths)
 
     @property
+    def tokens(self) -> int:
+        """N."""
+        return len(self.ids)
+
+    def weightless(self) -> Batch:
+        """Return the same with all weights 0."""
+        return replace(self, weights=torch.zeros_like(self.weights))
+
+    @property
     def weight(self) -> float:
         """The sum of all weights."""
         return float(self.weights.sum())
+
+    def muted(self) -> Batch:
+        """Return the same without weight: it takes part, and nothing is learnt from it."""
+        return Batch(self.ids, torch.zeros_like(self.weights), self.lengths)
 
 
 def _behind_first(weights: np.ndarray) -> np.ndarray:
     own = weights.astype(np.float32)
     own[:1] = 0
     return own
+
+
+ItemT = TypeVar("ItemT")
+ItemT_co = TypeVar("ItemT_co", covariant=True)
+
+
+class Muted(Protocol):
+    """What batches of every kind have."""
+
+    def muted(self) -> Any:  # noqa: ANN401
+        """Return the same without weight."""
+        ...
+
+
+BatchT = TypeVar("BatchT", bound=Muted)
+
+
+class Examples(Protocol[ItemT_co]):
+    """Examples in memory or on disk, with what is planned by at hand."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each, int (n,)."""
+        ...
+
+    @property
+    def totals(self) -> np.ndarray:
+        """The weight of each in the loss, float (n,)."""
+        ...
+
+    def __getitem__(self, at: int, /) -> ItemT_co:
+        """Return one."""
+        ...
+
+
+class Listed(Sequence[Example]):
+    """Examples in memory."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = tuple(examples)
+        self.lengths = np.array([len(each) for each in examples], dtype=np.int64)
+        """Tokens of each."""
+        self.totals = np.array([each.weights[1:].sum() for each in examples], dtype=np.float64)
+        """The weight of each in the loss."""
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, at: int) -> Example: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Example]: ...
+    def __getitem__(self, at: int | slice) -> Example | Sequence[Example]:
+        return self._examples[at]
+
+
+class Feed(Generic[ItemT, BatchT]):
+    """Gives each process its batches, any step of any epoch at once.
+
+    :param collate: makes a batch of the examples of a pass.
+    """
+
+    def __init__(
+        self,
+        examples: Examples[ItemT],
+        shape: Shape,
+        collate: Callable[[Sequence[ItemT]], BatchT],
+    ) -> None:
+        self.examples, self.collate = examples, collate
+        self.plan = Plan(examples.lengths, shape)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many steps every epoch has."""
+        return self.plan.steps_per_epoch
+
+    def batches(self, epoch: int, step: int, rank: int = 0) -> list[BatchT]:
+        """Return the passes of one process in a step.
+
+        Every process has as many: one that runs out of rows repeats some without weight, so that
+        what processes do together stays in step.
+
+        :param epoch: from 0.
+        :param step: in that epoch, from 0 to ``steps_per_epoch - 1``.
+        """
+        passes = self.plan.passes(epoch, step)
+        world = self.plan.shape.world
+        own = [self._batch(each) for each in passes[rank::world]]
+        if len(own) < -(-len(passes) // world):
+            least = min(passes, key=lambda each: int(self.plan.lengths[each].sum()))
+            own.append(self._batch(least[:1]).muted())
+        return own
+
+    def weight(self, epoch: int, step: int) -> float:
+        """Return the weight of all tokens of a step, of all processes."""
+        passes = self.plan.passes(epoch, step)
+        return float(sum(self.examples.totals[each].sum() for each in passes))
+
+    def tokens(self, epoch: int, step: int) -> int:
+        """Return the tokens of a step, prompts included, of all processes."""
+        return sum(int(self.plan.lengths[each].sum()) for each in self.plan.passes(epoch, step))
+
+    def _batch(self, at: np.ndarray) -> BatchT:
+        return self.collate([self.examples[each] for each in at.tolist()])
