@@ -10,14 +10,14 @@ import pytest
 import tiny_adapters
 from hypothesis import given, settings, strategies as st
 
-from glmkit.batch import arrays
-from glmkit.batch.files import count_rows
 from glmkit.batch.job import Job, run_job
 from glmkit.batch.journal import KEY, Done, Journal
 from glmkit.batch.rows import Reading, read_rows
 from glmkit.console import drain
 from glmkit.errors import DataError, GlmkitError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
+from glmkit.tables import arrays
+from glmkit.tables.files import count_rows
 from glmkit.testing import EchoModel, tiny_glm
 from glmkit.types import GenerationOptions, Message
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..answers import answered
 from ..errors import GlmkitError, UsageError
 from ..remote.faults import TooLongError
+from ..tables.files import columns_of, count_rows, plain_errors
 from ..types import Ask, GenerationOptions, Progress, Reply, ToolCall
-from .files import columns_of, count_rows, plain_errors
 from .journal import KEY, Journal
 from .rows import BatchRow, Reading, read_rows, refuse_columns
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GlmkitError, UsageError
+from ..tables.files import Columns, parsed_json, read_columns
 from ..types import Message
-from .files import Columns, parsed_json, read_columns
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ def read_rows(path: Path, reading: Reading) -> Iterator[BatchRow]:
 
     :raises DataError: if the file itself cannot be read.
     """
-    for index, (columns, error) in enumerate(read_columns(path)):
-        if error is None:
-            yield _row(index, columns, reading)
+    for index, found in enumerate(read_columns(path)):
+        if found.error is None:
+            yield _row(index, found.columns, reading)
         else:
-            yield BatchRow(index, {}, error=error)
+            yield BatchRow(index, {}, error=found.error)
 
 
 def _row(index: int, columns: Columns, reading: Reading) -> BatchRow:

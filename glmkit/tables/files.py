@@ -1,7 +1,7 @@
-"""The files of rows that a batch job reads: JSON lines or an array, CSV, TSV and Parquet.
+"""Files of rows: JSON lines or an array, CSV, TSV and Parquet.
 
 Rows are read one at a time, so a file may be of any size. What makes one row unreadable is that
-row's error; what makes the rest of the file unreadable is raised, before any row is asked.
+row's error; what makes the rest of the file unreadable is raised.
 """
 
 from __future__ import annotations
@@ -11,15 +11,24 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 from ..errors import DataError, MissingExtraError, UsageError
 from .arrays import elements, is_array
 
 Columns = dict[str, Any]
-Found = tuple[Columns, str | None]
-"""What a row holds, and why it cannot be read where it cannot."""
 Kind = Literal["jsonl", "csv", "parquet"]
+
+
+class Found(NamedTuple):
+    """A row as it stands in a file."""
+
+    columns: Columns
+    error: str | None = None
+    """Why it cannot be read."""
+    line: int = 0
+    """The line that it begins in, from 1; in Parquet, the row."""
+
 
 _KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
@@ -75,15 +84,16 @@ def columns_of(path: Path) -> list[str] | None:
     if kind != "csv":
         return None
     with plain_errors(path):
-        return next((list(columns) for columns, error in _read_csv(path) if error is None), None)
+        return next((list(each.columns) for each in _read_csv(path) if each.error is None), None)
 
 
-def read_columns(path: Path) -> Iterator[Found]:
+def read_columns(path: Path, kind: Kind | None = None) -> Iterator[Found]:
     """Yield each row's columns, or why it cannot be read.
 
+    :param kind: what kind of file it is; None: as its name says.
     :raises DataError: if the file itself cannot be read.
     """
-    read = {"jsonl": _read_json, "csv": _read_csv, "parquet": _read_parquet}[kind_of(path)]
+    read = {"jsonl": _read_json, "csv": _read_csv, "parquet": _read_parquet}[kind or kind_of(path)]
     with plain_errors(path):
         yield from read(path)
 
@@ -111,21 +121,31 @@ def plain_errors(path: Path) -> Iterator[None]:
 
 
 def _read_json(path: Path) -> Iterator[Found]:
-    array = is_array(path)
     with path.open("rb") as file:
-        for number, text in enumerate(elements(file, path) if array else file, 1):
-            if array or text.strip():
-                yield _parsed(text, f"{'element' if array else 'line'} {number}", first=number == 1)
+        if is_array(path):
+            yield from _read_elements(file, path)
+            return
+        for number, text in enumerate(file, 1):
+            if text.strip():
+                yield _parsed(text, f"line {number}", number)
 
 
-def _parsed(text: bytes, where: str, *, first: bool) -> Found:
+def _read_elements(file: BinaryIO, path: Path) -> Iterator[Found]:
+    line = 1
+    for number, text in enumerate(elements(file, path), 1):
+        before = len(text) - len(text.lstrip())
+        yield _parsed(text, f"element {number}", line + text.count(b"\n", 0, before))
+        line += text.count(b"\n")
+
+
+def _parsed(text: bytes, where: str, line: int) -> Found:
     try:
-        value = parsed_json(text.decode("utf-8-sig" if first else "utf-8"))
+        value = parsed_json(text.decode("utf-8-sig" if line == 1 else "utf-8"))
     except ValueError as error:
-        return {}, f"{where} is no JSON: {error}"
+        return Found({}, f"{where} is no JSON: {error}", line)
     if not isinstance(value, dict):
-        return {}, f"{where} holds {type(value).__name__}, expected an object"
-    return value, None
+        return Found({}, f"{where} holds {type(value).__name__}, expected an object", line)
+    return Found(value, None, line)
 
 
 def parsed_json(text: str) -> Any:  # noqa: ANN401
@@ -165,7 +185,7 @@ def _read_csv(path: Path) -> Iterator[Found]:
             start = reader.line_num + 1
             for row in reader:
                 wide = f"line {reader.line_num} has more cells than the header"
-                yield ({}, wide) if None in row else (dict(row), None)
+                yield Found({}, wide, start) if None in row else Found(dict(row), None, start)
                 start = reader.line_num + 1
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is no UTF-8 CSV file ({error}); save it as UTF-8") from error
@@ -181,9 +201,9 @@ def _read_parquet(path: Path) -> Iterator[Found]:
     from pyarrow import ArrowException
 
     try:
-        for batch in file.iter_batches(batch_size=256):
-            for row in batch.to_pylist():
-                yield row, None
+        rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield Found(row, None, number)
     except ArrowException as error:
         raise DataError(f"{path} is damaged ({error})") from error
 

@@ -1,0 +1,1 @@
+"""Files of rows in any format, read one row at a time: for batch jobs and training data."""
