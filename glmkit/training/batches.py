@@ -10,7 +10,7 @@ Letters: N tokens of a batch, S samples in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
@@ -63,16 +63,17 @@ class Batch:
         """N."""
         return len(self.ids)
 
-    def weightless(self) -> Batch:
-        """Return the same with all weights 0."""
-        return replace(self, weights=torch.zeros_like(self.weights))
-
     @property
     def weight(self) -> float:
         """The sum of all weights."""
         return float(self.weights.sum())
 
-    def muted(self) -> Batch:
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return sum(self.lengths)
+
+    def weightless(self) -> Batch:
         """Return the same without weight: it takes part, and nothing is learnt from it."""
         return Batch(self.ids, torch.zeros_like(self.weights), self.lengths)
 
@@ -87,15 +88,15 @@ ItemT = TypeVar("ItemT")
 ItemT_co = TypeVar("ItemT_co", covariant=True)
 
 
-class Muted(Protocol):
+class Weighed(Protocol):
     """What batches of every kind have."""
 
-    def muted(self) -> Any:  # noqa: ANN401
+    def weightless(self) -> Any:  # noqa: ANN401
         """Return the same without weight."""
         ...
 
 
-BatchT = TypeVar("BatchT", bound=Muted)
+BatchT = TypeVar("BatchT", bound=Weighed)
 
 
 class Examples(Protocol[ItemT_co]):
@@ -152,9 +153,8 @@ class Feed(Generic[ItemT, BatchT]):
         self.examples, self.collate = examples, collate
         self.plan = Plan(examples.lengths, shape)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """How many steps every epoch has."""
+    def steps(self, epoch: int = 0) -> int:
+        """Return how many steps an epoch has: all have as many."""
         return self.plan.steps_per_epoch
 
     def batches(self, epoch: int, step: int, rank: int = 0) -> list[BatchT]:
@@ -164,14 +164,14 @@ class Feed(Generic[ItemT, BatchT]):
         what processes do together stays in step.
 
         :param epoch: from 0.
-        :param step: in that epoch, from 0 to ``steps_per_epoch - 1``.
+        :param step: in that epoch, from 0 to ``steps() - 1``.
         """
         passes = self.plan.passes(epoch, step)
         world = self.plan.shape.world
         own = [self._batch(each) for each in passes[rank::world]]
         if len(own) < -(-len(passes) // world):
             least = min(passes, key=lambda each: int(self.plan.lengths[each].sum()))
-            own.append(self._batch(least[:1]).muted())
+            own.append(self._batch(least[:1]).weightless())
         return own
 
     def weight(self, epoch: int, step: int) -> float:

@@ -135,7 +135,7 @@ def _example(size: int, start: int = 0) -> Example:
 def test_every_process_has_as_many_passes():
     examples = Listed([_example(each, 100 * each) for each in (3, 5, 8)])
     feed = Feed(examples, Shape(batch_size=1, accumulation=2, world=2), Batch.of)
-    assert feed.steps_per_epoch == 1
+    assert feed.steps() == 1
     one, other = feed.batches(0, 0, 0), feed.batches(0, 0, 1)
     assert len(one) == len(other) == 2
     assert Counter(each.weight > 0 for each in one + other) == {True: 3, False: 1}
