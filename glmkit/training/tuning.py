@@ -8,6 +8,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ..models.causal import CausalModel
+from .config import TrainConfig
+from .optimizers import Group
 
 
 class Tuning(Protocol):
@@ -18,6 +20,10 @@ class Tuning(Protocol):
 
     def dress(self, model: CausalModel) -> None:
         """Freeze what is not trained, and add what is new, in place."""
+        ...
+
+    def groups(self, model: CausalModel, config: TrainConfig) -> list[Group]:
+        """Return what is trained as groups, each with a learning rate of its own if it has one."""
         ...
 
     def save(self, state: dict[str, Tensor], folder: Path) -> None:
@@ -31,3 +37,8 @@ class Tuning(Protocol):
     def load(self, folder: Path) -> dict[str, Tensor]:
         """Return what :meth:`save` wrote, to the bit."""
         ...
+
+
+def together(model: CausalModel) -> list[Group]:
+    """Return all that is trained as one group."""
+    return [{"params": [each for each in model.parameters() if each.requires_grad]}]

@@ -1,0 +1,148 @@
+"""Checkpoints: folders that appear whole, hold all that a run needs to go on, and are limited.
+
+``checkpoint-N`` holds what was trained as ``--adapter`` (or ``--model``) takes it, the state of the
+optimizer, and ``trainer_state.json``. Random states need no file: every step seeds its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, GlmkitError
+from .state import FILE, TrainerState
+from .tuning import Tuning
+
+OPTIMIZER = "optimizer.pt"
+_NAME = re.compile(r"checkpoint-([0-9]+)")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Checkpoints:
+    """The checkpoints of a run folder.
+
+    :param tuning: writes and reads what was trained.
+    :param limit: how many are kept beside the best; 0: all.
+    """
+
+    def __init__(self, folder: Path, tuning: Tuning, limit: int) -> None:
+        self.folder, self.tuning, self.limit = folder, tuning, limit
+
+    def save(
+        self, state: TrainerState, trained: dict[str, Tensor], optimizer: dict[str, Any]
+    ) -> Path:
+        """Write a checkpoint, and delete those beyond the limit.
+
+        :raises GlmkitError: if the disk is full; those before stay as they are.
+        """
+        out = self.folder / f"checkpoint-{state.global_step}"
+        partial = self.folder / f".{out.name}.partial"
+        try:
+            _emptied(partial)
+            self.tuning.save(inner(trained), partial)
+            torch.save(optimizer, partial / OPTIMIZER)
+            state.write(partial)
+            if out.exists():
+                shutil.rmtree(out)
+            partial.replace(out)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise _unwritable(out, error) from error
+        except RuntimeError as error:  # torch's writer says so where the disk is full
+            shutil.rmtree(partial, ignore_errors=True)
+            raise GlmkitError(f"{out} could not be written: {error}") from error
+        self._limit(spare={state.global_step, state.best_step})
+        return out
+
+    def publish(self, trained: dict[str, Tensor]) -> None:
+        """Write what was trained at the top of the run folder.
+
+        :raises GlmkitError: if the disk is full.
+        """
+        partial = self.folder / ".trained.partial"
+        try:
+            _emptied(partial)
+            self.tuning.save(inner(trained), partial)
+            for file in sorted(partial.iterdir()):
+                file.replace(self.folder / file.name)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def last(self) -> Path | None:
+        """Return the newest checkpoint, None where there is none."""
+        found = sorted(self._all())
+        return found[-1][1] if found else None
+
+    def at(self, step: int) -> Path:
+        """Return where the checkpoint of a step is."""
+        return self.folder / f"checkpoint-{step}"
+
+    def trained(self, checkpoint: Path) -> dict[str, Tensor]:
+        """Return the trained parameters of a checkpoint, by their names in a learner."""
+        return outer(self.tuning.load(checkpoint))
+
+    def optimizer(self, checkpoint: Path) -> dict[str, Any]:
+        """Return the state of the optimizer.
+
+        :raises CheckpointError: if the file is missing or damaged.
+        """
+        file = checkpoint / OPTIMIZER
+        try:
+            state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{file} is missing or damaged ({error}); delete {checkpoint.name} to go on from "
+                "the checkpoint before it"
+            ) from error
+        return state
+
+    def _all(self) -> Iterator[tuple[int, Path]]:
+        for each in self.folder.iterdir():
+            found = _NAME.fullmatch(each.name)
+            if found and (each / FILE).is_file():
+                yield int(found[1]), each
+
+    def _limit(self, *, spare: set[int]) -> None:
+        if not self.limit:
+            return
+        for step, each in sorted(self._all())[: -self.limit]:
+            if step not in spare:
+                shutil.rmtree(each, ignore_errors=True)
+
+
+def inner(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return parameters of a learner by their names in its model."""
+    return {name.removeprefix(_MODEL): each for name, each in state.items()}
+
+
+def outer(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return parameters of a model by their names in its learner."""
+    return {f"{_MODEL}{name}": each for name, each in state.items()}
+
+
+_MODEL = "model."
+"""How a learner calls the model that it wraps."""
+
+
+def _emptied(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _unwritable(out: Path, error: OSError) -> GlmkitError:
+    if error.errno in _FULL:
+        return GlmkitError(
+            f"the disk is full: {out} could not be written; free some space, then go on with "
+            "--resume (earlier checkpoints are whole)"
+        )
+    return GlmkitError(f"{out} could not be written ({error.strerror or error})")

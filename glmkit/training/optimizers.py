@@ -1,0 +1,109 @@
+"""Optimizers by name, and how the learning rate rises and falls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..errors import UsageError
+from .config import TrainConfig
+
+Group = dict[str, Any]
+"""Parameters, and a learning rate of their own where they have one."""
+
+
+def optimizer_of(config: TrainConfig, groups: Iterable[Group]) -> Optimizer:
+    """Return the optimizer that a configuration names.
+
+    :raises UsageError: if nobody knows the name, or it needs a package that is not installed.
+    """
+    build = _OPTIMIZERS.get(config.optimizer)
+    if build is None:
+        known = ", ".join(_OPTIMIZERS)
+        raise UsageError(f"optimizer must be one of {known}, got {config.optimizer!r}")
+    return build(list(groups), config)
+
+
+def _adamw(groups: list[Group], config: TrainConfig) -> Optimizer:
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=_fusable(groups)
+    )
+
+
+def _fusable(groups: list[Group]) -> bool:
+    devices = {each.device.type for group in groups for each in group["params"]}
+    return devices <= {"cpu"} or devices <= {"cuda"}
+
+
+def _adamw_8bit(groups: list[Group], config: TrainConfig) -> Optimizer:
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UsageError(
+            "the optimizer adamw_8bit needs bitsandbytes, which is not installed; run: "
+            "pip install bitsandbytes, or take --optimizer adamw or adafactor"
+        ) from error
+    optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(
+        groups, lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    return optimizer
+
+
+def _adafactor(groups: list[Group], config: TrainConfig) -> Optimizer:
+    from transformers.optimization import Adafactor
+
+    build: Callable[..., Optimizer] = Adafactor
+    return build(
+        groups,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        relative_step=False,
+        scale_parameter=False,
+    )
+
+
+def _sgd(groups: list[Group], config: TrainConfig) -> Optimizer:
+    return torch.optim.SGD(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+
+
+_OPTIMIZERS = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "adafactor": _adafactor,
+    "sgd": _sgd,
+}
+
+
+def schedule_of(config: TrainConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
+    """Return how the learning rate rises and falls over a run.
+
+    :raises UsageError: if nobody knows the scheduler, or it needs more than its name.
+    """
+    from transformers.optimization import get_scheduler
+    from transformers.trainer_utils import SchedulerType
+
+    known = [each.value for each in SchedulerType]
+    if config.scheduler not in known:
+        raise UsageError(f"scheduler must be one of {', '.join(known)}, got {config.scheduler!r}")
+    warmup = round(steps * config.warmup_ratio)
+    try:
+        schedule: LRScheduler = get_scheduler(config.scheduler, optimizer, warmup, steps)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"the scheduler {config.scheduler!r} cannot be used by its name alone: {error}"
+        ) from error
+    return schedule
+
+
+def plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a schedule's state that is numbers, for a file of JSON."""
+    return {
+        key: value
+        for key, value in state.items()
+        if isinstance(value, (int, float))
+        or (isinstance(value, list) and all(isinstance(each, (int, float)) for each in value))
+    }
