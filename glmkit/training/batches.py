@@ -68,6 +68,10 @@ class Batch:
         """The sum of all weights."""
         return float(self.weights.sum())
 
+    def weightless(self) -> Batch:
+        """Return the same without weight: it takes part, and nothing is learnt from it."""
+        return Batch(self.ids, torch.zeros_like(self.weights), self.lengths)
+
 
 def _behind_first(weights: np.ndarray) -> np.ndarray:
     own = weights.astype(np.float32)
