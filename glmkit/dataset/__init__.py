@@ -1,1 +1,7 @@
 """Training data: files in the formats that people have, read as one kind of sample."""
+
+from .columns import ColumnNames, Tags
+from .data import Data, open_data, opening
+from .samples import BadRow, Sample, TrainOn
+
+__all__ = ["BadRow", "ColumnNames", "Data", "Sample", "Tags", "TrainOn", "open_data", "opening"]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from ..errors import DataError
 from ..types import Message
+
+TrainOn = Literal["all", "last"]
 
 
 @dataclass(frozen=True)
@@ -40,3 +43,16 @@ class Sample:
                     f"only answers of the assistant are learnt, with weights from 0; got {weight} "
                     f"for a {message.role} message"
                 )
+        if not any(self.weights):
+            raise DataError("nothing in the sample is learnt: all weights are 0")
+
+
+class BadRow(NamedTuple):
+    """A row of a file that is no sample, and why."""
+
+    source: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source}, line {self.line}: {self.reason}"

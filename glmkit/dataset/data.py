@@ -1,0 +1,276 @@
+"""Data to learn from: files read as samples, several mixed, the same for the same seed.
+
+Files are read as they are needed, never held: a million rows take no more memory than one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import compress
+from pathlib import Path
+
+from ..errors import DataError, UsageError
+from ..types import Progress
+from .columns import ColumnNames
+from .info import Listing
+from .samples import BadRow, Sample, TrainOn
+from .sources import Source, open_source
+from .specs import wanted
+
+_READ = 1 << 20
+_EVERY = 20_000
+"""Rows between two lines of progress."""
+_NAMED = 10
+"""Bad rows that an error lists."""
+_VERSION = 1
+"""Of how rows become samples: what was kept of them otherwise is of no use."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of a mixture."""
+
+    source: Source
+    count: int
+    """Rows that are samples."""
+    bad: tuple[BadRow, ...]
+    """Rows that are none."""
+    digest: str
+    """Of the file's bytes."""
+    passes: tuple[bytes, ...]
+    """Which of its samples are taken, 1 or 0 for each; several where it is read several times."""
+
+    def __len__(self) -> int:
+        return sum(each.count(1) for each in self.passes)
+
+    def samples(self, train_on: TrainOn) -> Iterator[Sample]:
+        """Yield its samples, in the order of the file."""
+        for taken in self.passes:
+            good = (each for each in self.source.read(train_on) if isinstance(each, Sample))
+            yield from compress(good, taken)
+
+    @property
+    def described(self) -> str:
+        """What it is, for a person: ``"a.json: alpaca, 1,000 rows"``."""
+        said = f"{self.source.name}: {self.source.shape.name}, {self.count:,} rows"
+        if len(self) != self.count:
+            said += f", of which {len(self):,} are taken"
+        elif len(self.passes) > 1:
+            said += f", {len(self):,} samples"
+        return said + (f", {len(self.bad):,} bad rows skipped" if self.bad else "")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples of one or several files."""
+
+    parts: tuple[Part, ...]
+    train_on: TrainOn = "all"
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield the samples, file after file, always in the same order."""
+        for part in self.parts:
+            yield from part.samples(self.train_on)
+
+    @property
+    def bad(self) -> list[BadRow]:
+        """The rows that were skipped."""
+        return [row for part in self.parts for row in part.bad]
+
+    @property
+    def described(self) -> str:
+        """What it is, a line for each file."""
+        return "\n".join(part.described for part in self.parts)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that the samples come from: equal data, equal fingerprint."""
+        whole = hashlib.sha256(f"{_VERSION} {self.train_on}".encode())
+        for part in self.parts:
+            names = json.dumps(asdict(part.source.shape.names), sort_keys=True)
+            whole.update(f"{part.digest} {part.source.kind} {names}".encode())
+            for taken in part.passes:
+                whole.update(hashlib.sha256(taken).digest())
+        return whole.hexdigest()
+
+    def split(self, size: float, *, seed: int = 42) -> tuple[Data, Data]:
+        """Return what is learnt, and what is kept from it for evaluation.
+
+        A sample is only in one of them, however often it is in the mixture.
+
+        :param size: a share below 1, or how many samples.
+        :raises UsageError: if nothing would be left to learn.
+        """
+        rows = [_any(part.passes) for part in self.parts]
+        total = sum(each.count(1) for each in rows)
+        count = round(size * total) if size < 1 else int(size)
+        if not 0 <= count < total:
+            raise UsageError(
+                f"val_size {size:g} keeps {count:,} of {total:,} samples for evaluation, and none "
+                "would be left to learn"
+            )
+        kept = _picked(total, count, f"{seed} split")
+        learnt, held = [], []
+        start = 0
+        for part, taken in zip(self.parts, rows, strict=True):
+            size_here = taken.count(1)
+            here = iter(kept[start : start + size_here])
+            out = bytes(next(here) if each else 0 for each in taken)
+            start += size_here
+            learnt.append(replace(part, passes=tuple(_without(p, out) for p in part.passes)))
+            held.append(replace(part, passes=(out,)))
+        return replace(self, parts=tuple(learnt)), replace(self, parts=tuple(held))
+
+
+def open_data(
+    specs: Sequence[str],
+    *,
+    dataset_dir: str | Path | None = None,
+    columns: ColumnNames = ColumnNames(),  # noqa: B008
+    train_on: TrainOn = "all",
+    seed: int = 42,
+    skip_bad: bool = False,
+) -> Data:
+    """Return data in silence; the parameters and errors are those of :func:`opening`."""
+    from ..console import drain
+
+    return drain(
+        opening(
+            specs,
+            dataset_dir=dataset_dir,
+            columns=columns,
+            train_on=train_on,
+            seed=seed,
+            skip_bad=skip_bad,
+        )
+    )
+
+
+def opening(
+    specs: Sequence[str],
+    *,
+    dataset_dir: str | Path | None = None,
+    columns: ColumnNames = ColumnNames(),  # noqa: B008
+    train_on: TrainOn = "all",
+    seed: int = 42,
+    skip_bad: bool = False,
+) -> Generator[Progress, None, Data]:
+    """Find, read through and mix files of data.
+
+    :param specs: files, folders, or names in ``dataset_info.json``; ``FILE#500`` takes 500 samples
+        of it, ``FILE@0.3`` gives it this weight in the mixture.
+    :param dataset_dir: where ``dataset_info.json`` lies; None: in ``data``, if there is one.
+    :param columns: the columns of questions and answers, where they are not detected.
+    :param train_on: which answers are learnt.
+    :param seed: of what is picked.
+    :param skip_bad: leave out rows that are no samples, rather than refuse them all.
+    :raises DataError: if something does not exist, cannot be read or holds bad rows.
+    :raises UsageError: if nothing is named, or an amount makes no sense.
+    """
+    found = wanted(specs, Listing.read(dataset_dir))
+    parts = []
+    for number, each in enumerate(found):
+        source = open_source(each.path, _over(each.names, columns))
+        part = yield from _read_through(source, train_on)
+        parts.append(replace(part, passes=(_taken(part, each.take, f"{seed} {number}"),)))
+    if not skip_bad:
+        refuse_bad(parts)
+    for part in parts:
+        if not part.count:
+            raise DataError(f"no row of {part.source.path} is a sample: {part.bad[0].reason}")
+    return Data(tuple(_mixed(parts, [each.weight for each in found], seed)), train_on)
+
+
+def refuse_bad(parts: Iterable[Part]) -> None:
+    """Refuse data with bad rows.
+
+    :raises DataError: listing them.
+    """
+    bad = [row for part in parts for row in part.bad]
+    if not bad:
+        return
+    total = sum(part.count + len(part.bad) for part in parts)
+    more = f"\n  and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
+    raise DataError(
+        f"{len(bad):,} of {total:,} rows cannot be learnt:\n  "
+        + "\n  ".join(map(str, bad[:_NAMED]))
+        + f"{more}\ncorrect them ('glmkit data check' lists all), or leave them out: --skip-bad"
+    )
+
+
+def _over(listed: ColumnNames, given: ColumnNames) -> ColumnNames:
+    """Return the columns of a listing, or what somebody names in their place."""
+    tags = listed.tags if given.tags == ColumnNames().tags else given.tags
+    return ColumnNames(**{**listed.named, **given.named}, tags=tags)
+
+
+def _read_through(source: Source, train_on: TrainOn) -> Generator[Progress, None, Part]:
+    """Count the samples of a file, and find its bad rows."""
+    count, bad = 0, []
+    for number, row in enumerate(source.read(train_on), 1):
+        if isinstance(row, BadRow):
+            bad.append(row)
+        else:
+            count += 1
+        if number % _EVERY == 0:
+            yield Progress(f"reading {source.name}", number)
+    return Part(source, count, tuple(bad), _digest(source.path), ())
+
+
+def _digest(path: Path) -> str:
+    whole = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(_READ), b""):
+            whole.update(block)
+    return whole.hexdigest()
+
+
+def _taken(part: Part, take: int | None, seed: str) -> bytes:
+    if take is not None and take > part.count:
+        raise UsageError(
+            f"{part.source.path}#{take}: it has {part.count:,} samples; take that many at most"
+        )
+    return _picked(part.count, part.count if take is None else take, seed)
+
+
+def _picked(count: int, take: int, seed: str) -> bytes:
+    """Return 1 for what is taken and 0 for what is not."""
+    taken = bytearray(count)
+    for at in random.Random(seed).sample(range(count), take):
+        taken[at] = 1
+    return bytes(taken)
+
+
+def _mixed(parts: Sequence[Part], weights: Sequence[float | None], seed: int) -> Iterator[Part]:
+    """Yield files in the shares that their weights give them, as many samples as there were."""
+    if not any(weights):
+        yield from parts
+        return
+    shares = [1.0 if each is None else each for each in weights]
+    total = sum(map(len, parts))
+    for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
+        due = max(1, round(total * share / sum(shares)))
+        yield replace(part, passes=_repeated(part.passes[0], due, f"{seed} mix {number}"))
+
+
+def _repeated(taken: bytes, due: int, seed: str) -> tuple[bytes, ...]:
+    """Return so many whole passes and part of one that there are ``due`` samples."""
+    whole, rest = divmod(due, taken.count(1))
+    picked = iter(_picked(taken.count(1), rest, seed))
+    last = bytes(next(picked) if each else 0 for each in taken)
+    return (taken,) * whole + ((last,) if rest else ())
+
+
+def _any(passes: Sequence[bytes]) -> bytes:
+    return bytes(map(max, zip(*passes, strict=True)))
+
+
+def _without(taken: bytes, out: bytes) -> bytes:
+    return bytes(each and not gone for each, gone in zip(taken, out, strict=True))

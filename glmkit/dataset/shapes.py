@@ -1,0 +1,128 @@
+"""The formats that are known by their columns: a frozen table, tried in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from .columns import ColumnNames, Tags
+
+Row = Mapping[str, Any]
+Kind = Literal["pairs", "turns", "preference", "text"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One format.
+
+    Preference data and plain text have shapes too, so that they are known for what they are; what
+    reads answers to learn refuses them.
+    """
+
+    name: str
+    kind: Kind
+    names: ColumnNames
+    needs: tuple[str, ...] = ()
+    """The columns that tell it; empty: those of ``names``."""
+    fits: Callable[[Row], bool] | None = None
+    """What else tells it, of a row that has these columns."""
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The columns that every row must have."""
+        told = (self.names.prompt, self.names.response, self.names.messages)
+        return self.needs or tuple(each for each in told if each)
+
+    def matches(self, row: Row) -> bool:
+        """Tell whether a row is of this format."""
+        if not all(row.get(each) is not None for each in self.required):
+            return False
+        return self.fits is None or self.fits(row)
+
+
+def _turns(name: str, column: str, fits: Callable[[Row], bool] | None = None) -> Shape:
+    return Shape(
+        name, "turns", ColumnNames(messages=column, system="system", tools="tools"), (), fits
+    )
+
+
+def _pairs(name: str, prompt: str, response: str, query: str | None = None) -> Shape:
+    names = ColumnNames(prompt, query, response, history="history", system="system", tools="tools")
+    return Shape(name, "pairs", names)
+
+
+def _preference(name: str, *needs: str, fits: Callable[[Row], bool] | None = None) -> Shape:
+    return Shape(name, "preference", ColumnNames(), needs, fits)
+
+
+def _says(key: str, column: str) -> Callable[[Row], bool]:
+    """Return what tells whether the messages of a column have a key."""
+
+    def fits(row: Row) -> bool:
+        items = row[column]
+        return (
+            isinstance(items, list)
+            and bool(items)
+            and isinstance(items[0], dict)
+            and key in items[0]
+        )
+
+    return fits
+
+
+def _judged(row: Row) -> bool:
+    return isinstance(row["label"], bool) or str(row["label"]).lower() in ("true", "false")
+
+
+def _ranked(row: Row) -> bool:
+    return isinstance(row["output"], list)
+
+
+SHAPES = (
+    _preference("chosen and rejected answers", "chosen", "rejected"),
+    _preference("chosen and rejected answers", "messages", "rejected_response"),
+    _preference("chosen and rejected answers", "response", "rejected_response"),
+    _preference("answers with a verdict (KTO)", "messages", "label", fits=_judged),
+    _preference("answers with a verdict (KTO)", "messages", "kto_tag"),
+    _preference("answers with a verdict (KTO)", "conversations", "kto_tag"),
+    _preference("answers with a verdict (KTO)", "prompt", "completion", "label", fits=_judged),
+    _preference("ranked answers", "instruction", "output", fits=_ranked),
+    _turns("messages", "messages"),
+    _turns("sharegpt", "conversations", _says("from", "conversations")),
+    _turns("chatglm3", "conversations", _says("role", "conversations")),
+    _turns("sharegpt", "conversations"),
+    _turns("conversation", "conversation"),
+    _pairs("alpaca", "instruction", "output", "input"),
+    _pairs("adgen", "content", "summary"),
+    _pairs("prompt/response", "prompt", "response"),
+    _pairs("prompt/completion", "prompt", "completion"),
+    _pairs("query/response", "query", "response"),
+    _pairs("instruction/response", "instruction", "response", "context"),
+    _pairs("question/answer", "question", "answer"),
+    _pairs("input/output", "input", "output"),
+    _pairs("input/target", "input", "target"),
+    Shape("plain text", "text", ColumnNames(prompt="text")),
+)
+
+ACCEPTED = (
+    "instruction and output (alpaca), conversations (sharegpt), messages, prompt and response, "
+    "content and summary (ADGEN), question and answer"
+)
+
+
+def shape_of(row: Row) -> Shape | None:
+    """Return the format of a row; None where it is of none that is known."""
+    return next((each for each in SHAPES if each.matches(row)), None)
+
+
+def custom(names: ColumnNames, found: Shape | None) -> Shape:
+    """Return a format with columns that somebody named, the others as they were found."""
+    kind: Kind = "turns" if names.messages else "pairs"
+    base = found.names if found is not None and found.kind == kind else ColumnNames()
+    if names.prompt and names.prompt != base.prompt:
+        base = replace(base, query=None)  # which belongs to the prompt that was found
+    tags = names.tags if names.tags != Tags() else base.tags
+    return Shape(
+        "columns " + ", ".join(names.named.values()), kind, replace(base, **names.named, tags=tags)
+    )

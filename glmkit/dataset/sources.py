@@ -1,0 +1,169 @@
+"""One file of training data: what format it is in, and its rows as samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, UsageError
+from ..tables.files import Found, Kind, plain_errors, read_columns
+from .columns import ColumnNames
+from .encodings import check_encoding
+from .order import sample_of
+from .pairs import pair_of
+from .samples import BadRow, Sample, TrainOn
+from .shapes import ACCEPTED, Shape, custom, shape_of
+from .turns import Turn, turns_of
+
+_LOOKED_AT = 50
+"""Rows at most that a format is told by."""
+_KINDS: dict[str, Kind] = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of samples."""
+
+    path: Path
+    kind: Kind
+    shape: Shape
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.path.name
+
+    def read(self, train_on: TrainOn = "all") -> Iterator[Sample | BadRow]:
+        """Yield every row, as a sample or as why it is none.
+
+        :raises DataError: if the file itself cannot be read any more.
+        """
+        for found in read_columns(self.path, self.kind):
+            if found.error is not None:
+                yield BadRow(self.name, found.line, found.error)
+                continue
+            try:
+                yield sample_of(self._turns(found.columns), train_on, self.name, found.line)
+            except (DataError, UsageError) as error:
+                yield BadRow(self.name, found.line, str(error))
+
+    def _turns(self, row: dict[str, Any]) -> list[Turn]:
+        lacking = [each for each in self.shape.required if each not in row]
+        if lacking:
+            raise DataError(_lacks(row, lacking, self.shape))
+        names = self.shape.names
+        if self.shape.kind == "pairs":
+            return pair_of(row, names)
+        beside = {"system": row.get(names.system or ""), "tools": row.get(names.tools or "")}
+        return turns_of(row[names.messages or ""], names.tags, **beside)
+
+
+def open_source(path: Path, names: ColumnNames = ColumnNames()) -> Source:  # noqa: B008
+    """Find out what format a file is in.
+
+    :param names: columns that somebody named; the others are as detected.
+    :raises DataError: if it cannot be read, is empty, or is no data of questions and answers.
+    """
+    shape = shape_in(path, names)
+    if shape.kind in ("preference", "text"):
+        raise DataError(f"{path} {_REFUSED[shape.kind].format(shape.name)}")
+    return Source(path, kind_in(path), shape)
+
+
+_REFUSED = {
+    "preference": "holds preference data ({}), and answers to learn are wanted here: give a file "
+    "of questions and answers",
+    "text": "holds plain text without questions and answers, and those are wanted here: name "
+    "--prompt-column and --response-column if it has them",
+}
+
+
+def shape_in(path: Path, names: ColumnNames = ColumnNames()) -> Shape:  # noqa: B008
+    """Return the format of a file, whether its answers can be learnt or not.
+
+    :raises DataError: if it cannot be read, is empty, or in no format that is known.
+    """
+    rows = list(islice(read_columns(path, kind_in(path)), _LOOKED_AT))
+    good = [each.columns for each in rows if each.error is None]
+    if not good:
+        raise DataError(_unreadable(path, rows))
+    shape = next((found for found in map(shape_of, good) if found is not None), None)
+    if names != ColumnNames():
+        return _named(path, custom(names, shape), good)
+    if shape is None:
+        raise DataError(_unknown(path, good[0]))
+    return shape
+
+
+def kind_in(path: Path) -> Kind:
+    """Return what kind of file it is, by its name, else by how it begins.
+
+    :raises DataError: if there is no such file, or it is empty or no file of rows in UTF-8.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is not a file")
+    with plain_errors(path), path.open("rb") as file:
+        head = file.read(1 << 16)
+    if not head.strip():
+        raise DataError(f"{path} is empty")
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    with plain_errors(path):
+        check_encoding(path)
+    kind = _KINDS.get(path.suffix.lower(), "jsonl")
+    if kind == "jsonl" and head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"["):
+        raise DataError(f"{path} is no file of rows: it begins with {head[:20]!r}; {_FILES}")
+    return kind
+
+
+_FILES = "JSON lines, a JSON array, .csv, .tsv and .parquet can be read"
+
+
+def _named(path: Path, shape: Shape, rows: list[dict[str, Any]]) -> Shape:
+    """Refuse a format of columns that somebody named, if no row has them.
+
+    :raises DataError: naming the first that is missing.
+    """
+    if shape.kind == "pairs" and not (shape.names.prompt and shape.names.response):
+        given = ", ".join(shape.names.named.values())
+        raise DataError(
+            f"{path}: beside {given}, name the columns of questions and answers "
+            f"(--prompt-column, --response-column); it has {listed(rows[0])}"
+        )
+    for column in shape.names.named.values():
+        if column in shape.required and not any(column in each for each in rows):
+            raise DataError(f"{path} has no column {column!r}; it has {listed(rows[0])}")
+    return replace(shape)
+
+
+def _unreadable(path: Path, rows: list[Found]) -> str:
+    """Say why nothing of a file can be read."""
+    if not rows:
+        return f"{path} holds no rows"
+    return f"no row of {path} can be read, the first because {rows[0].error}; {_FILES}"
+
+
+def _unknown(path: Path, row: dict[str, Any]) -> str:
+    said = (
+        f"{path} is in no format that is known: it has the columns {listed(row)}; known are "
+        f"{ACCEPTED}; other columns can be named: --prompt-column, --response-column"
+    )
+    if _KINDS.get(path.suffix.lower()) == "csv":
+        said += ". The first line of a CSV file names its columns: does it?"
+    return said
+
+
+def _lacks(row: dict[str, Any], lacking: list[str], shape: Shape) -> str:
+    missing = " and ".join(map(repr, lacking))
+    said = f"lacks {missing}, which {shape.name} needs; it has {listed(row)}"
+    other = shape_of(row)
+    return said if other is None else f"{said}: that is {other.name}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names of columns for a message, not too many of them."""
+    known = [f"{each!r:.40}" for each in islice(names, 12)]
+    return ", ".join(known[:11]) + (", ..." if len(known) > 11 else "") if known else "none"
