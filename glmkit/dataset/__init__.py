@@ -2,6 +2,6 @@
 
 from .columns import ColumnNames, Tags
 from .data import Data, open_data, opening
-from .samples import BadRow, Sample, TrainOn
+from .samples import BadRow, Sample
 
-__all__ = ["BadRow", "ColumnNames", "Data", "Sample", "Tags", "TrainOn", "open_data", "opening"]
+__all__ = ["BadRow", "ColumnNames", "Data", "Sample", "Tags", "open_data", "opening"]

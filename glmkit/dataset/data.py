@@ -17,7 +17,7 @@ from ..errors import DataError, UsageError
 from ..types import Progress
 from .columns import ColumnNames
 from .info import Listing
-from .samples import BadRow, Sample, TrainOn
+from .samples import TRAIN_ON, BadRow, Sample
 from .sources import Source, open_source
 from .specs import wanted
 
@@ -47,7 +47,7 @@ class Part:
     def __len__(self) -> int:
         return sum(each.count(1) for each in self.passes)
 
-    def samples(self, train_on: TrainOn) -> Iterator[Sample]:
+    def samples(self, train_on: str) -> Iterator[Sample]:
         """Yield its samples, in the order of the file."""
         for taken in self.passes:
             good = (each for each in self.source.read(train_on) if isinstance(each, Sample))
@@ -69,7 +69,7 @@ class Data:
     """Samples of one or several files."""
 
     parts: tuple[Part, ...]
-    train_on: TrainOn = "all"
+    train_on: str = "all"
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -134,7 +134,7 @@ def open_data(
     *,
     dataset_dir: str | Path | None = None,
     columns: ColumnNames = ColumnNames(),  # noqa: B008
-    train_on: TrainOn = "all",
+    train_on: str = "all",
     seed: int = 42,
     skip_bad: bool = False,
 ) -> Data:
@@ -158,7 +158,7 @@ def opening(
     *,
     dataset_dir: str | Path | None = None,
     columns: ColumnNames = ColumnNames(),  # noqa: B008
-    train_on: TrainOn = "all",
+    train_on: str = "all",
     seed: int = 42,
     skip_bad: bool = False,
 ) -> Generator[Progress, None, Data]:
@@ -168,12 +168,14 @@ def opening(
         of it, ``FILE@0.3`` gives it this weight in the mixture.
     :param dataset_dir: where ``dataset_info.json`` lies; None: in ``data``, if there is one.
     :param columns: the columns of questions and answers, where they are not detected.
-    :param train_on: which answers are learnt.
+    :param train_on: which answers are learnt: ``all`` of a conversation or the ``last``.
     :param seed: of what is picked.
     :param skip_bad: leave out rows that are no samples, rather than refuse them all.
     :raises DataError: if something does not exist, cannot be read or holds bad rows.
     :raises UsageError: if nothing is named, or an amount makes no sense.
     """
+    if train_on not in TRAIN_ON:
+        raise UsageError(f"train_on must be one of {', '.join(TRAIN_ON)}, got {train_on!r}")
     found = wanted(specs, Listing.read(dataset_dir))
     parts = []
     for number, each in enumerate(found):
@@ -211,7 +213,7 @@ def _over(listed: ColumnNames, given: ColumnNames) -> ColumnNames:
     return ColumnNames(**{**listed.named, **given.named}, tags=tags)
 
 
-def _read_through(source: Source, train_on: TrainOn) -> Generator[Progress, None, Part]:
+def _read_through(source: Source, train_on: str) -> Generator[Progress, None, Part]:
     """Count the samples of a file, and find its bad rows."""
     count, bad = 0, []
     for number, row in enumerate(source.read(train_on), 1):

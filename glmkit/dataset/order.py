@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..errors import DataError
 from ..types import Message
-from .samples import Sample, TrainOn
+from .samples import Sample
 from .turns import Turn
 
 _WORDS = {
@@ -17,7 +17,7 @@ _WORDS = {
 }
 
 
-def sample_of(turns: Sequence[Turn], train_on: TrainOn, source: str = "", line: int = 0) -> Sample:
+def sample_of(turns: Sequence[Turn], train_on: str, source: str = "", line: int = 0) -> Sample:
     """Return the sample that a conversation is.
 
     :raises DataError: if its roles are out of order, or nothing in it can be learnt.

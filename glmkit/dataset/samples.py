@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from ..errors import DataError
 from ..types import Message
 
-TrainOn = Literal["all", "last"]
+TRAIN_ON = ("all", "last")
+"""Which answers of a conversation are learnt."""
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def custom(names: ColumnNames, found: Shape | None) -> Shape:
     if names.prompt and names.prompt != base.prompt:
         base = replace(base, query=None)  # which belongs to the prompt that was found
     tags = names.tags if names.tags != Tags() else base.tags
-    return Shape(
-        "columns " + ", ".join(names.named.values()), kind, replace(base, **names.named, tags=tags)
-    )
+    whole = replace(base, **names.named, tags=tags)
+    if found is not None and whole == found.names:
+        return found
+    return Shape("columns " + ", ".join(names.named.values()), kind, whole)

@@ -14,7 +14,7 @@ from .columns import ColumnNames
 from .encodings import check_encoding
 from .order import sample_of
 from .pairs import pair_of
-from .samples import BadRow, Sample, TrainOn
+from .samples import BadRow, Sample
 from .shapes import ACCEPTED, Shape, custom, shape_of
 from .turns import Turn, turns_of
 
@@ -36,7 +36,7 @@ class Source:
         """What messages call it."""
         return self.path.name
 
-    def read(self, train_on: TrainOn = "all") -> Iterator[Sample | BadRow]:
+    def read(self, train_on: str = "all") -> Iterator[Sample | BadRow]:
         """Yield every row, as a sample or as why it is none.
 
         :raises DataError: if the file itself cannot be read any more.

@@ -36,6 +36,8 @@ class TrainConfig:
     """Tokens of a sample at most."""
     overlong: str = "truncate"
     """What becomes of longer samples: truncate or skip."""
+    skip_bad: bool = False
+    """Leave out rows that cannot be learnt; default: list them and stop."""
     train_on: str = "all"
     """Which answers are learnt: all of a conversation or the last."""
     system: str | None = None
