@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.causal import CausalModel
+from .attention import placed
 from .batches import Batch
 
 
@@ -46,12 +47,5 @@ class Learner(nn.Module):
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Return the hidden states (N, hidden), one example after another."""
-        found = []
-        for ids in torch.split(batch.ids, batch.lengths):
-            start = self.model.start(ids[None])
-            found.append(
-                self.model.hidden(
-                    ids[None], start.positions, mask=start.mask, causal=start.mask is None
-                )[0]
-            )
-        return torch.cat(found)
+        positions, blocks = placed(self.model, batch.ids, batch.lengths)
+        return self.model.hidden(batch.ids[None], positions, past=blocks)[0]
