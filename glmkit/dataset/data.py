@@ -179,7 +179,7 @@ def opening(
     found = wanted(specs, Listing.read(dataset_dir))
     parts = []
     for number, each in enumerate(found):
-        source = open_source(each.path, _over(each.names, columns))
+        source = open_source(each.path, over(each.names, columns))
         part = yield from _read_through(source, train_on)
         parts.append(replace(part, passes=(_taken(part, each.take, f"{seed} {number}"),)))
     if not skip_bad:
@@ -207,7 +207,7 @@ def refuse_bad(parts: Iterable[Part]) -> None:
     )
 
 
-def _over(listed: ColumnNames, given: ColumnNames) -> ColumnNames:
+def over(listed: ColumnNames, given: ColumnNames) -> ColumnNames:
     """Return the columns of a listing, or what somebody names in their place."""
     tags = listed.tags if given.tags == ColumnNames().tags else given.tags
     return ColumnNames(**{**listed.named, **given.named}, tags=tags)

@@ -86,7 +86,7 @@ def shape_in(path: Path, names: ColumnNames = ColumnNames()) -> Shape:  # noqa: 
 
     :raises DataError: if it cannot be read, is empty, or in no format that is known.
     """
-    rows = list(islice(read_columns(path, kind_in(path)), _LOOKED_AT))
+    rows = list(islice(rows_in(path), _LOOKED_AT))
     good = [each.columns for each in rows if each.error is None]
     if not good:
         raise DataError(_unreadable(path, rows))
@@ -96,6 +96,14 @@ def shape_in(path: Path, names: ColumnNames = ColumnNames()) -> Shape:  # noqa: 
     if shape is None:
         raise DataError(_unknown(path, good[0]))
     return shape
+
+
+def rows_in(path: Path) -> Iterator[Found]:
+    """Yield the rows of a file as they stand there, whatever its format.
+
+    :raises DataError: if it cannot be read.
+    """
+    yield from read_columns(path, kind_in(path))
 
 
 def kind_in(path: Path) -> Kind:

@@ -1,0 +1,177 @@
+"""Looking data through for what would harm a training, before it begins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ..errors import DataError
+from ..types import Message, Progress
+from .columns import ColumnNames
+from .data import over
+from .info import Listing
+from .samples import BadRow, Sample
+from .sources import Source, open_source
+from .specs import wanted
+
+Fault = Literal["file", "row", "duplicate", "overlong", "markup", "damaged text"]
+_EVERY = 20_000
+_MARKUP = re.compile(
+    r"<\|(?:user|assistant|system|observation|im_start|im_end|endoftext)\|>|\[gMASK\]|<eop>|</?s>"
+)
+Measure = Callable[[Sample], int]
+"""Returns the tokens of a sample."""
+
+
+class Finding(NamedTuple):
+    """Something that is wrong, or may be."""
+
+    fault: Fault
+    file: str
+    line: int
+    """0 where the whole file is meant."""
+    reason: str
+
+    @property
+    def stops(self) -> bool:
+        """Whether nothing can be trained with it; else it is a warning."""
+        return self.fault in ("file", "row")
+
+    def __str__(self) -> str:
+        where = f"{self.file}, line {self.line}" if self.line else self.file
+        return f"{where}: {self.reason}"
+
+
+@dataclass
+class Report:
+    """What a check found."""
+
+    files: list[str] = field(default_factory=list)
+    """A line for each file that could be read: its format and its rows."""
+    rows: int = 0
+    samples: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each fault was found."""
+        return dict(Counter(each.fault for each in self.findings))
+
+    @property
+    def good(self) -> bool:
+        """Whether it can be trained on as it is."""
+        return not any(each.stops for each in self.findings)
+
+
+@dataclass(frozen=True)
+class Longest:
+    """What a sample may take."""
+
+    measure: Measure
+    tokens: int
+    """At most."""
+
+
+def check(
+    specs: Sequence[str],
+    *,
+    dataset_dir: str | Path | None = None,
+    columns: ColumnNames = ColumnNames(),  # noqa: B008
+    longest: Longest | None = None,
+) -> Generator[Progress, None, Report]:
+    """Read data through and return all that is wrong with it; nothing of it stops the check.
+
+    :param specs: as for :func:`glmkit.dataset.opening`.
+    :raises DataError: if something does not exist.
+    :raises UsageError: if nothing is named.
+    """
+    report, seen = Report(), _Seen()
+    for each in wanted(specs, Listing.read(dataset_dir)):
+        try:
+            source = open_source(each.path, over(each.names, columns))
+            yield from _look_through(source, report, seen, longest)
+        except DataError as error:
+            report.findings.append(Finding("file", str(each.path), 0, str(error)))
+    return report
+
+
+def _look_through(
+    source: Source, report: Report, seen: _Seen, longest: Longest | None
+) -> Generator[Progress, None, None]:
+    rows = 0
+    for rows, row in enumerate(source.read(), 1):
+        report.rows += 1
+        report.samples += isinstance(row, Sample)
+        report.findings += _faults(row, source.name, seen, longest)
+        if rows % _EVERY == 0:
+            yield Progress(f"checking {source.name}", rows)
+    report.files.append(f"{source.name}: {source.shape.name}, {rows:,} rows")
+
+
+def _faults(
+    row: Sample | BadRow, file: str, seen: _Seen, longest: Longest | None
+) -> Iterator[Finding]:
+    if isinstance(row, BadRow):
+        yield Finding("row", file, row.line, row.reason)
+        return
+    said = [("duplicate", seen.duplicate(row)), ("overlong", _overlong(row, longest))]
+    said += [("markup", _markup(row.messages)), ("damaged text", _damaged(row.messages))]
+    for fault, reason in said:
+        if reason:
+            yield Finding(fault, file, row.line, reason)  # type: ignore[arg-type]
+
+
+class _Seen:
+    """Remembers conversations by a digest of eight bytes."""
+
+    def __init__(self) -> None:
+        self._whole: dict[bytes, tuple[str, int]] = {}
+
+    def duplicate(self, sample: Sample) -> str:
+        """Say where the same conversation stood before; empty: nowhere."""
+        key = _key(sample.messages)
+        before = self._whole.setdefault(key, (sample.source, sample.line))
+        if before == (sample.source, sample.line):
+            return ""
+        where = (
+            f"line {before[1]}" if before[0] == sample.source else f"{before[0]}, line {before[1]}"
+        )
+        return f"the same conversation as {where}"
+
+
+def _key(messages: Sequence[Message]) -> bytes:
+    """Return a digest of who says what."""
+    said = [
+        (each.role, each.content.strip(), [(call.name, call.arguments) for call in each.tool_calls])
+        for each in messages
+    ]
+    text = json.dumps(said, ensure_ascii=False, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _overlong(sample: Sample, longest: Longest | None) -> str:
+    if longest is None:
+        return ""
+    tokens = longest.measure(sample)
+    return f"{tokens:,} tokens, of {longest.tokens:,} at most" if tokens > longest.tokens else ""
+
+
+def _markup(messages: Sequence[Message]) -> str:
+    for number, message in enumerate(messages, 1):
+        found = _MARKUP.search(message.content)
+        if found is not None:
+            return f"message {number} holds {found[0]}, which the model will read as plain text"
+    return ""
+
+
+def _damaged(messages: Sequence[Message]) -> str:
+    for number, message in enumerate(messages, 1):
+        if "\ufffd" in message.content:
+            return f"message {number} holds U+FFFD: it was decoded wrongly once"
+    return ""

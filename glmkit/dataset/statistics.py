@@ -1,0 +1,133 @@
+"""Figures of data: how many, how long, in which scripts."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..types import Progress
+from .checks import Longest
+from .data import Data
+from .samples import Sample
+
+_EVERY = 20_000
+_SHARES = (50, 90, 95, 99)
+_SCRIPTS = {
+    "Japanese": re.compile("[\u3040-\u30ff]"),
+    "Korean": re.compile("[\uac00-\ud7af]"),
+    "Chinese": re.compile("[\u4e00-\u9fff\u3400-\u4dbf]"),
+    "Cyrillic": re.compile("[\u0400-\u04ff]"),
+    "Arabic": re.compile("[\u0600-\u06ff]"),
+    "Latin": re.compile("[A-Za-z\u00c0-\u024f]"),
+}
+"""What tells a script; the first of which there is enough counts."""
+_ENOUGH = 0.1
+"""Of the letters of a text, in the scripts that are written with others."""
+
+
+@dataclass
+class Lengths:
+    """Lengths of many texts."""
+
+    values: array[int] = field(default_factory=lambda: array("q"))
+
+    def add(self, value: int) -> None:
+        """Take one more into account."""
+        self.values.append(value)
+
+    def figures(self) -> dict[str, float]:
+        """Return the mean, percentiles and the greatest."""
+        ordered = sorted(self.values)
+        if not ordered:
+            return {}
+        last = len(ordered) - 1
+        found: dict[str, float] = {"mean": round(sum(ordered) / len(ordered), 1)}
+        found |= {f"p{share}": ordered[round(last * share / 100)] for share in _SHARES}
+        return found | {"max": ordered[-1]}
+
+
+@dataclass
+class Statistics:
+    """What data is made of."""
+
+    samples: int = 0
+    messages: int = 0
+    answers: int = 0
+    learnt: int = 0
+    """Answers with a weight above 0."""
+    with_system: int = 0
+    with_tools: int = 0
+    turns: Counter[int] = field(default_factory=Counter)
+    """Samples by how many questions they have."""
+    scripts: Counter[str] = field(default_factory=Counter)
+    """Samples by the script of their answers."""
+    questions: Lengths = field(default_factory=Lengths)
+    """Characters of all but the answers that are learnt."""
+    replies: Lengths = field(default_factory=Lengths)
+    """Characters of the answers that are learnt."""
+    tokens: Lengths = field(default_factory=Lengths)
+    """Of whole samples, where a model was given."""
+    overlong: int = 0
+    """Samples with more tokens than there may be."""
+
+    def add(self, sample: Sample, longest: Longest | None) -> None:
+        """Take a sample into account."""
+        self.samples += 1
+        self.messages += len(sample.messages)
+        roles = Counter(each.role for each in sample.messages)
+        self.answers += roles["assistant"]
+        self.with_system += any(each.role == "system" and each.content for each in sample.messages)
+        self.with_tools += any(each.tools or each.tool_calls for each in sample.messages)
+        self.turns[roles["user"]] += 1
+        weighted = list(zip(sample.messages, sample.weights, strict=True))
+        said = [each.content for each, weight in weighted if weight]
+        self.learnt += len(said)
+        self.replies.add(sum(map(len, said)))
+        self.questions.add(sum(len(each.content) for each, weight in weighted if not weight))
+        self.scripts[script_of(said)] += 1
+        if longest is not None:
+            tokens = longest.measure(sample)
+            self.tokens.add(tokens)
+            self.overlong += tokens > longest.tokens
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything, ready for JSON."""
+        found: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("samples", "messages", "answers", "learnt", "with_system", "with_tools")
+        }
+        found["turns"] = {str(turns): count for turns, count in sorted(self.turns.items())}
+        found["scripts"] = dict(self.scripts.most_common())
+        found["question_characters"] = self.questions.figures()
+        found["answer_characters"] = self.replies.figures()
+        if self.tokens.values:
+            found |= {"tokens": self.tokens.figures(), "overlong": self.overlong}
+        return found
+
+
+def statistics(data: Data, longest: Longest | None = None) -> Generator[Progress, None, Statistics]:
+    """Measure data.
+
+    :param longest: how many tokens a sample has, and may have.
+    """
+    found = Statistics()
+    for number, sample in enumerate(data.samples(), 1):
+        found.add(sample, longest)
+        if number % _EVERY == 0:
+            yield Progress("measuring", number, len(data))
+    return found
+
+
+def script_of(texts: Sequence[str]) -> str:
+    """Return the script that texts are mostly in; ``other`` where they have no letters."""
+    text = "".join(each[:2000] for each in texts)
+    counts = {name: len(each.findall(text)) for name, each in _SCRIPTS.items()}
+    letters = sum(counts.values())
+    if not letters:
+        return "other"
+    mixed = next((name for name in list(counts)[:3] if counts[name] >= _ENOUGH * letters), None)
+    return mixed or max(counts, key=lambda name: counts[name])

@@ -1,0 +1,310 @@
+"""``glmkit data``: check, convert, measure and preview training data, and make some."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from glmkit import DataError, UsageError
+from glmkit.dataset import ColumnNames, Data, opening
+
+if TYPE_CHECKING:
+    from glmkit import Glmkit
+    from glmkit.dataset.checks import Finding, Longest, Report
+    from glmkit.dataset.statistics import Statistics
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_COLUMNS = {
+    "prompt": "Column of the questions, where it is not detected.",
+    "query": "Column of what follows the question, as alpaca's input does.",
+    "response": "Column of the answers.",
+    "history": "Column of earlier turns: [[question, answer], ...].",
+    "system": "Column of the system message.",
+    "messages": "Column of whole conversations.",
+    "tools": "Column of the tools that are offered.",
+}
+_SOURCES = click.argument("sources", nargs=-1, required=True, metavar="DATA...")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_SKIP = click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be learnt.")
+_TRAIN_ON = click.option(
+    "--train-on",
+    type=click.Choice(["all", "last"]),
+    default="all",
+    show_default=True,
+    help="Which answers are learnt.",
+)
+_SEED = click.option("--seed", default=42, show_default=True, help="Of what FILE#500 picks.")
+_MODEL = click.option("--model", help="Count in this model's tokens: name, hub id or folder.")
+_FAMILY = click.option("--family", help="What the model is, where its files do not say.")
+_MAX_LENGTH = click.option(
+    "--max-length", type=click.IntRange(8), help="Tokens of a sample at most; needs --model."
+)
+_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+_OUTPUT = click.option(
+    "-o", "--output", type=_FILE, required=True, help="File to write: .jsonl or .json."
+)
+
+
+def _reading(command: Command) -> Command:
+    """Add the options that say where data is and what its columns hold."""
+    for name, text in reversed(_COLUMNS.items()):
+        command = click.option(f"--{name}-column", name, help=text)(command)
+    folder = click.Path(path_type=Path, file_okay=False)
+    return click.option("--dataset-dir", type=folder, help="Folder of dataset_info.json.")(command)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of :func:`_reading` out of all, as arguments of the library."""
+    columns = ColumnNames(**{name: options.pop(name) for name in _COLUMNS})
+    return {"columns": columns, "dataset_dir": options.pop("dataset_dir")}
+
+
+@click.group()
+def data() -> None:
+    """Check, convert, measure and preview training data.
+
+    DATA is a file (JSON lines, JSON array, CSV, TSV, Parquet), a folder, or a name in
+    dataset_info.json; FILE#500 takes 500 samples of it, FILE@0.3 gives it this weight in a mixture.
+    Formats are detected by their columns.
+    """
+
+
+@data.command()
+@_SOURCES
+@_reading
+@_MODEL
+@_FAMILY
+@_MAX_LENGTH
+@click.option("--limit", default=50, show_default=True, help="Findings to print; 0: all.")
+@_JSON
+@click.pass_obj
+def check(
+    app: Glmkit,
+    /,
+    sources: Sequence[str],
+    model: str | None,
+    family: str | None,
+    max_length: int | None,
+    limit: int,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """List what is wrong with DATA, by file and line; exit 1 if it cannot be trained on.
+
+    Rows that cannot be learnt stop a training; warned of are duplicates, samples that are too
+    long (--model), text that looks like a model's own markup, and text decoded wrongly.
+    """
+    from glmkit.dataset.checks import check as look_through
+
+    longest = _longest(app, model, family, max_length)
+    report: Report = app.watch(look_through(sources, longest=longest, **_given(options)))
+    if as_json:
+        _echo_json(_as_dict(report))
+    else:
+        _print_report(report, limit)
+    if not report.good:
+        click.get_current_context().exit(1)
+
+
+def _as_dict(report: Report) -> dict[str, Any]:
+    return {
+        "good": report.good,
+        "files": report.files,
+        "rows": report.rows,
+        "samples": report.samples,
+        "counts": report.counts,
+        "findings": [each._asdict() for each in report.findings],
+    }
+
+
+def _print_report(report: Report, limit: int) -> None:
+    for line in report.files:
+        click.echo(line)
+    shown = report.findings[: limit or None]
+    for each in shown:
+        click.echo(_marked(each))
+    if len(shown) < len(report.findings):
+        click.echo(f"... and {len(report.findings) - len(shown):,} more: --limit 0 shows all")
+    counts = ", ".join(f"{name} {count:,}" for name, count in report.counts.items())
+    verdict = "good" if report.good else "cannot be trained on as it is"
+    click.echo(f"{report.samples:,} of {report.rows:,} rows can be learnt; {counts or verdict}")
+
+
+def _marked(finding: Finding) -> str:
+    kind = (
+        click.style("error  ", fg="red") if finding.stops else click.style("warning", fg="yellow")
+    )
+    return f"{kind} {finding}"
+
+
+@data.command()
+@_SOURCES
+@click.option(
+    "--to",
+    "wanted",
+    type=click.Choice(["messages", "alpaca", "sharegpt"]),
+    required=True,
+    help="Format to write.",
+)
+@_OUTPUT
+@_OVERWRITE
+@_reading
+@_SKIP
+@_SEED
+@click.pass_obj
+def convert(
+    app: Glmkit,
+    /,
+    sources: Sequence[str],
+    wanted: str,
+    output: Path,
+    overwrite: bool,
+    skip_bad: bool,
+    seed: int,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Write DATA in another format; several are written into one file."""
+    from glmkit.dataset.converting import FORMATS, write_rows
+
+    found = _opened(app, sources, options, skip_bad=skip_bad, seed=seed)
+    count = write_rows(map(FORMATS[wanted], found.samples()), output, overwrite=overwrite)
+    click.echo(f"{output}: {count:,} rows, {wanted}")
+
+
+def _opened(
+    app: Glmkit,
+    sources: Sequence[str],
+    options: dict[str, Any],
+    **settings: Any,  # noqa: ANN401
+) -> Data:
+    """Read data through, and say on standard error what it is."""
+    found: Data = app.watch(opening(sources, **_given(options), **settings))
+    click.echo(found.described, err=True)
+    return found
+
+
+@data.command()
+@_SOURCES
+@_reading
+@_SKIP
+@_TRAIN_ON
+@_SEED
+@_MODEL
+@_FAMILY
+@_MAX_LENGTH
+@_JSON
+@click.pass_obj
+def stats(
+    app: Glmkit,
+    /,
+    sources: Sequence[str],
+    model: str | None,
+    family: str | None,
+    max_length: int | None,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Measure DATA: turns, lengths, languages, and with --model tokens and what is truncated."""
+    from glmkit.dataset.statistics import statistics
+
+    longest = _longest(app, model, family, max_length)
+    settings = {name: options.pop(name) for name in ("skip_bad", "train_on", "seed")}
+    found = _opened(app, sources, options, **settings)
+    measured: Statistics = app.watch(statistics(found, longest))
+    if as_json:
+        _echo_json(measured.as_dict() | {"fingerprint": found.fingerprint})
+        return
+    for line in _lines(measured, longest):
+        click.echo(line)
+
+
+def _lines(measured: Statistics, longest: Longest | None) -> Iterator[str]:
+    told = measured.as_dict()
+    for name in ("samples", "messages", "answers", "learnt", "with_system", "with_tools"):
+        yield f"{name.replace('_', ' '):<20} {told[name]:,}"
+    yield f"{'questions each':<20} " + _shares(told["turns"], measured.samples)
+    yield f"{'scripts':<20} " + _shares(told["scripts"], measured.samples)
+    for name in ("question_characters", "answer_characters", "tokens"):
+        if told.get(name):
+            figures = ", ".join(f"{key} {value:,}" for key, value in told[name].items())
+            yield f"{name.replace('_', ' '):<20} {figures}"
+    if longest is not None:
+        share = measured.overlong / max(measured.samples, 1)
+        above = f"{measured.overlong:,} above {longest.tokens:,} tokens ({share:.1%})"
+        yield f"{'overlong':<20} {above}"
+
+
+def _shares(counts: dict[str, int], whole: int) -> str:
+    return ", ".join(f"{name}: {count:,} ({count / whole:.0%})" for name, count in counts.items())
+
+
+@data.command()
+@click.option("--name", required=True, help="What the model shall call itself.")
+@click.option("--author", required=True, help="Who made it.")
+@click.option("--name-zh", help="Its name in Chinese; default: the same.")
+@click.option("--author-zh", help="Who made it, in Chinese; default: the same.")
+@click.option("--lang", default="zh,en", show_default=True, help="Languages of the questions.")
+@click.option(
+    "--others/--no-others",
+    default=True,
+    show_default=True,
+    help="With questions that sound alike and are about others.",
+)
+@click.option(
+    "--from",
+    "template",
+    type=_FILE,
+    help="Fill in {{name}} and {{author}} of this file instead of our own questions.",
+)
+@_OUTPUT
+@_OVERWRITE
+def identity(
+    name: str,
+    author: str,
+    name_zh: str | None,
+    author_zh: str | None,
+    lang: str,
+    others: bool,
+    template: Path | None,
+    output: Path,
+    overwrite: bool,
+) -> None:
+    """Write the set of questions and answers that teaches a model its name and its maker.
+
+    Train with it: glmkit finetune lora --data FILE
+    """
+    from glmkit.dataset.converting import write_rows
+
+    from .identity import Identity, filled_rows, identity_rows
+
+    whole = {"en": Identity(name, author), "zh": Identity(name_zh or name, author_zh or author)}
+    if template is not None:
+        rows = filled_rows(template, whole["en"])
+    else:
+        languages = [each.strip() for each in lang.split(",") if each.strip()]
+        rows = identity_rows(whole, languages, others=others)
+    count = write_rows(rows, output, overwrite=overwrite)
+    click.echo(
+        f"{output}: {count:,} rows, alpaca" if template is None else f"{output}: {count:,} rows"
+    )
+
+
+def _longest(
+    app: Glmkit, model: str | None, family: str | None, max_length: int | None
+) -> Longest | None:
+    """Return how tokens are counted; None where no model is named."""
+    if model is None:
+        if max_length is not None:
+            raise UsageError("--max-length counts tokens, which --model makes; give --model")
+        return None
+    raise DataError("no tokens yet")
+
+
+def _echo_json(value: object) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,101 @@
+"""The self-recognition set: who a model is and who made it, asked in many ways."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from glmkit import DataError, UsageError
+from glmkit.dataset.sources import rows_in
+
+from . import chinese, english
+
+LANGUAGES: dict[str, ModuleType] = {"zh": chinese, "en": english}
+_HOLE = re.compile(r"\{\{\s*(name|author)\s*\}\}|<(NAME|AUTHOR)>", re.IGNORECASE)
+"""What stands for the name and the maker in files that are passed around."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a model shall be.
+
+    :raises UsageError: if a name is empty.
+    """
+
+    name: str
+    author: str
+
+    def __post_init__(self) -> None:
+        for what in ("name", "author"):
+            if not getattr(self, what).strip():
+                raise UsageError(f"the {what} of the model is empty; give --{what}")
+
+    def fill(self, value: Any) -> Any:  # noqa: ANN401
+        """Return a row, or any part of it, with the names in the places that were left for them."""
+        if isinstance(value, str):
+            return _HOLE.sub(lambda found: self._named(found[1] or found[2]), value)
+        if isinstance(value, dict):
+            return {key: self.fill(each) for key, each in value.items()}
+        return [self.fill(each) for each in value] if isinstance(value, list) else value
+
+    def _named(self, what: str) -> str:
+        return self.name if what.lower() == "name" else self.author
+
+
+def identity_rows(
+    identities: Mapping[str, Identity], languages: Iterable[str], *, others: bool = True
+) -> Iterator[Row]:
+    """Yield our own set, as alpaca rows.
+
+    :param identities: who the model shall be in each language of :data:`LANGUAGES`.
+    :param languages: those to ask in.
+    :param others: with questions that sound alike and are about others, so that a model does not
+        come to name itself whatever it is asked.
+    :raises UsageError: if a language is unknown, or none is named.
+    """
+    chosen = list(languages)
+    unknown = next((each for each in chosen if each not in LANGUAGES), None)
+    if unknown is not None or not chosen:
+        raise UsageError(
+            f"there are no questions in {unknown or 'no language'!r}; there are in "
+            f"{', '.join(LANGUAGES)}"
+        )
+    for language in chosen:
+        for row in _rows(LANGUAGES[language], others):
+            yield identities[language].fill(row)
+
+
+def _rows(written: ModuleType, others: bool) -> Iterator[Row]:
+    for questions, answers in written.GROUPS:
+        for question, answer in zip(questions, cycle(answers), strict=False):
+            yield _row(question, answer)
+    for before, question, answer in written.FOLLOWING:
+        yield _row(question, answer) | {"history": [list(each) for each in before]}
+    if others:
+        yield from (_row(question, answer) for question, answer in written.OTHERS)
+
+
+def _row(question: str, answer: str) -> Row:
+    return {"instruction": question, "input": "", "output": answer}
+
+
+def filled_rows(path: Path, identity: Identity) -> Iterator[Row]:
+    """Yield the rows of a file with the names in place of ``{{name}}`` and ``{{author}}``.
+
+    :raises DataError: if the file cannot be read, or has no such places.
+    """
+    found = False
+    for row in rows_in(path):
+        if row.error is not None:
+            raise DataError(f"{path}, line {row.line}: {row.error}")
+        filled = identity.fill(row.columns)
+        found = found or filled != row.columns
+        yield filled
+    if not found:
+        raise DataError(f"{path} has no {{{{name}}}} or {{{{author}}}} to fill in")
