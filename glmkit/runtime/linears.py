@@ -44,6 +44,13 @@ class _QuantizedLinear(nn.Module):
         self.keep = keep
         self._kept: Tensor | None = None
 
+    @property
+    def qweight(self) -> Tensor:
+        """An empty tensor where the integers are: by this name PEFT asks where that is."""
+        if isinstance(self.matrix, OwnKernel):  # which runs on the processor alone
+            return torch.empty(0, dtype=torch.int8)
+        return torch.empty(0, dtype=torch.int8, device=self.matrix.scale.device)
+
     def project(
         self,
         x: Tensor,

@@ -90,7 +90,7 @@ def merge(
                 "what its precision can tell apart"
             )
         yield from _verified(plan, folder)
-        _copy_small_files(base, folder)
+        copy_small_files(base, folder)
         effect, error = yield from _compared(plan, adapters, folder)
     return Merged(out, reader.changed, plan.size, effect, error)
 
@@ -243,7 +243,7 @@ def _verified(plan: _Plan, folder: Path) -> Generator[Progress, None, None]:
             weights.release(key)
 
 
-def _copy_small_files(base: Path, folder: Path) -> None:
+def copy_small_files(base: Path, folder: Path) -> None:
     """Copy configuration, vocabulary and licence: all that is no weights."""
     for file in sorted(base.iterdir()):
         if file.is_dir() and file.name == "original":  # what a conversion put aside

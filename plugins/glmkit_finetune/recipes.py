@@ -1,0 +1,209 @@
+"""The recipes that glmkit brings: their settings, and what each trains of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from glmkit import StepLog, UsageError
+from glmkit.training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(TrainConfig):
+    """Settings of ``lora``."""
+
+    # --- LoRA ---
+    rank: int = 8
+    """Of the small matrices."""
+    alpha: float = 16
+    """What they add is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Share of their inputs that is left out at random."""
+    targets: tuple[str, ...] = ("all",)
+    """Which linears get them: all, or names such as query_key_value, dense or q_proj; q_proj,
+    k_proj and v_proj are one matrix here, which is trained as a whole."""
+    dora: bool = False
+    """Learn the length of each row of the matrices, too (DoRA)."""
+    rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead (rsLoRA)."""
+    loraplus: float = 1.0
+    """Times that B learns as fast as A (LoRA+, 16 for example)."""
+    init: str = "default"
+    """How A begins: default, gaussian, orthogonal."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if self.rank < 1:
+            raise UsageError(f"rank must be 1 or more, got {self.rank}")
+        if not self.alpha > 0:
+            raise UsageError(f"alpha must be above 0, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout must be from 0 to below 1, got {self.dropout}")
+        if not self.loraplus > 0:
+            raise UsageError(f"loraplus must be above 0, got {self.loraplus}")
+        _check_choice("init", self.init, ("default", "gaussian", "orthogonal"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QloraConfig(LoraConfig):
+    """Settings of ``qlora``."""
+
+    # --- LoRA ---
+    quantize: str = "int4"
+    """Bits of the frozen weights: int4 or int8; what lies quantised stays as it is."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        _check_choice("quantize", self.quantize, ("int4", "int8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PtuningConfig(TrainConfig):
+    """Settings of ``ptuning``."""
+
+    # --- P-Tuning v2 ---
+    pre_seq_len: int = 128
+    """Entries of the prefix."""
+    projection: bool = False
+    """Learn the prefix through a small network."""
+    quantize: str | None = None
+    """Round the frozen weights: int4 or int8."""
+    learning_rate: float = 2e-2
+    """The highest."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if self.pre_seq_len < 1:
+            raise UsageError(f"pre_seq_len must be 1 or more, got {self.pre_seq_len}")
+        if self.quantize is not None:
+            _check_choice("quantize", self.quantize, ("int4", "int8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullConfig(TrainConfig):
+    """Settings of ``full``."""
+
+    learning_rate: float = 1e-5
+    """The highest."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        _refuse_half(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeConfig(TrainConfig):
+    """Settings of ``freeze``."""
+
+    # --- which layers ---
+    layers: int = 2
+    """How many are trained: the last ones; below 0: the first ones."""
+    modules: tuple[str, ...] = ("all",)
+    """What of them: all, or names such as mlp, self_attention or query_key_value."""
+    extra_modules: tuple[str, ...] = ()
+    """What is trained beside layers: embedding, norm, head."""
+    learning_rate: float = 1e-5
+    """The highest."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        _refuse_half(self)
+        if not self.layers and not self.extra_modules:
+            raise UsageError("layers is 0 and there are no extra_modules: nothing is trained")
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _refuse_half(config: TrainConfig) -> None:
+    if config.dtype == "float16":
+        raise UsageError(
+            "weights in float16 cannot be trained themselves: their steps are lost to rounding; "
+            "give --dtype bfloat16 or float32, or take the recipe lora"
+        )
+
+
+class Lora:
+    """LoRA, DoRA, rsLoRA, LoRA+, over plain or quantised weights."""
+
+    config_type: type[LoraConfig] = LoraConfig
+
+    def run(self, config: LoraConfig) -> Iterator[StepLog]:
+        """Train small matrices beside linear layers."""
+        from glmkit.training.run import train
+        from glmkit.training.tunings.lora import LoraTuning
+
+        tuning = LoraTuning(
+            Path(config.model),
+            rank=config.rank,
+            alpha=config.alpha,
+            dropout=config.dropout,
+            targets=config.targets,
+            dora=config.dora,
+            rslora=config.rslora,
+            ratio=config.loraplus,
+            init=config.init,
+            family=config.family,
+        )
+        yield from train(config, tuning)
+
+
+class Qlora(Lora):
+    """The same over weights of 4 or 8 bits."""
+
+    config_type = QloraConfig
+
+
+class Ptuning:
+    """P-Tuning v2."""
+
+    config_type = PtuningConfig
+
+    def run(self, config: PtuningConfig) -> Iterator[StepLog]:
+        """Train a prefix."""
+        from glmkit.training.run import train
+        from glmkit.training.tunings.prefix import PrefixTuning
+
+        tuning = PrefixTuning(
+            Path(config.model), length=config.pre_seq_len, projection=config.projection
+        )
+        yield from train(config, tuning)
+
+
+class Full:
+    """All weights."""
+
+    config_type = FullConfig
+
+    def run(self, config: FullConfig) -> Iterator[StepLog]:
+        """Train all weights."""
+        from glmkit.training.run import train
+        from glmkit.training.tunings.whole import WholeTuning
+
+        yield from train(config, WholeTuning(Path(config.model), family=config.family))
+
+
+class Freeze:
+    """The last layers."""
+
+    config_type = FreezeConfig
+
+    def run(self, config: FreezeConfig) -> Iterator[StepLog]:
+        """Train some layers."""
+        from glmkit.training.run import train
+        from glmkit.training.tunings.whole import Part, WholeTuning
+
+        part = Part(config.layers, config.modules, config.extra_modules)
+        yield from train(config, WholeTuning(Path(config.model), part, family=config.family))
+
+
+lora, qlora, ptuning, full, freeze = Lora(), Qlora(), Ptuning(), Full(), Freeze()
