@@ -22,6 +22,8 @@ from .state import FILE, TrainerState
 from .tuning import Tuning
 
 OPTIMIZER = "optimizer.pt"
+EXACT = "trained.safetensors"
+"""What was trained, where the model beside it is rounded."""
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -47,7 +49,7 @@ class Checkpoints:
         partial = self.folder / f".{out.name}.partial"
         try:
             _emptied(partial)
-            self.tuning.save(inner(trained), partial)
+            self._write(inner(trained), partial)
             torch.save(optimizer, partial / OPTIMIZER)
             state.write(partial)
             if out.exists():
@@ -89,7 +91,9 @@ class Checkpoints:
 
     def trained(self, checkpoint: Path) -> dict[str, Tensor]:
         """Return the trained parameters of a checkpoint, by their names in a learner."""
-        return outer(self.tuning.load(checkpoint))
+        if self.tuning.lossless:
+            return outer(self.tuning.load(checkpoint))
+        return outer(read_tensors(checkpoint / EXACT))
 
     def optimizer(self, checkpoint: Path) -> dict[str, Any]:
         """Return the state of the optimizer.
@@ -106,6 +110,15 @@ class Checkpoints:
             ) from error
         return state
 
+    def _write(self, trained: dict[str, Tensor], folder: Path) -> None:
+        """Write what was trained, and its exact values where that rounds them."""
+        from safetensors.torch import save_file
+
+        self.tuning.save(trained, folder)
+        if not self.tuning.lossless:
+            exact = {name: each.contiguous() for name, each in trained.items()}
+            save_file(exact, folder / EXACT, metadata={"format": "pt"})
+
     def _all(self) -> Iterator[tuple[int, Path]]:
         for each in self.folder.iterdir():
             found = _NAME.fullmatch(each.name)
@@ -118,6 +131,23 @@ class Checkpoints:
         for step, each in sorted(self._all())[: -self.limit]:
             if step not in spare:
                 shutil.rmtree(each, ignore_errors=True)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Read tensors by name.
+
+    :raises CheckpointError: if the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file} is missing or damaged ({error}); delete {file.parent.name} to go on from the "
+            "checkpoint before it"
+        ) from error
 
 
 def inner(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -86,6 +86,8 @@ class TrainConfig:
     """cpu, cuda, cuda:1, or several that share the layers: cuda:0,cuda:1; default: the best."""
     max_memory: str | None = None
     """Most that may be taken of each device: 0=10GiB,cpu=30GiB."""
+    memory_check: bool = True
+    """Foretell the memory before anything is loaded, and refuse what does not fit."""
     gradient_checkpointing: bool = False
     """Work the inside of blocks out again when gradients need it: less memory, more time."""
     parallel: str = "ddp"

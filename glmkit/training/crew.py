@@ -66,6 +66,10 @@ class Crew(Protocol):
         """Return when all processes are here."""
         ...
 
+    def first(self) -> AbstractContextManager[object]:
+        """Let process 0 do something, and the others the same after it: they find what it kept."""
+        ...
+
 
 class Alone:
     """One process.
@@ -128,6 +132,10 @@ class Alone:
 
     def wait(self) -> None:
         """Return at once."""
+
+    def first(self) -> AbstractContextManager[object]:
+        """Do nothing around what is done first."""
+        return nullcontext()
 
 
 def _beside(own: Tensor, key: str, value: Any) -> Any:  # noqa: ANN401

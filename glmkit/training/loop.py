@@ -30,8 +30,9 @@ from .state import TrainerState
 class Feed(Protocol):
     """Which batches each process gets in each step; see `batches.py`."""
 
-    @property
-    def steps_per_epoch(self) -> int: ...  # noqa: D102
+    def steps(self, epoch: int = 0) -> int:
+        """Return how many steps an epoch has; all have as many."""
+        ...
 
     def batches(self, epoch: int, step: int, rank: int) -> Sequence[Any]:
         """Return the passes of one process in a step of an epoch; all processes have as many."""
@@ -79,7 +80,7 @@ def learn(work: Work) -> Iterator[StepLog]:
     state.max_steps = work.total
     window = _Window(state)
     while state.global_step < work.total:
-        place = _Place(*divmod(state.global_step, work.feed.steps_per_epoch))
+        place = _Place(*divmod(state.global_step, work.feed.steps()))
         done = _step(work, place)
         window.add(done)
         ends = state.global_step == work.total
@@ -121,7 +122,7 @@ def _between(work: Work, place: _Place, ends: bool) -> Iterator[StepLog]:
 def _due(every: int, work: Work, place: _Place, ends: bool) -> bool:
     if every:
         return ends or work.state.global_step % every == 0
-    return ends or place.step + 1 == work.feed.steps_per_epoch
+    return ends or place.step + 1 == work.feed.steps()
 
 
 def _judge(state: TrainerState, metrics: Mapping[str, float]) -> bool:
@@ -162,7 +163,7 @@ def restore(work: Work, checkpoint: Path) -> None:
     state = work.checkpoints.optimizer(checkpoint)
     work.crew.set_optimizer_state(work.learner, work.optimizer, state)
     work.state = TrainerState.read(checkpoint)
-    work.schedule.load_state_dict(work.state.schedule)
+    work.schedule.load_state_dict(work.schedule.state_dict() | work.state.schedule)
     for group, rate in zip(work.optimizer.param_groups, work.schedule.get_last_lr(), strict=True):
         group["lr"] = rate
 
@@ -206,7 +207,7 @@ def _step(work: Work, place: _Place) -> _Done:
     work.schedule.step()
     work.optimizer.zero_grad(set_to_none=True)
     state.global_step += 1
-    state.epoch = place.epoch + (place.step + 1) / work.feed.steps_per_epoch
+    state.epoch = place.epoch + (place.step + 1) / work.feed.steps()
     state.tokens += work.feed.tokens(*place)
     state.seconds += time.monotonic() - began
     return done

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ..errors import UsageError
 from .config import TrainConfig
@@ -81,20 +82,45 @@ _OPTIMIZERS = {
 def schedule_of(config: TrainConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
     """Return how the learning rate rises and falls over a run.
 
+    The usual shapes are worked out here, since importing transformers takes seconds; it is asked
+    for all others.
+
     :raises UsageError: if nobody knows the scheduler, or it needs more than its name.
     """
+    warmup = round(steps * config.warmup_ratio)
+    shape = _SHAPES.get(config.scheduler)
+    if shape is None:
+        return _of_transformers(config.scheduler, optimizer, warmup, steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        return shape((step - warmup) / max(1, steps - warmup))
+
+    return LambdaLR(optimizer, factor)
+
+
+_SHAPES: Mapping[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "constant_with_warmup": lambda done: 1.0,
+    "linear": lambda done: max(0.0, 1 - done),
+    "cosine": lambda done: max(0.0, (1 + math.cos(math.pi * done)) / 2),
+}
+"""By the share of the steps behind the warm-up that is done."""
+
+
+def _of_transformers(name: str, optimizer: Optimizer, warmup: int, steps: int) -> LRScheduler:
     from transformers.optimization import get_scheduler
     from transformers.trainer_utils import SchedulerType
 
-    known = [each.value for each in SchedulerType]
-    if config.scheduler not in known:
-        raise UsageError(f"scheduler must be one of {', '.join(known)}, got {config.scheduler!r}")
-    warmup = round(steps * config.warmup_ratio)
+    known = [*_SHAPES, *(each.value for each in SchedulerType if each.value not in _SHAPES)]
+    if name not in known:
+        raise UsageError(f"scheduler must be one of {', '.join(known)}, got {name!r}")
     try:
-        schedule: LRScheduler = get_scheduler(config.scheduler, optimizer, warmup, steps)
+        schedule: LRScheduler = get_scheduler(name, optimizer, warmup, steps)
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"the scheduler {config.scheduler!r} cannot be used by its name alone: {error}"
+            f"the scheduler {name!r} cannot be used by its name alone: {error}"
         ) from error
     return schedule
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -17,6 +18,10 @@ class Tuning(Protocol):
 
     kind: str
     """What the memory forecast calls it: ``lora``, ``full``, ``ptuning``."""
+    lossless: bool
+    """:meth:`load` returns what :meth:`save` was given, to the bit."""
+    forecast: Mapping[str, Any]
+    """What else :class:`~glmkit.runtime.demand.Job` is told: ``rank``, ``targets``, ``prefix``."""
 
     def dress(self, model: CausalModel) -> None:
         """Freeze what is not trained, and add what is new, in place."""
@@ -35,7 +40,10 @@ class Tuning(Protocol):
         ...
 
     def load(self, folder: Path) -> dict[str, Tensor]:
-        """Return what :meth:`save` wrote, to the bit."""
+        """Return what :meth:`save` wrote; of another layout too, where there are several.
+
+        :raises CheckpointError: if it is damaged, or for another base.
+        """
         ...
 
 

@@ -1,0 +1,147 @@
+"""The loop: what a step is, going on from a checkpoint, evaluations in between, nonsense."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+from glmkit.errors import CheckpointError, GlmkitError
+from glmkit.training.loop import learn, restore, save
+
+from .toy import Plain, examples, losses, work
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_loss_falls_and_lines_count(tmp_path):
+    lines = list(learn(work(tmp_path, epochs=30.0, save_total_limit=1)))
+    found = losses(lines)
+    assert np.mean(found[-5:]) < 0.7 * np.mean(found[:5])
+    steps = [each for each in lines if each.loss is not None]
+    assert [each.step for each in steps] == list(range(1, steps[-1].total + 1))
+    assert steps[-1].epoch == pytest.approx(30)
+    assert steps[-1].seconds_left == 0
+    assert steps[-1].tokens == 30 * sum(map(len, examples()))
+
+
+@settings(max_examples=15, deadline=None)
+@given(stop=st.integers(1, 13), accumulation=st.sampled_from((1, 3)))
+def test_going_on_repeats_an_uninterrupted_run(tmp_path_factory, stop, accumulation):
+    given = {"save_steps": 1, "save_total_limit": 0, "gradient_accumulation": accumulation}
+    whole = work(tmp_path_factory.mktemp("whole"), **given)
+    expected = losses(learn(whole))
+    stop = min(stop, len(expected) - 1)
+    folder = tmp_path_factory.mktemp("cut")
+    cut = work(folder, **given)
+    lines = learn(cut)
+    first = losses(itertools.takewhile(lambda each: each.note != f"saved checkpoint-{stop}", lines))
+    lines.close()
+    second = work(folder, **given)
+    restore(second, second.checkpoints.at(stop))
+    assert first + losses(learn(second)) == expected
+    assert torch.equal(second.learner.model.table, whole.learner.model.table)
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from glmkit.training.loop import learn
+from toy import work
+
+for line in learn(work(Path(sys.argv[2]), save_steps=2)):
+    if line.step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_in_the_middle_goes_on(tmp_path, forks):
+    expected = losses(learn(work(tmp_path / "whole")))
+    (tmp_path / "cut").mkdir()
+    forks.start(KILLED, str(Path(__file__).parent), str(tmp_path / "cut")).wait()
+    second = work(tmp_path / "cut", save_steps=2)
+    last = second.checkpoints.last()
+    assert last is not None and last.name == "checkpoint-4"
+    restore(second, last)
+    assert losses(learn(second)) == expected[4:]
+
+
+def test_evaluation_between_steps_changes_nothing(tmp_path):
+    def evaluate():
+        torch.rand(7)
+        return {"eval_loss": 1.0}
+
+    without = losses(learn(work(tmp_path)))
+    lines = list(learn(work(tmp_path, evaluate=evaluate, eval_steps=3)))
+    assert losses(lines) == without
+    assert [each.step for each in lines if each.metrics] == [3, 6, 9, 12, 14]
+
+
+def test_accumulated_passes_are_one_step(tmp_path):
+    whole = work(tmp_path, batch_size=6, max_grad_norm=0.0)
+    parts = work(tmp_path, batch_size=2, gradient_accumulation=3, max_grad_norm=0.0)
+    for each in (whole, parts):
+        each.learner.eval()
+        each.learner.train = lambda mode=True: None  # without dropout, whose draws would differ
+    assert losses(learn(parts)) == pytest.approx(losses(learn(whole)), rel=1e-5)
+
+
+def test_stops_early_and_keeps_the_best(tmp_path):
+    found = iter([3.0, 2.0, 2.5, 2.6, 2.7, 2.8])
+    given = {"eval_steps": 1, "early_stopping": 2, "save_steps": 100, "save_total_limit": 1}
+    run = work(tmp_path, evaluate=lambda: {"eval_loss": next(found)}, **given)
+    lines = list(learn(run))
+    assert lines[-1].note.startswith("stopped early") and lines[-1].step == 4
+    assert run.state.best_step == 2
+    assert run.checkpoints.at(2).is_dir()
+
+
+def test_old_checkpoints_go(tmp_path):
+    list(learn(work(tmp_path, save_steps=2, save_total_limit=2)))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["checkpoint-12", "checkpoint-14"]
+
+
+def test_full_disk_keeps_what_was_saved(tmp_path):
+    tuning = Plain()
+    run = work(tmp_path, tuning)
+    lines = learn(run)
+    next(lines)
+    save(run)
+    tuning.full = True
+    with pytest.raises(GlmkitError, match="the disk is full"):
+        save(run)
+    assert [each.name for each in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert run.checkpoints.trained(run.checkpoints.at(1))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "trainer_state.json"])
+def test_damaged_checkpoint_is_named(tmp_path, name):
+    run = work(tmp_path, max_steps=1)
+    list(learn(run))
+    file = run.checkpoints.at(1) / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=name):
+        restore(run, run.checkpoints.at(1))
+
+
+def test_another_training_is_refused(tmp_path):
+    run = work(tmp_path, max_steps=1)
+    list(learn(run))
+    run.learner.model.more = nn.Parameter(torch.ones(2))
+    with pytest.raises(CheckpointError, match="another training"):
+        restore(run, run.checkpoints.at(1))
+
+
+def test_nonsense_stops_the_run(tmp_path):
+    run = work(tmp_path, save_steps=1)
+    lines = learn(run)
+    next(lines), next(lines)
+    with torch.no_grad():
+        run.learner.model.table[0, 0] = float("nan")
+    with pytest.raises(GlmkitError, match="step 2.*--learning-rate"):
+        list(lines)
+    assert run.checkpoints.at(1).is_dir()
