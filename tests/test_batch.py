@@ -179,11 +179,11 @@ def test_an_array_is_read_element_by_element(tmp_path, monkeypatch, block):
     assert count_rows(source) == 6
     rows = list(read_rows(source, Reading()))
     assert rows[0].columns == {"prompt": 'a, "]} 你\\'}
-    assert "element 2 is no JSON" in rows[1].error
-    assert "element 3 holds int" in rows[2].error
+    assert "element 2 (line 1) is no JSON" in rows[1].error
+    assert "element 3 (line 1) holds int" in rows[2].error
     assert rows[3].columns == {"prompt": ['\\"', {}, {"x": 1}]}
     assert (rows[4].messages[0].content, rows[4].index) == ("last", 4)
-    assert "element 6 is no JSON" in rows[5].error
+    assert "element 6 (line 2) is no JSON" in rows[5].error
     source.write_text(" [ ] ")
     assert count_rows(source) == 0
 

@@ -120,7 +120,7 @@ def read_rows(path: Path, reading: Reading) -> Iterator[BatchRow]:
         if found.error is None:
             yield _row(index, found.columns, reading)
         else:
-            yield BatchRow(index, {}, error=found.error)
+            yield BatchRow(index, {}, error=f"{found.place} {found.error}")
 
 
 def _row(index: int, columns: Columns, reading: Reading) -> BatchRow:

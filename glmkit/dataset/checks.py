@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..errors import DataError
+from ..tables.files import Place
 from ..types import Message, Progress
 from .columns import ColumnNames
 from .data import over
@@ -34,8 +35,8 @@ class Finding(NamedTuple):
 
     fault: Fault
     file: str
-    line: int
-    """0 where the whole file is meant."""
+    place: Place | None
+    """None where the whole file is meant."""
     reason: str
 
     @property
@@ -44,8 +45,7 @@ class Finding(NamedTuple):
         return self.fault in ("file", "row")
 
     def __str__(self) -> str:
-        where = f"{self.file}, line {self.line}" if self.line else self.file
-        return f"{where}: {self.reason}"
+        return self.reason if self.place is None else f"{self.file}, {self.place}: {self.reason}"
 
 
 @dataclass
@@ -97,7 +97,7 @@ def check(
             source = open_source(each.path, over(each.names, columns))
             yield from _look_through(source, report, seen, longest)
         except DataError as error:
-            report.findings.append(Finding("file", str(each.path), 0, str(error)))
+            report.findings.append(Finding("file", str(each.path), None, str(error)))
     return report
 
 
@@ -118,37 +118,43 @@ def _faults(
     row: Sample | BadRow, file: str, seen: _Seen, longest: Longest | None
 ) -> Iterator[Finding]:
     if isinstance(row, BadRow):
-        yield Finding("row", file, row.line, row.reason)
+        yield Finding("row", file, row.place, row.reason)
         return
-    said = [("duplicate", seen.duplicate(row)), ("overlong", _overlong(row, longest))]
+    said: list[tuple[Fault, str]] = [
+        ("duplicate", seen.duplicate(row)),
+        ("overlong", _overlong(row, longest)),
+    ]
     said += [("markup", _markup(row.messages)), ("damaged text", _damaged(row.messages))]
     for fault, reason in said:
         if reason:
-            yield Finding(fault, file, row.line, reason)  # type: ignore[arg-type]
+            yield Finding(fault, file, row.place, reason)
 
 
 class _Seen:
     """Remembers conversations by a digest of eight bytes."""
 
     def __init__(self) -> None:
-        self._whole: dict[bytes, tuple[str, int]] = {}
+        self._whole: dict[bytes, tuple[str, Place]] = {}
 
     def duplicate(self, sample: Sample) -> str:
         """Say where the same conversation stood before; empty: nowhere."""
         key = _key(sample.messages)
-        before = self._whole.setdefault(key, (sample.source, sample.line))
-        if before == (sample.source, sample.line):
+        here = (sample.source, sample.place)
+        file, place = self._whole.setdefault(key, here)
+        if (file, place) == here:
             return ""
-        where = (
-            f"line {before[1]}" if before[0] == sample.source else f"{before[0]}, line {before[1]}"
-        )
-        return f"the same conversation as {where}"
+        return "the same conversation as " + (str(place) if file == here[0] else f"{file}, {place}")
 
 
 def _key(messages: Sequence[Message]) -> bytes:
     """Return a digest of who says what."""
     said = [
-        (each.role, each.content.strip(), [(call.name, call.arguments) for call in each.tool_calls])
+        (
+            each.role,
+            each.content.strip(),
+            each.tools,
+            [(call.name, call.arguments) for call in each.tool_calls],
+        )
         for each in messages
     ]
     text = json.dumps(said, ensure_ascii=False, default=str)

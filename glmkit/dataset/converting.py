@@ -109,7 +109,7 @@ def _items(message: Message, weight: float) -> Iterator[Row]:
 
 def _lost(sample: Sample, what: str, name: str) -> DataError:
     return DataError(
-        f"{sample.source}, line {sample.line} has {what}, which {name} has no place for; "
+        f"{sample.source}, {sample.place} has {what}, which {name} has no place for; "
         "convert to messages"
     )
 

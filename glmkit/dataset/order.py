@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import DataError
+from ..tables.files import Place
 from ..types import Message
 from .samples import Sample
 from .turns import Turn
@@ -17,7 +18,12 @@ _WORDS = {
 }
 
 
-def sample_of(turns: Sequence[Turn], train_on: str, source: str = "", line: int = 0) -> Sample:
+def sample_of(
+    turns: Sequence[Turn],
+    train_on: str,
+    source: str = "",
+    place: Place = Place(),  # noqa: B008
+) -> Sample:
     """Return the sample that a conversation is.
 
     :raises DataError: if its roles are out of order, or nothing in it can be learnt.
@@ -31,7 +37,7 @@ def sample_of(turns: Sequence[Turn], train_on: str, source: str = "", line: int 
             raise DataError(f"message {number}: the answer is empty")
     if not any(weights):
         raise DataError("none of its answers is learnt: their weights are 0")
-    return Sample(tuple(turn.message for turn in turns), weights, source, line)
+    return Sample(tuple(turn.message for turn in turns), weights, source, place)
 
 
 def _weight(turn: Turn, learnt: bool, number: int) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..errors import DataError
+from ..tables.files import Place
 from ..types import Message
 
 TRAIN_ON = ("all", "last")
@@ -25,8 +26,8 @@ class Sample:
     """How much each message counts in the loss, 0 or more; 0 for all but an assistant's."""
     source: str = ""
     """The file that it was read from."""
-    line: int = 0
-    """Where in there, from 1: the line of JSON lines and CSV, else the row."""
+    place: Place = Place()
+    """Where in there."""
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.messages) or not self.messages:
@@ -52,8 +53,8 @@ class BadRow(NamedTuple):
     """A row of a file that is no sample, and why."""
 
     source: str
-    line: int
+    place: Place
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.source}, line {self.line}: {self.reason}"
+        return f"{self.source}, {self.place}: {self.reason}"

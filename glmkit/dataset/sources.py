@@ -43,12 +43,12 @@ class Source:
         """
         for found in read_columns(self.path, self.kind):
             if found.error is not None:
-                yield BadRow(self.name, found.line, found.error)
+                yield BadRow(self.name, found.place, found.error)
                 continue
             try:
-                yield sample_of(self._turns(found.columns), train_on, self.name, found.line)
+                yield sample_of(self._turns(found.columns), train_on, self.name, found.place)
             except (DataError, UsageError) as error:
-                yield BadRow(self.name, found.line, str(error))
+                yield BadRow(self.name, found.place, str(error))
 
     def _turns(self, row: dict[str, Any]) -> list[Turn]:
         lacking = [each for each in self.shape.required if each not in row]

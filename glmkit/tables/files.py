@@ -20,14 +20,27 @@ Columns = dict[str, Any]
 Kind = Literal["jsonl", "csv", "parquet"]
 
 
+class Place(NamedTuple):
+    """Where in a file a row stands."""
+
+    line: int = 0
+    """The line that it begins in, from 1; 0 in Parquet, which has none."""
+    row: int = 0
+    """Its number in a JSON array or in Parquet, from 1; elsewhere lines are numbers enough."""
+
+    def __str__(self) -> str:
+        if not self.row:
+            return f"line {self.line}"
+        return f"element {self.row} (line {self.line})" if self.line else f"row {self.row}"
+
+
 class Found(NamedTuple):
     """A row as it stands in a file."""
 
     columns: Columns
-    error: str | None = None
+    error: str | None
     """Why it cannot be read."""
-    line: int = 0
-    """The line that it begins in, from 1; in Parquet, the row."""
+    place: Place
 
 
 _KINDS: dict[str, Kind] = {
@@ -127,25 +140,28 @@ def _read_json(path: Path) -> Iterator[Found]:
             return
         for number, text in enumerate(file, 1):
             if text.strip():
-                yield _parsed(text, f"line {number}", number)
+                yield _parsed(text, Place(number))
 
 
 def _read_elements(file: BinaryIO, path: Path) -> Iterator[Found]:
     line = 1
     for number, text in enumerate(elements(file, path), 1):
         before = len(text) - len(text.lstrip())
-        yield _parsed(text, f"element {number}", line + text.count(b"\n", 0, before))
+        yield _parsed(text, Place(line + text.count(b"\n", 0, before), number))
         line += text.count(b"\n")
 
 
-def _parsed(text: bytes, where: str, line: int) -> Found:
+def _parsed(text: bytes, place: Place) -> Found:
     try:
-        value = parsed_json(text.decode("utf-8-sig" if line == 1 else "utf-8"))
+        value = parsed_json(text.decode("utf-8-sig" if place.line == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        wrong = f"byte {text[error.start]:#04x} at {error.start + 1}"
+        return Found({}, f"is no JSON: it is not in UTF-8 ({wrong})", place)
     except ValueError as error:
-        return Found({}, f"{where} is no JSON: {error}", line)
+        return Found({}, f"is no JSON: {error}", place)
     if not isinstance(value, dict):
-        return Found({}, f"{where} holds {type(value).__name__}, expected an object", line)
-    return Found(value, None, line)
+        return Found({}, f"holds {type(value).__name__}, expected an object", place)
+    return Found(value, None, place)
 
 
 def parsed_json(text: str) -> Any:  # noqa: ANN401
@@ -157,6 +173,9 @@ def parsed_json(text: str) -> Any:  # noqa: ANN401
         value = json.loads(text)
     except RecursionError as error:
         raise ValueError(f"nested deeper than {_DEEPEST}") from error
+    except json.JSONDecodeError as error:
+        near = f", near {text[max(error.pos - 20, 0) : error.pos + 20]!r}" if text.strip() else ""
+        raise ValueError(f"{error.msg} at character {error.pos + 1}{near}") from error
     if text.count("[") + text.count("{") > _DEEPEST and _depth(value) > _DEEPEST:
         raise ValueError(f"nested deeper than {_DEEPEST}")
     return value
@@ -184,8 +203,9 @@ def _read_csv(path: Path) -> Iterator[Found]:
                 raise DataError(f"{path} has no header line; the first line names the columns")
             start = reader.line_num + 1
             for row in reader:
-                wide = f"line {reader.line_num} has more cells than the header"
-                yield Found({}, wide, start) if None in row else Found(dict(row), None, start)
+                wide = f"has more cells than the header, which names {len(reader.fieldnames)}"
+                place = Place(start)
+                yield Found({}, wide, place) if None in row else Found(dict(row), None, place)
                 start = reader.line_num + 1
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is no UTF-8 CSV file ({error}); save it as UTF-8") from error
@@ -203,7 +223,7 @@ def _read_parquet(path: Path) -> Iterator[Found]:
     try:
         rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
-            yield Found(row, None, number)
+            yield Found(row, None, Place(row=number))
     except ArrowException as error:
         raise DataError(f"{path} is damaged ({error})") from error
 

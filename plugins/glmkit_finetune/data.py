@@ -119,14 +119,20 @@ def _as_dict(report: Report) -> dict[str, Any]:
         "rows": report.rows,
         "samples": report.samples,
         "counts": report.counts,
-        "findings": [each._asdict() for each in report.findings],
+        "findings": [_finding(each) for each in report.findings],
     }
+
+
+def _finding(found: Finding) -> dict[str, Any]:
+    place = {"line": None, "row": None} if found.place is None else found.place._asdict()
+    where = {key: value or None for key, value in place.items()}
+    return {"fault": found.fault, "file": found.file, **where, "reason": found.reason}
 
 
 def _print_report(report: Report, limit: int) -> None:
     for line in report.files:
         click.echo(line)
-    shown = report.findings[: limit or None]
+    shown = sorted(report.findings, key=lambda each: not each.stops)[: limit or None]
     for each in shown:
         click.echo(_marked(each))
     if len(shown) < len(report.findings):

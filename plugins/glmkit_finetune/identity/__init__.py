@@ -93,7 +93,7 @@ def filled_rows(path: Path, identity: Identity) -> Iterator[Row]:
     found = False
     for row in rows_in(path):
         if row.error is not None:
-            raise DataError(f"{path}, line {row.line}: {row.error}")
+            raise DataError(f"{path}, {row.place}: {row.error}")
         filled = identity.fill(row.columns)
         found = found or filled != row.columns
         yield filled
