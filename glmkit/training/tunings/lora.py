@@ -70,7 +70,8 @@ class LoraTuning:
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.targets, self.dora, self.rslora = tuple(targets), dora, rslora
         self.ratio, self.init = ratio, init
-        linears = ("all",) if set(targets) & set(_ALL) else tuple(map(_own_name, targets))
+        linears = tuple(dict.fromkeys(map(_own_name, targets)))
+        linears = linears if set(linears) <= set(_OWN.values()) else ("all",)
         self.forecast: Mapping[str, Any] = {"rank": rank, "targets": linears}
 
     def dress(self, model: CausalModel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ _QUANTISED = ("quantization_config", "quantization_bit")
 
 @dataclass(frozen=True)
 class Part:
-    """Which weights are trained."""
+    """Some layers, and what is beside them."""
 
     layers: int
     """The last ones, so many; below 0: the first ones."""
@@ -41,12 +41,42 @@ class Part:
     extra: Sequence[str] = ()
     """``embedding``, ``norm``, ``head``, or the end of a module's name outside layers."""
 
+    def __call__(self, model: CausalModel) -> Iterator[str]:
+        """Yield the names of the parameters that it means.
+
+        :raises UsageError: if it names nothing.
+        """
+        names = everything(model)
+        layers = _layers(model.config.layers, self.layers)
+        found = [name for name in names if _within(name, layers, self.modules)]
+        for each in self.extra:
+            found += _beside(model, names, each)
+        if not found:
+            raise UsageError(
+                f"modules: {', '.join(self.modules)} is no part of a layer; all, or some of: "
+                f"{', '.join(sorted({part for name in names for part in _inside(name)}))}"
+            )
+        yield from dict.fromkeys(found)
+
+
+def everything(model: CausalModel) -> list[str]:
+    """Return the names of all parameters, quantised ones too; a tied head is the token table."""
+    with torch.device("meta"):
+        names = [name for name, _ in type(model)(model.config).named_parameters()]
+    if model.config.tied_head:
+        names.remove(f"{model.HEAD}.weight")
+    return names
+
+
+Chosen = Callable[[CausalModel], Iterable[str]]
+"""Returns the names of the parameters that are trained."""
+
 
 class WholeTuning:
     """The weights of a model.
 
     :param base: the folder of the model.
-    :param part: what of it; None: all.
+    :param chosen: which of them are trained: a :class:`Part`, or any function of the model.
     """
 
     kind = "full"
@@ -54,16 +84,18 @@ class WholeTuning:
     """What is written is rounded to the base's precision."""
     forecast: Mapping[str, Any] = MappingProxyType({})
 
-    def __init__(self, base: Path, part: Part | None = None, *, family: str | None = None) -> None:
-        self.base, self.part, self.family = base, part, family
+    def __init__(
+        self, base: Path, chosen: Chosen = everything, *, family: str | None = None
+    ) -> None:
+        self.base, self.chosen, self.family = base, chosen, family
 
     def dress(self, model: CausalModel) -> None:
         """Make the chosen weights trainable, as copies of what was mapped from disk.
 
-        :raises UsageError: if the part names nothing, or what it names is quantised.
+        :raises UsageError: if what is chosen is quantised.
         """
         model.requires_grad_(False)
-        names = set(trained_names(model, self.part))
+        names = set(self.chosen(model))
         for stem, module in list(model.named_modules()):
             own = [leaf for leaf, _ in module.named_parameters(recurse=False)]
             wanted = [leaf for leaf in own if f"{stem}.{leaf}" in names]
@@ -86,7 +118,9 @@ class WholeTuning:
     def save(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write a checkpoint: the base with what was trained, in its layout and precision."""
         copy_small_files(self.base, folder)
-        shutil.rmtree(folder / "original", ignore_errors=True)  # of a conversion of other weights
+        # What a conversion put aside, and the card, are of other weights.
+        shutil.rmtree(folder / "original", ignore_errors=True)
+        (folder / "README.md").unlink(missing_ok=True)
         raw = read_json(self.base / "config.json")
         if any(raw.get(each) for each in _QUANTISED):
             for each in _QUANTISED:
@@ -109,30 +143,6 @@ _ROUNDED = (
     "quantised weights cannot be trained themselves: give --dtype float32 or bfloat16, which "
     "expands them while loading, or take the recipe qlora"
 )
-
-
-def trained_names(model: CausalModel, part: Part | None) -> Iterator[str]:
-    """Yield the names of the parameters that a part means; a tied head is the token table.
-
-    :raises UsageError: if it names nothing.
-    """
-    with torch.device("meta"):
-        names = [name for name, _ in type(model)(model.config).named_parameters()]
-    if model.config.tied_head:
-        names.remove(f"{model.HEAD}.weight")
-    if part is None:
-        yield from names
-        return
-    layers = _layers(model.config.layers, part.layers)
-    found = [name for name in names if _within(name, layers, part.modules)]
-    for each in part.extra:
-        found += _beside(model, names, each)
-    if not found:
-        raise UsageError(
-            f"modules: {', '.join(part.modules)} is no part of a layer; all, or some of: "
-            f"{', '.join(sorted({p for n in names for p in _inside(n)}))}"
-        )
-    yield from dict.fromkeys(found)
 
 
 def _layers(count: int, wanted: int) -> set[int]:
