@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .kernels import (
     BLOCK,
@@ -80,14 +82,14 @@ class _QuantizedLinear(nn.Module):
         columns = x.shape[-1]
         few = EXPAND_FROM if self._kept is None else EXPANDED_FROM
         flat = None
-        if _wants_grad(x):
-            pass  # no kernel knows how to go back
-        elif self.own is not None:
+        if _wants_grad(x):  # no kernel knows how to go back
+            return _there_and_back(self, x)
+        if self.own is not None:
             flat = self.own(x.reshape(-1, columns).float().contiguous())
         elif x.numel() < columns * few:
             flat = self._few(x.reshape(-1, columns))
         if flat is None:
-            return F.linear(x, self._expanded(x.dtype), self.bias)
+            return F.linear(x, self.expanded(x.dtype), self.bias)
         out = flat.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return out if self.bias is None else out.add_(self.bias)
 
@@ -95,7 +97,8 @@ class _QuantizedLinear(nn.Module):
         """Multiply few tokens (M, K) with torch's kernel; None where there is none."""
         raise NotImplementedError
 
-    def _expanded(self, dtype: torch.dtype) -> Tensor:
+    def expanded(self, dtype: torch.dtype) -> Tensor:
+        """Return the matrix (N, K) as ordinary numbers."""
         if self._kept is not None:
             return self._kept
         matrix = self.matrix.expand(dtype)
@@ -115,6 +118,26 @@ def _plain(numbers: Tensor) -> bool:
     """Tell whether our kernel can read these, or write to them, where they lie."""
     on_cpu = numbers.device.type == "cpu"
     return on_cpu and numbers.dtype == torch.float32 and numbers.is_contiguous()
+
+
+def _there_and_back(linear: _QuantizedLinear, x: Tensor) -> Tensor:
+    return cast(Tensor, _Expanding.apply(x, linear.bias, linear))  # type: ignore[no-untyped-call]
+
+
+class _Expanding(torch.autograd.Function):
+    """A product whose matrix is expanded again for its gradient, so that none is kept till then."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, linear: _QuantizedLinear) -> Tensor:  # noqa: ANN401
+        ctx.linear = linear
+        return F.linear(x, linear.expanded(x.dtype), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        to_x = grad @ ctx.linear.expanded(grad.dtype) if ctx.needs_input_grad[0] else None
+        to_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return to_x, to_bias, None
 
 
 class Int4Linear(_QuantizedLinear):

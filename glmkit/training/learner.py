@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.causal import CausalModel
 from .attention import placed
 from .batches import Batch
+from .losses import next_token_loss
 
 
 class Loss(NamedTuple):
@@ -40,10 +39,11 @@ class Learner(nn.Module):
         hidden = self._hidden(batch)  # (N, hidden)
         # The hidden state before a token foretells it.
         wanted = batch.weights[1:].nonzero().squeeze(-1)
-        scores = self.model.scores(hidden[wanted])
-        losses = F.cross_entropy(scores, batch.ids[wanted + 1], reduction="none")
         weights = batch.weights[wanted + 1]
-        return Loss((losses * weights).sum(), weights.sum())
+        some = hidden[wanted.to(hidden.device)]
+        return Loss(
+            next_token_loss(self.model, some, batch.ids[wanted + 1], weights), weights.sum()
+        )
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Return the hidden states (N, hidden), one example after another."""

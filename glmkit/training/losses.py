@@ -1,0 +1,134 @@
+"""The loss of next tokens, a few tokens at a time, so that no table of all scores is ever held.
+
+Scores of a thousand tokens among 150 thousand take 600 MB in single precision, and their gradient
+as much again. Here they are made, compared with what follows, turned into gradients and dropped,
+part by part; a token that nobody asks for costs nothing.
+
+Letters: N tokens that count, V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from ..models.causal import CausalModel
+
+ROOM = 1 << 23
+"""Scores that are held at a time on a processor: 32 MB of them, a few trips through its cache."""
+
+ROOM_ELSEWHERE = 1 << 27
+"""The same on other devices, which want large matrices."""
+
+
+def next_token_loss(
+    model: CausalModel, hidden: Tensor, wanted: Tensor, weights: Tensor, *, room: int | None = None
+) -> Tensor:
+    """Return the weighted sum of the losses of tokens, in nats, of which gradients can be taken.
+
+    :param hidden: (N, H), not normed yet, of the tokens before those that are foretold.
+    :param wanted: int64 (N), what follows.
+    :param weights: (N).
+    :param room: scores that are held at a time; None: as the device wants.
+    """
+    rows = _rows(hidden, model.config.vocab_size, room)
+    wanted, weights = wanted.to(hidden.device), weights.to(hidden.device)
+    head = model.get_submodule(model.HEAD)
+    if _is_plain(head):
+        table = cast(Tensor, head.weight)
+        table = table if torch.is_grad_enabled() else table.detach()
+        given = (model.norm(hidden), table, wanted, weights, rows)
+        return cast(Tensor, _HeadLoss.apply(*given))  # type: ignore[no-untyped-call]
+    return _by_checkpoints(model, hidden, wanted, weights, rows)
+
+
+def _rows(hidden: Tensor, vocabulary: int, room: int | None) -> int:
+    if room is None:
+        room = ROOM if hidden.device.type == "cpu" else ROOM_ELSEWHERE
+    return max(1, room // vocabulary)
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Tell whether a head is one matrix that lies here whole; others are asked for their scores."""
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        return False
+    spread = hasattr(head.weight, "ds_id") or hasattr(head.weight, "full_tensor")
+    return not spread and type(head.weight) in (nn.Parameter, Tensor)
+
+
+def _by_checkpoints(
+    model: CausalModel, hidden: Tensor, wanted: Tensor, weights: Tensor, rows: int
+) -> Tensor:
+    """Do the same with any head; its scores are made twice."""
+
+    def part(some: Tensor, ids: Tensor, weight: Tensor) -> Tensor:
+        return (F.cross_entropy(model.scores(some), ids, reduction="none") * weight).sum()
+
+    total = weights.new_zeros(())
+    parts = [torch.split(each, rows) for each in (hidden, wanted, weights)]
+    for some in zip(*parts, strict=True):
+        total = total + cast(Tensor, checkpoint(part, *some, use_reentrant=False))
+    return total
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Head, softmax and cross-entropy; gradients are made on the way there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        hidden: Tensor,
+        table: Tensor,
+        wanted: Tensor,
+        weights: Tensor,
+        rows: int,
+    ) -> Tensor:
+        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        to_table = torch.zeros_like(table, dtype=exact) if ctx.needs_input_grad[1] else None
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        room = torch.empty((min(rows, len(hidden)), len(table)), dtype=exact, device=hidden.device)
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            scores = _scores(hidden[part], table, room)
+            total += _lost_(scores, wanted[part], weights[part].to(exact))
+            small = scores.to(hidden.dtype)
+            if to_hidden is not None:
+                torch.mm(small, table, out=to_hidden[part])
+            if to_table is not None:
+                to_table += torch.mm(small.t(), hidden[part])
+        ctx.save_for_backward(to_hidden, None if to_table is None else to_table.to(table.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        to_hidden, to_table = (
+            None if each is None else each * grad.to(each.dtype) for each in ctx.saved_tensors
+        )
+        return to_hidden, to_table, None, None, None
+
+
+def _scores(hidden: Tensor, table: Tensor, room: Tensor) -> Tensor:
+    """Return the scores (n, V) of a part, in ``room``: the same memory for all parts."""
+    out = room[: len(hidden)]
+    if hidden.dtype == out.dtype:
+        return torch.mm(hidden, table.t(), out=out)
+    return out.copy_(torch.mm(hidden, table.t()))
+
+
+def _lost_(scores: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted sum of losses, and put its gradient where the scores (n, V) were."""
+    scores.sub_(scores.amax(-1, keepdim=True))
+    at = wanted[:, None]
+    right = scores.gather(-1, at)
+    total = scores.exp_().sum(-1, keepdim=True)
+    losses = total.log() - right
+    weight = weights[:, None]
+    scores.mul_(weight / total).scatter_add_(-1, at, -weight)
+    return (losses * weight).sum()
