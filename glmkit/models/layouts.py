@@ -12,16 +12,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import CheckpointError
 from . import shapes
-from .causal import CausalModel, ModelConfig
-from .chatglm import ChatGlm
 from .families import Facts, Finding, decide
 from .files import read_json
-from .glm import Glm
+
+if TYPE_CHECKING:
+    from .causal import CausalModel, ModelConfig
 
 Raw = Mapping[str, Any]
 OWN = ("chatglm", "glm", "glm4")
@@ -36,7 +37,9 @@ class Layout:
     matches: Callable[[Raw], bool]
     families: tuple[str, ...]
     """Which families are written so; the last one is taken where nothing gives a hint."""
-    model: Callable[[Any], CausalModel]
+    architecture: str
+    """``"module.class"`` of the model, imported when it is needed: who reads no weights, but texts,
+    does without torch."""
     reader: Callable[[Raw, str], ModelConfig]
     """Takes a parsed config.json and the family, returns the shape."""
     keys: Mapping[str, tuple[str, ...]]
@@ -44,6 +47,14 @@ class Layout:
     in this order. Empty: the names are the same."""
     unused: tuple[str, ...] = ()
     """Tensors that files hold and nobody needs, as regular expressions."""
+
+    @property
+    def model(self) -> Callable[[Any], CausalModel]:
+        """The class of the model."""
+        module, _, name = self.architecture.partition(".")
+        return cast(
+            "Callable[[Any], CausalModel]", getattr(import_module(f".{module}", __package__), name)
+        )
 
     def shape(self, raw: Raw, family: str | None = None) -> ModelConfig:
         """Read the model's shape.
@@ -182,7 +193,7 @@ HUB = Layout(
     "glm (Hugging Face layout)",
     matches=lambda raw: raw.get("model_type") == "glm",
     families=("glm4", "chatglm2", "chatglm3", "llama", "glm"),
-    model=Glm,
+    architecture="glm.Glm",
     reader=shapes.hub,
     keys=_HUB_KEYS,
     unused=(r".*\.rotary_emb\.inv_freq",),
@@ -193,7 +204,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "chatglm-6b (original layout of generation 1)",
         matches=_is_first_generation,
         families=("chatglm",),
-        model=ChatGlm,
+        architecture="chatglm.ChatGlm",
         reader=shapes.first,
         keys={},
         unused=(r"transformer\.layers\.\d+\.attention\.rotary_emb\.inv_freq",),
@@ -203,7 +214,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "glm4 (Hugging Face layout of GLM-4-0414)",
         matches=lambda raw: raw.get("model_type") == "glm4",
         families=("glm4-0414",),
-        model=Glm,
+        architecture="glm.Glm",
         reader=shapes.hub_sandwich,
         keys=_SANDWICH_KEYS,
         unused=(r".*\.rotary_emb\.inv_freq",),
@@ -212,7 +223,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "chatglm (original layout of ChatGLM2, ChatGLM3 and GLM-4-9B)",
         matches=_is_chatglm,
         families=("glm4", "chatglm2", "chatglm3"),
-        model=Glm,
+        architecture="glm.Glm",
         reader=shapes.original,
         keys={},
         unused=(r"transformer\.rotary_pos_emb\.inv_freq",),

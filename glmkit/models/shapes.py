@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
-from .causal import ModelConfig
-from .chatglm import ChatGlmConfig
 from .families import GLM4_VOCABULARY
-from .glm import GlmConfig
 from .limits import check_field
-from .prefix import PrefixConfig
+
+if TYPE_CHECKING:
+    from .causal import ModelConfig
+    from .chatglm import ChatGlmConfig
+    from .glm import GlmConfig
+    from .prefix import PrefixConfig
 
 Raw = Mapping[str, Any]
 
@@ -83,6 +85,8 @@ def first(raw: Raw, family: str) -> ChatGlmConfig:
         },
     )
     shift = IMAGE_TOKENS if picked["vocab_size"] == _WITH_IMAGES else 0
+    from .chatglm import ChatGlmConfig
+
     config = ChatGlmConfig(
         **picked,
         bos=raw.get("bos_token_id", 130_004 + shift),
@@ -96,6 +100,8 @@ def first(raw: Raw, family: str) -> ChatGlmConfig:
 def _prefix(raw: Raw, config: ModelConfig, *, narrow: bool = False) -> PrefixConfig | None:
     if not raw.get("pre_seq_len"):
         return None
+    from .prefix import PrefixConfig
+
     return PrefixConfig(
         raw["pre_seq_len"],
         config.layers,
@@ -129,6 +135,8 @@ def original(raw: Raw, family: str) -> GlmConfig:
     head_dim = picked["head_dim"]
     kv_heads = raw.get("multi_query_group_num", picked["heads"])
     check_field("kv_heads", kv_heads, "multi_query_group_num")
+    from .glm import GlmConfig
+
     config = GlmConfig(
         **picked,
         kv_heads=kv_heads,
@@ -179,6 +187,8 @@ def hub(raw: Raw, family: str) -> GlmConfig:
     if raw.get("hidden_act", "silu") != "silu":
         said = shown(raw["hidden_act"])
         raise CheckpointError(f"config.json: hidden_act {said}; glmkit runs 'silu'")
+    from .glm import GlmConfig
+
     return GlmConfig(
         **picked,
         **_hub_rotary(raw, picked["head_dim"]),

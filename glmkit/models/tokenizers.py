@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..texts import check_unicode
 from .settling import Chain, Stage, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ class Tokenizer(ABC):
 
         :param rows: one or more, each with prefix and suffix already.
         """
+        import torch
+
         length = max(map(len, rows))
         ids = torch.full((len(rows), length), self.pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)

@@ -49,6 +49,10 @@ class Verbatim:
         return ""
 
 
+def _as_it_is(message: Message) -> list[Piece]:
+    return [message.content]
+
+
 def _verbatim(messages: Sequence[Message]) -> Reader:
     return Verbatim()
 
@@ -70,6 +74,10 @@ class ChatFormat:
     """As published, for folders without `generation_config.json`; 0 is greedy."""
     top_p: float = 1.0
     """As published, for folders without `generation_config.json`."""
+    answer: Callable[[Message], list[Piece]] = _as_it_is
+    """Takes what an assistant says; returns what the model writes to say it, up to a stop."""
+    end: Callable[[Message], str] | None = None
+    """Takes the same, returns the stop token that follows; None: the first of :attr:`stops`."""
 
 
 def encode(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...types import Message
-from .base import ChatFormat, Piece, Special
+from .base import ChatFormat, Piece, Special, refuse_tools
 
 _ROLES = {"observation": "tool"}
 
@@ -20,4 +20,9 @@ def _pieces(messages: Sequence[Message], system: str) -> list[Piece]:
     return [*pieces, Special("<|im_start|>"), "assistant\n"]
 
 
-CHATML = ChatFormat("chatml", _pieces, stops=("<|im_end|>",))
+def _answer(message: Message) -> list[Piece]:
+    refuse_tools((message,), "a model with this chat format")
+    return [message.content]
+
+
+CHATML = ChatFormat("chatml", _pieces, stops=("<|im_end|>",), answer=_answer)

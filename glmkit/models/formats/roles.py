@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ...types import Message
@@ -104,6 +104,24 @@ def _fourth_0414(messages: Sequence[Message], system: str) -> list[Piece]:
     return fourth_pieces(sorted(entries, key=lambda each: rank.get(each.role, 1)))
 
 
+def _third_answer(message: Message) -> list[Piece]:
+    """Return what ChatGLM3 writes behind ``<|assistant|>``."""
+    return third_pieces(third_entries([message]))[_OPENING:-1]
+
+
+def _fourth_answer(message: Message) -> list[Piece]:
+    """Return what GLM-4 writes behind ``<|assistant|>``."""
+    return fourth_pieces(fourth_entries([message]))[_OPENING:-1] or ["\n"]
+
+
+_OPENING = 3
+"""Pieces up to the first ``<|assistant|>``."""
+
+
+def _end(otherwise: str) -> Callable[[Message], str]:
+    return lambda message: "<|observation|>" if message.tool_calls else otherwise
+
+
 CHATGLM3 = ChatFormat(
     "chatglm3",
     _third,
@@ -112,6 +130,8 @@ CHATGLM3 = ChatFormat(
     skip_special=False,
     temperature=0.8,
     top_p=0.8,
+    answer=_third_answer,
+    end=_end("<eos>"),
 )
 GLM4 = ChatFormat(
     "glm4",
@@ -121,6 +141,8 @@ GLM4 = ChatFormat(
     skip_special=False,
     temperature=0.8,
     top_p=0.8,
+    answer=_fourth_answer,
+    end=_end("<|user|>"),
 )
 GLM4_0414 = ChatFormat(
     "glm4-0414",
@@ -130,4 +152,6 @@ GLM4_0414 = ChatFormat(
     skip_special=False,
     temperature=0.8,
     top_p=0.8,
+    answer=_fourth_answer,
+    end=_end("<|user|>"),
 )

@@ -83,6 +83,11 @@ def _second(messages: Sequence[Message], system: str) -> list[Piece]:
     return [Special("[gMASK]"), Special("sop"), f"{told}\n\n{text}" if told else text]
 
 
+def _said(message: Message) -> list[Piece]:
+    refuse_tools((message,), "ChatGLM")
+    return [message.content]
+
+
 class PlainReader:
     """Reads an answer without tool calls.
 
@@ -118,6 +123,7 @@ CHATGLM = ChatFormat(
     skip_special=False,
     temperature=0.95,
     top_p=0.7,
+    answer=_said,
 )
 CHATGLM2 = ChatFormat(
     "chatglm2",
@@ -127,4 +133,5 @@ CHATGLM2 = ChatFormat(
     skip_special=False,
     temperature=0.8,
     top_p=0.8,
+    answer=_said,
 )

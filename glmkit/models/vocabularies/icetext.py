@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import sentencepiece
-import torch
 
 from ..settling import Settling, Stage
 from ..tokenizers import Padded, Tokenizer, check_texts
+
+if TYPE_CHECKING:
+    import torch
 
 _LONGEST_BLANK = 80
 _BLANKS = re.compile(rf" {{2,{_LONGEST_BLANK}}}")
@@ -88,6 +91,8 @@ class IceText(Tokenizer):
 
     def pad(self, rows: Sequence[Sequence[int]]) -> Padded:
         """Return rows as one batch, with the mask and the two axes of positions of this model."""
+        import torch
+
         padded = super().pad(rows)
         count, length = padded.input_ids.shape
         blocked = torch.ones(count, 1, length, length, dtype=torch.bool)
@@ -103,11 +108,15 @@ class IceText(Tokenizer):
         return row.index(self.bos_id) if self.bos_id in row else len(row)
 
     def _blocked(self, row: Sequence[int]) -> torch.Tensor:
+        import torch
+
         blocked = torch.ones(len(row), len(row), dtype=torch.bool).triu(1)
         blocked[:, : self._context(row)] = False
         return blocked
 
     def _positions(self, row: Sequence[int]) -> torch.Tensor:
+        import torch
+
         context = self._context(row)
         positions = torch.zeros(2, len(row), dtype=torch.long)
         positions[0] = torch.arange(len(row))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import CheckpointError, UsageError
 from ...models.about import read_about
 from ...models.causal import CausalModel, ModelConfig, Start
-from ...models.prompts import FORMATS, Renderer, guess_format
+from ...models.prompts import Renderer, open_renderer
 from ...models.tokenizers import Detokenizer, Tokenizer
 from ...types import GenerationOptions, Message, MessageLike
 from ..answers import Answer
@@ -78,7 +78,9 @@ class LocalModel(Adapted, Answering):
         about = read_about(folder)
         if languages is None and about.get("languages"):
             languages = frozenset(about["languages"])
-        renderer = _renderer(folder, about, model.config, languages, family)
+        renderer = open_renderer(
+            folder, family=family, languages=languages, vocab_size=model.config.vocab_size
+        )
         chat_format = renderer.format if renderer else None
         tokenizer = renderer.tokenizer if renderer else None
         return cls(
@@ -89,6 +91,21 @@ class LocalModel(Adapted, Answering):
             languages=languages,
             family=family,
             folder=folder,
+        )
+
+    def anew(self) -> LocalModel:
+        """Return the same model, which wears nothing and remembers no prompt.
+
+        For a model whose weights have changed since it was asked.
+        """
+        return LocalModel(
+            self.model,
+            self.settings,
+            name=self.name,
+            renderer=self._renderer,
+            languages=self.languages,
+            family=self.family,
+            folder=self.folder,
         )
 
     @property
@@ -105,6 +122,11 @@ class LocalModel(Adapted, Answering):
     def context_length(self) -> int:
         """How many tokens a prompt and its answer may have together."""
         return self.config.context_length
+
+    @property
+    def renderer(self) -> Renderer | None:
+        """What writes prompts, where the folder's vocabulary and chat format are known."""
+        return self._renderer
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -278,19 +300,3 @@ class _Drawn(Iterator[Row | None]):
 
     def _prefix(self, row: Row) -> object:
         return self._adapters.prefix_of(self._adapters.mix(row.adapter))
-
-
-def _renderer(
-    folder: Path,
-    about: dict[str, Any],
-    config: ModelConfig,
-    languages: frozenset[str] | None,
-    family: str | None,
-) -> Renderer | None:
-    """Return what writes prompts for the folder's model, where that is known."""
-    tokenizer = Tokenizer.open(folder, family=family, vocab_size=config.vocab_size)
-    if tokenizer is None:
-        return None
-    named = about.get("chat_format")
-    chosen = FORMATS.get(named) if named is not None else guess_format(tokenizer, family)
-    return Renderer(tokenizer, chosen, about.get("system", ""), languages) if chosen else None
