@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..models.attention import Past
 from ..models.causal import CausalModel, ModelConfig
-from ..models.glm import rotate_
+from .turning import turned
 
 
 class Piece(NamedTuple):
@@ -85,12 +85,12 @@ class Blocks(Past):
     def attend(self, layer: int, qkv: Tensor, turns: Tensor | None) -> Tensor:
         """Turn queries and keys, and mix what each token sees.
 
-        :param qkv: (1, N, H + 2G, D); it is changed in place.
+        :param qkv: (1, N, H + 2G, D).
         :param turns: complex (1, N, 1, n); None: they are turned already.
         :return: (1, N, H D).
         """
         if turns is not None:
-            rotate_(qkv[:, :, : self.heads + self.kv_heads], turns)
+            qkv = turned(qkv, turns, self.heads + self.kv_heads)
         front = None if self.prefix is None else self.prefix[layer].to(qkv)
         ragged = _ragged(qkv)
         if ragged is not None:

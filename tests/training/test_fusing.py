@@ -10,7 +10,8 @@ from torch import nn
 from glmkit.models.chatglm import ChatGlm, ChatGlmConfig
 from glmkit.models.glm import Glm, GlmConfig
 from glmkit.training.batches import Batch, Example
-from glmkit.training.fusing import FusedLora, fuse
+from glmkit.training.fused_lora import FusedLora
+from glmkit.training.fusing import fuse
 from glmkit.training.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from glmkit.models.causal import project
-from glmkit.models.glm import RmsNorm
+from glmkit.models.glm import RmsNorm, rotate_
 from glmkit.training.linears import FusedLinear, Shape, step
+from glmkit.training.turning import turned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,3 +78,15 @@ def test_a_frozen_step_keeps_what_went_in_and_nothing_of_it_twice():
         project(fused, x, norm=norm)
     sizes = sorted(each.numel() for each in kept if each is not fused.weight)
     assert sizes == sorted([x.numel(), norm.weight.numel(), N])
+
+
+def test_turning_goes_back_by_turning_back():
+    heads = numbers(1, 4, 3, 6, dtype=torch.float32)
+    turns = torch.polar(torch.ones(1, 4, 1, 2), torch.randn(1, 4, 1, 2))
+    wanted = torch.randn(1, 4, 3, 6)
+    out = turned(heads, turns, 2)
+    (got,) = torch.autograd.grad(out, heads, wanted)
+    plain = heads.clone()
+    rotate_(plain[:, :, :2], turns)
+    torch.testing.assert_close(out, plain)
+    torch.testing.assert_close(got, torch.autograd.grad(plain, heads, wanted)[0])
