@@ -1,0 +1,243 @@
+"""A whole training run: data, forecast, model, steps, and the folder that it leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import UsageError
+from ..recipes import StepLog
+from ..runtime.devices import devices_of
+from ..runtime.loading import load_local
+from ..runtime.memory import ran_out, readable
+from .card import write_card
+from .checkpoint import Checkpoints, outer
+from .config import TrainConfig
+from .crew import Crew
+from .evaluating import Evaluation
+from .folder import claimed, cut_log, described, read, refuse_other, write
+from .fusing import fuse
+from .intake import Intake, taken_in
+from .learner import Learner
+from .loop import Work, learn, log, restore, total_steps
+from .noise import add_noise
+from .optimizers import optimizer_of, schedule_of
+from .parallel import crew_of
+from .precision import training_dtype
+from .preflight import foresee, job_of, ran_out_in, refuse_too_large
+from .recording import Record, trackers_of
+from .tuning import Tuning
+
+if TYPE_CHECKING:
+    from ..models.causal import CausalModel
+
+
+def train(config: TrainConfig, tuning: Tuning) -> Iterator[StepLog]:
+    """Train the model in the folder ``config.model``; the run folder is ``config.output``.
+
+    :raises UsageError: if the configuration makes no sense, or the run folder is taken.
+    :raises DataError: if there is nothing that could be learnt.
+    :raises OutOfMemoryError: if it does not fit; names what helps.
+    :raises CheckpointError: if the model, or what it should go on from, is damaged.
+    """
+    settings = {"kind": tuning.kind, "quantize": _quantize(config)}
+    with crew_of(config) as crew:
+        try:
+            yield from _Run(config, tuning, crew).steps()
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+            raise ran_out_in(config, settings) from error
+
+
+def _quantize(config: TrainConfig) -> str | None:
+    """Return what a recipe with quantised weights says of them."""
+    found: str | None = getattr(config, "quantize", None)
+    return found
+
+
+@dataclass
+class _Run:
+    """One process of a run."""
+
+    config: TrainConfig
+    tuning: Tuning
+    crew: Crew
+
+    def __post_init__(self) -> None:
+        self.leads = self.crew.rank == 0
+        self.base = Path(self.config.model)
+        self.folder = Path(self.config.output).expanduser()
+        self.devices = devices_of(self.config.device)
+        self.dtype = training_dtype(self.config, self.tuning, self.devices[0])
+        self.checkpoints = Checkpoints(self.folder, self.tuning, self.config.save_total_limit)
+
+    def steps(self) -> Iterator[StepLog]:
+        """Do all of it."""
+        with ExitStack() as held:
+            if self.leads:
+                held.enter_context(claimed(self.config))
+            self.crew.wait()
+            with self.crew.first():
+                intake = yield from taken_in(self.config, self.crew.world)
+            yield StepLog(0, 0, note=intake.described)
+            self._note_run(intake)
+            if self.config.memory_check:
+                yield StepLog(0, 0, note=self._foresee(intake))
+            work = self._work(intake, self._loaded())
+            yield StepLog(0, work.total, note=_trained_share(work))
+            self._begin(work)
+            yield from self._kept(work)
+
+    def _note_run(self, intake: Intake) -> None:
+        """Write what the run is, or see that it is the one that the folder holds."""
+        if not self.leads:
+            return
+        run = described(
+            self.config,
+            recipe=type(self.config).__name__.removesuffix("Config").lower(),
+            data={"fingerprint": intake.fingerprint, "samples": intake.samples},
+            world=self.crew.world,
+        )
+        if self.config.resume:
+            refuse_other(read(self.folder), run)
+        else:
+            write(self.folder, run)
+
+    def _foresee(self, intake: Intake) -> str:
+        """Refuse what does not fit; else say what it takes."""
+        job = job_of(
+            self.config,
+            self.tuning,
+            tokens=intake.longest,
+            dtype=self.dtype,
+            quantize=_quantize(self.config),
+        )
+        found = foresee(self.base, job, self.devices, self.config, beside=self.config.nproc)
+        refuse_too_large(found)
+        uses = found.placement.uses
+        return "memory: " + ", ".join(
+            f"{readable(each.parts.total)} of {readable(each.device.size)} on {each.device.name}"
+            for each in uses
+        )
+
+    def _loaded(self) -> CausalModel:
+        """Load the model and dress it."""
+        local = load_local(
+            self.base,
+            device=self.config.device if self.crew.world == 1 else str(self.crew.device),
+            max_memory=self.config.max_memory,
+            dtype=str(self.dtype).removeprefix("torch."),
+            quantize=_quantize(self.config),
+            family=self.config.family,
+        )
+        torch.manual_seed(self.config.seed)  # new weights are drawn
+        self.tuning.dress(local.model)
+        fuse(local.model)
+        if self.config.gradient_checkpointing:
+            local.model.stack.gradient_checkpointing = True
+        return local.model
+
+    def _work(self, intake: Intake, model: CausalModel) -> Work:
+        """Bring everything together."""
+        config = self.config
+        optimizer = optimizer_of(config, self.tuning.groups(model, config))
+        total = total_steps(config, intake.feed.steps())
+        plain = Learner(model)
+        if config.neftune:
+            add_noise(plain, config.neftune)
+        learner, prepared = self.crew.prepare(plain, optimizer)
+        evaluate = None
+        if intake.held is not None:
+            evaluate = Evaluation(learner, intake.held, self.crew)
+        return Work(
+            config,
+            learner,
+            intake.feed,
+            self.crew,
+            prepared,
+            schedule_of(config, prepared, total),
+            total,
+            self.checkpoints,
+            evaluate,
+        )
+
+    def _begin(self, work: Work) -> None:
+        """Go on from a checkpoint or an adapter, where that is asked for."""
+        if self.config.resume:
+            last = self.checkpoints.last()
+            if last is not None:
+                restore(work, last)
+            if self.leads:
+                cut_log(self.folder, work.state.global_step)
+        elif self.config.init_adapter is not None:
+            adapter = Path(self.config.init_adapter).expanduser()
+            self.crew.set_trained(work.learner, outer(self.tuning.load(adapter)))
+
+    def _kept(self, work: Work) -> Iterator[StepLog]:
+        """Train, keep the figures, and leave the result at the top of the folder."""
+        if not self.leads:
+            yield from learn(work)
+            self._publish(work)
+            return
+        config = self.config
+        trackers = trackers_of(config.report_to, self.folder, _plain_settings(config))
+        record = Record(self.folder, trackers, work.state.log_history)
+        yield from record.keep(learn(work))
+        self._publish(work)
+        record.draw(f"{self.folder.absolute().name}: {self.base.name}")
+        work.state.write(self.folder)
+        write_card(
+            self.folder,
+            self.base,
+            run=read(self.folder),
+            figures=_figures(work),
+            whole=self.tuning.kind == "full",
+        )
+        yield log(work, note=f"done: {self.folder} holds the result")
+
+    def _publish(self, work: Work) -> None:
+        """Write the result at the top of the folder: the best, where one was looked for."""
+        state = work.state
+        best = self.checkpoints.at(state.best_step)
+        if self.config.early_stopping and state.best_step != state.global_step and best.is_dir():
+            self.crew.set_trained(work.learner, self.checkpoints.trained(best))
+        trained = self.crew.trained(work.learner)
+        if self.leads:
+            self.checkpoints.publish(trained)
+        self.crew.wait()
+
+
+def _trained_share(work: Work) -> str:
+    """Say how much of the model is trained."""
+    sizes = [(each.numel(), each.requires_grad) for each in work.learner.parameters()]
+    trained = sum(size for size, learns in sizes if learns)
+    if not trained:
+        raise UsageError("nothing of the model is trained; check the recipe's settings")
+    share = trained / sum(size for size, _ in sizes)
+    digits = max(0, 1 - math.floor(math.log10(100 * share)))
+    said = f"{trained:,} parameters are trained, {100 * share:.{digits}f}% of all"
+    return f"{said}; {work.total:,} steps"
+
+
+def _figures(work: Work) -> dict[str, float]:
+    """Return the last loss, and the last of an evaluation."""
+    found: dict[str, float] = {"steps": work.state.global_step}
+    for line in work.state.log_history:
+        found |= {name: line[name] for name in ("loss", "eval_loss") if name in line}
+    return found
+
+
+def _plain_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return settings as trackers take them: numbers and texts."""
+    plain = {}
+    for name in config.__dataclass_fields__:
+        value = getattr(config, name)
+        plain[name] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return plain
