@@ -1,0 +1,232 @@
+"""Processes that train together: how they meet and fail, and replicas of a model (DDP).
+
+Whoever launched them (``--nproc``, torchrun, accelerate, deepspeed) says by environment variables
+who is who; torch and accelerate read those.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from ..errors import GlmkitError, WorkerLostError
+from .crew import Alone
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = timedelta(hours=1)
+"""How long a process waits for another that neither comes nor ends: large checkpoints take time."""
+_FAILED = "glmkit/failed"
+_MEETINGS = count()
+"""What one meeting wrote into the store is none of the next one's."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a launcher told this process."""
+
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    fsdp: bool = False
+    """accelerate's launcher was told to use FSDP; its settings are in its own variables."""
+    deepspeed: bool = False
+    """The same of DeepSpeed."""
+
+    @classmethod
+    def here(cls) -> Launched:
+        """Read it, by accelerate's readers of environment variables."""
+        from accelerate.utils import get_int_from_env, parse_flag_from_env
+
+        return cls(
+            world=get_int_from_env(["WORLD_SIZE"], 1),
+            local_rank=get_int_from_env(["LOCAL_RANK"], 0),
+            local_world=get_int_from_env(["LOCAL_WORLD_SIZE", "LOCAL_SIZE"], 1),
+            fsdp=parse_flag_from_env("ACCELERATE_USE_FSDP"),
+            deepspeed=parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
+        )
+
+
+@contextmanager
+def joined(launched: Launched, device: torch.device) -> Iterator[None]:
+    """Meet the others; when one of us fails, all end with its error.
+
+    :raises WorkerLostError: if another process failed.
+    """
+    store = _met(launched, device)
+    with _together(store):
+        yield
+    dist.destroy_process_group()
+
+
+def _met(launched: Launched, device: torch.device) -> Store:
+    """Return what all of us read and write."""
+    store: Store
+    if launched.world == 1:
+        store, rank, world = HashStore(), 0, 1
+    else:
+        store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
+    dist.init_process_group(
+        # Two ways to meet, for what is on cards and for what is not.
+        backend="gloo" if device.type == "cpu" else None,
+        store=PrefixStore(f"glmkit/{next(_MEETINGS)}", store),
+        rank=rank,
+        world_size=world,
+        timeout=_PATIENCE,
+        device_id=None if device.type == "cpu" else device,
+    )
+    return store
+
+
+@contextmanager
+def _together(store: Store) -> Iterator[None]:
+    """Tell the others of an error, and take theirs for the consequences that it has here."""
+    try:
+        yield
+    except RuntimeError as error:
+        blamed = _blamed(store)
+        if blamed is not None:
+            raise blamed from error
+        _tell(store, error)
+        raise
+    except BaseException as error:
+        _tell(store, error)
+        raise
+
+
+def _tell(store: Store, error: BaseException) -> None:
+    """Write down who failed first, and of what."""
+    if isinstance(error, GeneratorExit):
+        return
+    said = json.dumps([dist.get_rank(), type(error).__name__, str(error)])
+    try:
+        store.compare_set(_FAILED, "", said)
+    except (RuntimeError, ValueError):  # who kept the store is gone
+        log.debug("nobody is left to be told of %s", said)
+
+
+def _blamed(store: Store) -> GlmkitError | None:
+    """Return what another process failed of, None where nobody said so."""
+    try:
+        store.wait([_FAILED], timedelta(seconds=2))
+        rank, kind, said = json.loads(store.get(_FAILED))
+    except (RuntimeError, ValueError):
+        return None
+    if rank == dist.get_rank():
+        return None
+    return WorkerLostError(f"process {rank} ended ({kind}): {said or 'it says no more'}")
+
+
+class Several:
+    """What all ways of sharing a training have in common.
+
+    :param device: of this process.
+    """
+
+    home: str | None
+    """Where the model is loaded."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.device, self.home = device, str(device)
+
+    def summed(self, *values: float) -> list[float]:
+        """Return each value, summed over all processes."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def greatest(self, value: int) -> int:
+        """Return the greatest of all processes' values."""
+        return int(self._reduced([value], dist.ReduceOp.MAX)[0])
+
+    def _reduced(self, values: object, how: dist.ReduceOp.RedOpType) -> list[float]:
+        numbers = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(numbers, how)
+        return [float(each) for each in numbers.tolist()]
+
+    def wait(self) -> None:
+        """Return when all processes are here."""
+        dist.barrier()
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """Let process 0 go ahead; the others follow, and find what it left for them."""
+        if self.rank:
+            self.wait()
+        yield
+        if not self.rank:
+            self.wait()
+
+
+class Replicas(Several, Alone):
+    """Every process has the whole model; gradients meet (DDP)."""
+
+    def prepare(self, learner: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+        """Begin with equal weights."""
+        alike(learner, self.device)
+        ids = None if self.device.type == "cpu" else [self.device]
+        replica = DistributedDataParallel(
+            learner,
+            device_ids=ids,
+            gradient_as_bucket_view=True,
+            init_sync=False,  # which would send the frozen weights around
+        )
+        return replica, optimizer
+
+    def turn(self, learner: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+        """Let gradients meet in the last pass only."""
+        if last or not isinstance(learner, DistributedDataParallel):
+            return nullcontext()
+        return cast("AbstractContextManager[object]", learner.no_sync())
+
+    def backward(self, loss: Tensor) -> None:
+        """Take gradients; DDP takes their mean, and we want the sum."""
+        (loss * self.world).backward()  # type: ignore[no-untyped-call]
+
+    def trained(self, learner: nn.Module) -> dict[str, Tensor]:
+        """Return trained parameters by name, on the processor; empty but in process 0."""
+        return {} if self.rank else super().trained(bare(learner))
+
+    def set_trained(self, learner: nn.Module, state: dict[str, Tensor]) -> None:
+        """Set trained parameters."""
+        super().set_trained(bare(learner), state)
+
+    def optimizer_state(self, learner: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the optimizer's state by parameter name; empty but in process 0."""
+        return {} if self.rank else super().optimizer_state(bare(learner), optimizer)
+
+    def set_optimizer_state(
+        self, learner: nn.Module, optimizer: Optimizer, state: dict[str, Any]
+    ) -> None:
+        """Set what :meth:`optimizer_state` returned."""
+        super().set_optimizer_state(bare(learner), optimizer, state)
+
+
+def bare(learner: nn.Module) -> nn.Module:
+    """Return the learner that DDP or DeepSpeed wraps."""
+    return getattr(learner, "module", learner)
+
+
+def alike(learner: nn.Module, device: torch.device) -> None:
+    """Give every process the trained weights of process 0; the frozen ones come from files.
+
+    :param device: where processes meet.
+    """
+    for each in learner.parameters():
+        if each.requires_grad:
+            there = each.detach().to(device)
+            dist.broadcast(there, 0)
+            each.data.copy_(there)
