@@ -120,12 +120,13 @@ def _faults(
     if isinstance(row, BadRow):
         yield Finding("row", file, row.place, row.reason)
         return
-    said: list[tuple[Fault, str]] = [
-        ("duplicate", seen.duplicate(row)),
-        ("overlong", _overlong(row, longest)),
-    ]
-    said += [("markup", _markup(row.messages)), ("damaged text", _damaged(row.messages))]
-    for fault, reason in said:
+    said: dict[Fault, str] = {
+        "duplicate": seen.duplicate(row),
+        "overlong": _overlong(row, longest),
+        "markup": _markup(row.messages),
+        "damaged text": _damaged(row.messages),
+    }
+    for fault, reason in said.items():
         if reason:
             yield Finding(fault, file, row.place, reason)
 

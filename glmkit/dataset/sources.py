@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UsageError
-from ..tables.files import Found, Kind, plain_errors, read_columns
+from ..tables.files import Found, Kind, parsed_json, plain_errors, read_columns
 from .columns import ColumnNames
 from .encodings import check_encoding
 from .order import sample_of
@@ -20,6 +20,8 @@ from .turns import Turn, turns_of
 
 _LOOKED_AT = 50
 """Rows at most that a format is told by."""
+_LARGEST_OBJECT = 64 << 20
+"""Bytes of a file that is looked at whole to say what it is."""
 _KINDS: dict[str, Kind] = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
 
@@ -119,6 +121,9 @@ def kind_in(path: Path) -> Kind:
         raise DataError(f"{path} is empty")
     if head.startswith(b"PAR1"):
         return "parquet"
+    other = next((said for start, said in _OTHERS.items() if head.startswith(start)), None)
+    if other is not None:
+        raise DataError(f"{path} is {other}")
     with plain_errors(path):
         check_encoding(path)
     kind = _KINDS.get(path.suffix.lower(), "jsonl")
@@ -127,6 +132,12 @@ def kind_in(path: Path) -> Kind:
     return kind
 
 
+_OTHERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself; run: git lfs pull",
+    b"\x1f\x8b": "compressed; run: gunzip -k on it",
+    b"\x28\xb5\x2f\xfd": "compressed; run: zstd -d on it",
+    b"PK\x03\x04": "a zip archive (or a spreadsheet); unpack it, or save it as CSV",
+}
 _FILES = "JSON lines, a JSON array, .csv, .tsv and .parquet can be read"
 
 
@@ -151,7 +162,24 @@ def _unreadable(path: Path, rows: list[Found]) -> str:
     """Say why nothing of a file can be read."""
     if not rows:
         return f"{path} holds no rows"
-    return f"no row of {path} can be read, the first because {rows[0].error}; {_FILES}"
+    keys = _keys_of_one_object(path)
+    if keys is not None:
+        return (
+            f"{path} is one JSON object with the keys {listed(keys)}; expected are its rows alone: "
+            "[{...}, {...}], or one object a line"
+        )
+    return f"no row of {path} can be read: {rows[0].place} {rows[0].error}; {_FILES}"
+
+
+def _keys_of_one_object(path: Path) -> list[str] | None:
+    """Return the keys where a file is one JSON object over many lines."""
+    if path.stat().st_size > _LARGEST_OBJECT:
+        return None
+    try:
+        value = parsed_json(path.read_text(encoding="utf-8-sig"))
+    except ValueError:
+        return None
+    return list(value) if isinstance(value, dict) else None
 
 
 def _unknown(path: Path, row: dict[str, Any]) -> str:
@@ -173,5 +201,5 @@ def _lacks(row: dict[str, Any], lacking: list[str], shape: Shape) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """Return names of columns for a message, not too many of them."""
-    known = [f"{each!r:.40}" for each in islice(names, 12)]
-    return ", ".join(known[:11]) + (", ..." if len(known) > 11 else "") if known else "none"
+    known = [repr(each if len(each) <= 40 else f"{each[:37]}...") for each in islice(names, 9)]
+    return ", ".join(known[:8]) + (", ..." if len(known) > 8 else "") if known else "none"
