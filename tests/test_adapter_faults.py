@@ -45,7 +45,7 @@ def refused(model):
 
 
 CONFIGS = [
-    ({"use_dora": True}, "use_dora is True"),
+    ({"use_dora": True}, "use_dora True, and .* has no lengths"),
     ({"bias": "all"}, "bias is 'all'"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save is \\['lm_head'\\]"),
     ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
@@ -87,7 +87,7 @@ TENSORS = [
     (lambda t: t.update({A0: t[A0].int()}), "holds torch.int32"),
     (
         lambda t: t.update({A0.replace("lora_A.", "lora_magnitude_vector."): torch.ones(128)}),
-        "DoRA",
+        "use_dora False, and .* has lengths",
     ),
     (lambda t: t.update({"base_model.model.transformer.x.bias": torch.ones(2)}), "biases"),
     (

@@ -34,10 +34,11 @@ CONFIGS = [
         "alpha_pattern": {"o_proj": 3},
     },
     {"r": 2, "lora_alpha": 2, "target_modules": ["gate_up_proj"], "layers_to_transform": [1]},
+    {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "o_proj"], "use_dora": True},
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["some", "rslora", "patterns", "one-layer"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["some", "rslora", "patterns", "one-layer", "dora"])
 def test_what_peft_trains_loads_and_what_is_saved_loads_in_peft(tmp_path, folder, config):
     torch.manual_seed(0)
     wrapped = peft.get_peft_model(

@@ -10,7 +10,7 @@ from glmkit import GenerationOptions, UnknownNameError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.adapters import LowRank, read_adapter
 from glmkit.runtime.loading import load_local
-from glmkit.runtime.lora import LoraLinear, _Worn
+from glmkit.runtime.beside import LoraLinear, Worn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -214,7 +214,7 @@ def test_several_adapters_are_their_true_sum(parts, rows, columns, seed):
     def noise(*shape):
         return torch.randn(*shape, generator=generator)
 
-    base, worn = nn.Linear(columns, rows), _Worn()
+    base, worn = nn.Linear(columns, rows), Worn()
     layer = LoraLinear(base, worn)
     whole = base.weight.detach().double()
     for at, (rank, weight) in enumerate(parts):

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, UsageError
@@ -38,6 +39,8 @@ class LowRank:
     """(out, r)."""
     scale: float = 1.0
     """alpha / r, as a rule."""
+    magnitude: Tensor | None = None
+    """DoRA: (out), the length that each row of the changed matrix gets; NaN: its own."""
 
     @property
     def rank(self) -> int:
@@ -47,6 +50,24 @@ class LowRank:
     def delta(self) -> Tensor:
         """Return the change of the matrix, float32 (out, in)."""
         return (self.b.float() @ self.a.float()).mul_(self.scale)
+
+    def rows(self, some: slice) -> LowRank:
+        """Return what it adds to some rows of the matrix."""
+        lengths = None if self.magnitude is None else self.magnitude[some]
+        return LowRank(self.a, self.b[some], self.scale, lengths)
+
+    def over(self, matrix: Tensor) -> tuple[LowRank, Tensor | None]:
+        """Return the same without lengths of rows, for one matrix.
+
+        :param matrix: (out, in), plain.
+        :return: what is added, and (out) how much of each row of the matrix comes on top of it;
+            None: nothing.
+        """
+        if self.magnitude is None:
+            return self, None
+        lengths = torch.linalg.vector_norm(matrix.float() + self.delta(), dim=1)
+        factor = (self.magnitude.float() / lengths).nan_to_num(nan=1.0)
+        return LowRank(self.a, self.b.float() * factor[:, None], self.scale), factor - 1
 
 
 @dataclass(frozen=True)
@@ -128,7 +149,14 @@ def _prefix(file: Path, tensors: dict[str, Tensor], *, name: str, alpha: float |
             f"{file}: the prefix has {table.shape[0]} entries, config.json says pre_seq_len "
             f"{length!r}; the files belong to different prefixes"
         )
-    return Adapter(name, "prefix", "P-Tuning prefix", prefix=found, base_name=_said(raw))
+    return Adapter(
+        name,
+        "prefix",
+        "P-Tuning prefix",
+        prefix=found,
+        base_name=_said(raw),
+        fingerprint=Fingerprint.read(file.parent),
+    )
 
 
 def _said(raw: Mapping[str, Any]) -> str | None:
@@ -142,8 +170,12 @@ _KEY = re.compile(
     r"(?:module\.)?(?P<live>base_model\.model\.)?(?P<stem>.+)\.lora_(?P<side>[AB])"
     r"(?:\.(?P<owner>[^.]+))?\.weight"
 )
+_MAGNITUDE = re.compile(
+    r"(?:module\.)?(?:base_model\.model\.)?(?P<stem>.+)\.lora_magnitude_vector"
+    r"(?:\.(?!weight$)(?P<owner>[^.]+))?(?:\.weight)?"
+)
+"""The lengths of DoRA, as peft saves them and as they are called in a live model."""
 _UNSUPPORTED = (
-    ("lora_magnitude_vector", "DoRA, which scales the columns of the matrix"),
     ("lora_embedding_", "LoRA on a token table"),
     ("modules_to_save", "whole modules that were trained beside the adapter"),
     (".bias", "biases that were trained beside the adapter"),
@@ -162,7 +194,14 @@ def _lora(
     check_numbers(file, tensors)
     given = _alpha(file, config, alpha)
     parts = {
-        stem: _part(file, stem, pair["A"], pair["B"], config, given) for stem, pair in pairs.items()
+        stem: _measured(
+            file,
+            stem,
+            _part(file, stem, pair["A"], pair["B"], config, given),
+            pair.get("M"),
+            config,
+        )
+        for stem, pair in pairs.items()
     }
     if config is not None:
         config.check_targets(file, list(parts))
@@ -185,17 +224,22 @@ def _pairs(
     owners: set[str | None] = set()
     unknown = []
     for key, tensor in tensors.items():
-        found = _KEY.fullmatch(key)
+        found = _KEY.fullmatch(key) or _MAGNITUDE.fullmatch(key)
         if found is None:
             unknown.append(key)
             continue
-        pairs.setdefault(found["stem"], {})[found["side"]] = tensor
+        side = found.groupdict().get("side", "M")
+        pairs.setdefault(found["stem"], {})[side] = tensor
         owners.add(found["owner"])
     _refuse_unknown(file, unknown, len(tensors))
     if len(owners) > 1:
         names = ", ".join(sorted(str(each) for each in owners))
         raise CheckpointError(f"{file} holds several adapters ({names}); save each on its own")
-    alone = [f"{stem}.lora_{next(iter(pair))}" for stem, pair in pairs.items() if len(pair) == 1]
+    alone = [
+        f"{stem}.lora_{next(iter(pair))}"
+        for stem, pair in pairs.items()
+        if not {"A", "B"} <= {*pair}
+    ]
     if alone:
         raise CheckpointError(
             f"{file}: {len(alone)} of {len(pairs)} modules have one half only, such as "
@@ -262,6 +306,26 @@ def _part(
     if config is None:
         return LowRank(a, b, (alpha or 0.0) / rank)
     return LowRank(a, b, config.scale(file, stem, rank))
+
+
+def _measured(
+    file: Path, stem: str, part: LowRank, lengths: Tensor | None, config: PeftConfig | None
+) -> LowRank:
+    """Add DoRA's lengths of rows, which must be there where the configuration says so."""
+    if config is not None and config.dora is not (lengths is not None):
+        raise CheckpointError(
+            f"{file}: adapter_config.json says use_dora {config.dora}, and {stem} has "
+            f"{'no ' if lengths is None else ''}lengths (lora_magnitude_vector); the files belong "
+            "to different adapters"
+        )
+    if lengths is None:
+        return part
+    if tuple(lengths.shape) != (part.b.shape[0],):
+        raise CheckpointError(
+            f"{file}: the lengths of {stem} are {list(lengths.shape)}; expected one for each of "
+            f"{part.b.shape[0]} rows"
+        )
+    return replace(part, magnitude=lengths)
 
 
 def _ungrouped(

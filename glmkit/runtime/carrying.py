@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from .lora import LoraLinear
+from .beside import LoraLinear
 from .quantize import Int4Weight, Int8Weight
 
 Leaves = Mapping[str, nn.Module]

@@ -257,15 +257,27 @@ def _fused(parts: Mapping[int, LowRank], rows: Sequence[int]) -> LowRank:
     shared = len(present) == len(rows) and all(
         parts[at].scale == first.scale and torch.equal(parts[at].a, first.a) for at in present
     )
+    lengths = _lengths(parts, rows)
     if shared:
-        return LowRank(first.a, torch.cat([parts[at].b for at in present]), first.scale)
+        return LowRank(first.a, torch.cat([parts[at].b for at in present]), first.scale, lengths)
     b = first.b.new_zeros(sum(rows), sum(parts[at].rank for at in present), dtype=torch.float32)
     column = 0
     for at in present:
         start, rank = sum(rows[:at]), parts[at].rank
         b[start : start + rows[at], column : column + rank] = parts[at].b.float() * parts[at].scale
         column += rank
-    return LowRank(torch.cat([parts[at].a.float() for at in present]), b)
+    return LowRank(torch.cat([parts[at].a.float() for at in present]), b, magnitude=lengths)
+
+
+def _lengths(parts: Mapping[int, LowRank], rows: Sequence[int]) -> Tensor | None:
+    """Return DoRA's lengths of all rows; those of parts without keep their own (NaN)."""
+    if all(part.magnitude is None for part in parts.values()):
+        return None
+    known = {at: part.magnitude for at, part in parts.items() if part.magnitude is not None}
+    like = next(iter(known.values()))
+    return torch.cat(
+        [known.get(at, like.new_full((count,), torch.nan)) for at, count in enumerate(rows)]
+    )
 
 
 def _check_layers(adapter: Adapter, config: ModelConfig, fitted: Mapping[str, LowRank]) -> None:

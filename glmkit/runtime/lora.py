@@ -13,139 +13,17 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from ..errors import CheckpointError, UnknownNameError, UsageError
 from ..models.causal import CausalModel
 from ..models.prefix import PrefixEncoder
 from .adapters import Adapter, LowRank
+from .beside import Choice as Choice, LoraLinear, Mix as Mix, Worn
 from .fitting import fit_lora, fit_prefix
-from .probing import check_scores, rounded, scores
-
-if TYPE_CHECKING:
-    pass
-
-Choice = str | Mapping[str, float] | None
-"""An adapter, or several with their weights; None: what is active, or where it is set: none."""
-Mix = tuple[tuple[str, float], ...]
-"""Adapters and their weights, in order of names, none of weight 0."""
-
-_READY = 32
-"""Mixes that a layer keeps ready."""
-
-
-@dataclass
-class _Worn:
-    """What the next run of the model wears; shared by all layers."""
-
-    now: tuple[Mix, ...] = ((),)
-    """One for all rows of the batch, or one for each."""
-
-
-class LoraLinear(nn.Module):
-    """A linear layer with low-rank changes beside it.
-
-    :param base: any layer that takes (..., in) and gives (..., out).
-    """
-
-    def __init__(self, base: nn.Module, worn: _Worn) -> None:
-        super().__init__()
-        self.base = base
-        self.parts: dict[str, LowRank] = {}
-        self._worn = worn
-        self._ready: dict[tuple[Mix, ...], tuple[Tensor, Tensor, Tensor] | None] = {}
-        self._plain: Tensor | None = None
-
-    def put(self, name: str, part: LowRank) -> None:
-        """Add the change of one adapter."""
-        self.parts[name] = part
-        self._ready.clear()
-
-    def drop(self, name: str) -> None:
-        """Forget the change of one adapter."""
-        self.parts.pop(name, None)
-        self._ready.clear()
-
-    def project(
-        self, x: Tensor, norm: Tensor | None, eps: float, gated: bool, onto: Tensor | None
-    ) -> Tensor | None:
-        """Let the base do all in one call where nothing is worn; see ``models/causal.py``."""
-        fused = getattr(self.base, "project", None)
-        if fused is None or self._active() is not None:
-            return None
-        return cast("Tensor | None", fused(x, norm, eps, gated, onto))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (..., out) for ``x`` (..., in), in the dtype of ``x``."""
-        out = cast(Tensor, self.base(x))
-        active = self._active()
-        if active is None:
-            return out
-        a, b, weights = active
-        if x.dim() == 2 and weights.dim() == 3:  # (B, in): the last token of each row
-            weights = weights[:, 0]
-        low = F.linear(x.to(a.dtype), a) * weights  # (..., R)
-        return out + F.linear(low, b).to(out.dtype)
-
-    def _active(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        now = self._worn.now
-        if now == ((),):
-            return None
-        if now not in self._ready:
-            if len(self._ready) >= _READY:
-                self._ready.clear()
-            self._ready[now] = self._prepare(now)
-        return self._ready[now]
-
-    def _prepare(self, now: tuple[Mix, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return A (R, in), B (out, R) and the weights, (R) or (B, 1, R)."""
-        names = sorted({name for mix in now for name, _ in mix if name in self.parts})
-        if not names:
-            return None
-        parts = [self.parts[name] for name in names]
-        rows = []
-        for mix in now:
-            given = dict(mix)
-            scales = [given.get(n, 0.0) * p.scale for n, p in zip(names, parts, strict=True)]
-            rows.append([s for s, p in zip(scales, parts, strict=True) for _ in range(p.rank)])
-        weights = torch.tensor(rows, device=parts[0].a.device)
-        weights = weights[0] if len(now) == 1 else weights[:, None]
-        return torch.cat([p.a for p in parts]), torch.cat([p.b for p in parts], dim=1), weights
-
-    def merge(self, mix: Mix, name: str = "a matrix") -> bool:
-        """Add a mix to the matrix itself; the plain one is kept for :meth:`unmerge`.
-
-        :param name: of the matrix, for messages.
-        :return: whether a number changed.
-        :raises CheckpointError: if a sum is too large for the matrix's dtype.
-        """
-        if not isinstance(self.base, nn.Linear):
-            raise UsageError(
-                "adapters cannot be merged into quantised weights: load the model without "
-                "quantising, or leave the adapter unmerged"
-            )
-        chosen = [(w, self.parts[name]) for name, w in mix if name in self.parts]
-        if not chosen:
-            return False
-        plain = self.base.weight
-        whole = plain.detach().float()
-        for weight, part in chosen:
-            whole = whole + weight * part.delta()
-        merged = rounded(whole, plain.dtype, name)
-        self._plain = plain
-        self.base.weight = nn.Parameter(merged, requires_grad=False)
-        return not torch.equal(merged, plain)
-
-    def unmerge(self) -> None:
-        """Put the plain matrix back, bit for bit."""
-        if self._plain is not None and isinstance(self.base, nn.Linear):
-            self.base.weight = cast(nn.Parameter, self._plain)
-            self._plain = None
+from .probing import check_scores, scores
 
 
 class AdapterSet:
@@ -156,7 +34,7 @@ class AdapterSet:
         self.loaded: dict[str, Adapter] = {}
         self.active: Mix = ()
         self.merged: Mix | None = None
-        self._worn = _Worn()
+        self._worn = Worn()
         self._layers: dict[str, LoraLinear] = {}
         self._prefixes: dict[str, PrefixEncoder] = {}
         self._own_prefix = model.prefix
@@ -182,20 +60,32 @@ class AdapterSet:
         if adapter.kind == "prefix":
             self._prefixes[name] = fit_prefix(adapter, self.model)
         else:
-            self._put(name, fit_lora(adapter, self.model))
+            fitted = fit_lora(adapter, self.model)
+            self._check_at_hand(name, fitted)
+            self._put(name, fitted)
         self.loaded[name] = adapter
         self.changes += 1
+
+    def _check_at_hand(self, name: str, fitted: Mapping[str, LowRank]) -> None:
+        """Refuse DoRA where matrices are elsewhere: it has to see them."""
+        measured = any(each.magnitude is not None for each in fitted.values())
+        if measured and any(each.carried for each in self.model.stack.turns):
+            raise UsageError(
+                f"adapter {name!r} is a DoRA, which looks at whole matrices, and some layers are "
+                "brought in for each pass; merge it first: glmkit adapters merge"
+            )
 
     def _put(self, name: str, fitted: Mapping[str, LowRank]) -> None:
         for stem, part in fitted.items():
             # Float32 whatever the model is: the halves are small and were trained so.
             where = self.model.where(stem)
             a, b = (each.to(where, torch.float32).contiguous() for each in (part.a, part.b))
+            lengths = None if part.magnitude is None else part.magnitude.to(where, torch.float32)
             if stem not in self._layers:
                 layer = LoraLinear(self.model.get_submodule(stem), self._worn)
                 self.model.set_submodule(stem, layer)
                 self._layers[stem] = layer
-            self._layers[stem].put(name, LowRank(a, b, part.scale))
+            self._layers[stem].put(name, LowRank(a, b, part.scale, lengths))
 
     def remove(self, name: str) -> None:
         """Unload an adapter; layers that no other one changes are as if there had been none.

@@ -186,14 +186,24 @@ class _Change:
     parts: Sequence[tuple[LowRank, float]]
     rows: slice
 
-    def cut(self) -> list[tuple[LowRank, float]]:
-        """Return the changes of these rows, each with its weight."""
-        return [(LowRank(p.a, p.b[self.rows], p.scale), weight) for p, weight in self.parts]
+    def over(self, plain: Tensor) -> tuple[Tensor, list[tuple[LowRank, float]]]:
+        """Return the plain rows, longer or shorter where DoRA says so, and what is added to them.
 
-    def __call__(self) -> Tensor:
-        """Return it, float32 (rows, in)."""
-        deltas = [LowRank(p.a, p.b, p.scale * weight).delta() for p, weight in self.cut()]
-        return torch.stack(deltas).sum(0) if len(deltas) > 1 else deltas[0]
+        :param plain: these rows of the matrix, (rows, in).
+        """
+        base, parts = plain, []
+        for part, weight in self.parts:
+            part, gain = part.rows(self.rows).over(plain)
+            parts.append((part, weight))
+            if gain is not None:
+                base = base.float() + (weight * gain)[:, None] * plain.float()
+        return base, parts
+
+    def __call__(self, plain: Tensor) -> Tensor:
+        """Return these rows with all changes, float32 (rows, in)."""
+        base, parts = self.over(plain)
+        deltas = [LowRank(p.a, p.b, p.scale * weight).delta() for p, weight in parts]
+        return base.float() + (torch.stack(deltas).sum(0) if len(deltas) > 1 else deltas[0])
 
 
 class _Reader:
@@ -214,7 +224,7 @@ class _Reader:
         change = self.plan.changes.get(key)
         if change is None:
             return tensor
-        merged = rounded(tensor.float() + change(), tensor.dtype, key)
+        merged = rounded(change(tensor), tensor.dtype, key)
         self.changed += not torch.equal(merged, tensor)
         return merged
 
@@ -232,7 +242,7 @@ def _verified(plan: _Plan, folder: Path) -> Generator[Progress, None, None]:
         if change is None:
             off = 0.0 if torch.equal(merged[key], plain[key]) else float("inf")
         else:
-            off = furthest_off(merged[key], plain[key], change.cut())
+            off = furthest_off(merged[key], *change.over(plain[key]))
         if not off <= 0:
             raise CheckpointError(
                 f"the merged model is not base + adapter: {key} is off by {off:.3g} beyond "

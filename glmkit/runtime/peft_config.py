@@ -17,7 +17,6 @@ from .weights import read_json
 
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "bias": ("none", None),
-    "use_dora": (False, None),
     "lora_bias": (False, None),
     "modules_to_save": (None, []),
     "layer_replication": (None, []),
@@ -52,6 +51,8 @@ class PeftConfig:
     """``enable_lora`` of peft 0.1 and 0.2: which parts of the fused matrix were trained."""
     rooted: bool = False
     """rsLoRA: alpha is divided by the root of the rank."""
+    dora: bool = False
+    """Rows have lengths of their own."""
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
     excluded: tuple[str, ...] = ()
@@ -87,6 +88,7 @@ class PeftConfig:
             some_layers=_chooses(raw, targets, excluded),
             groups=tuple(groups) if any(groups) else (),
             rooted=bool(raw.get("use_rslora", False)),
+            dora=bool(raw.get("use_dora", False)),
             ranks={k: _rank(file, v) for k, v in _table(file, raw, "rank_pattern").items()},
             alphas={
                 k: _number(file, "alpha_pattern", v)

@@ -67,6 +67,9 @@ def _tensors(adapter: Adapter) -> dict[str, Tensor]:
     for stem, part in adapter.parts.items():
         tensors[f"base_model.model.{stem}.lora_A.weight"] = part.a.detach().cpu().contiguous()
         tensors[f"base_model.model.{stem}.lora_B.weight"] = part.b.detach().cpu().contiguous()
+        if part.magnitude is not None:
+            lengths = part.magnitude.detach().cpu().contiguous()
+            tensors[f"base_model.model.{stem}.lora_magnitude_vector"] = lengths
     return tensors
 
 
@@ -94,7 +97,7 @@ def _config(adapter: Adapter) -> dict[str, object]:
         "init_lora_weights": True,
         "modules_to_save": None,
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": any(part.magnitude is not None for part in adapter.parts.values()),
     }
 
 
@@ -107,7 +110,9 @@ def _rounded(alpha: float) -> float:
 def describe(adapter: Adapter) -> Iterator[tuple[str, str]]:
     """Yield what there is to know of an adapter, for a person."""
     yield "name", adapter.name
-    yield "kind", "LoRA" if adapter.kind == "lora" else "P-Tuning prefix"
+    dora = any(part.magnitude is not None for part in adapter.parts.values())
+    lora = "LoRA with lengths of rows (DoRA)" if dora else "LoRA"
+    yield "kind", lora if adapter.kind == "lora" else "P-Tuning prefix"
     yield "layout", adapter.layout
     if adapter.kind == "lora":
         parts = list(adapter.parts.values())

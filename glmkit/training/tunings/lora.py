@@ -176,6 +176,8 @@ class LoraTuning:
         for stem, part in fitted.items():
             state[f"{stem}.lora_A.{_OWNER}.weight"] = part.a
             state[f"{stem}.lora_B.{_OWNER}.weight"] = part.b
+            if part.magnitude is not None:
+                state[f"{stem}.lora_magnitude_vector.{_OWNER}.weight"] = part.magnitude
         return state
 
     def _check(self, adapter: Adapter, fitted: dict[str, LowRank], targets: set[str]) -> None:
@@ -212,7 +214,8 @@ _ROOT = "base_model.model."
 def _parted(name: str) -> tuple[str, str]:
     """Return the module of a live name, and the rest as PEFT saves it."""
     stem, _, leaf = name.partition(".lora_")
-    return stem, "lora_" + leaf.replace(f".{_OWNER}", "", 1)
+    leaf = "lora_" + leaf.replace(f".{_OWNER}", "", 1)
+    return stem, leaf.removesuffix(".weight") if leaf.startswith("lora_magnitude") else leaf
 
 
 def _listed(values: set[int] | set[float]) -> str:
