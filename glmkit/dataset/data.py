@@ -56,12 +56,12 @@ class Part:
     @property
     def described(self) -> str:
         """What it is, for a person: ``"a.json: alpaca, 1,000 rows"``."""
-        said = f"{self.source.name}: {self.source.shape.name}, {self.count:,} rows"
-        if len(self) != self.count:
+        said = f"{self.source.name}: {self.source.shape.name}, {self.count:,} {_s(self.count)}"
+        if len(self.passes) > 1:
+            said += f", {len(self):,} samples of them"
+        elif len(self) != self.count:
             said += f", of which {len(self):,} are taken"
-        elif len(self.passes) > 1:
-            said += f", {len(self):,} samples"
-        return said + (f", {len(self.bad):,} bad rows skipped" if self.bad else "")
+        return said + (f", {len(self.bad):,} bad {_s(len(self.bad))} skipped" if self.bad else "")
 
 
 @dataclass(frozen=True)
@@ -268,6 +268,10 @@ def _repeated(taken: bytes, due: int, seed: str) -> tuple[bytes, ...]:
     picked = iter(_picked(taken.count(1), rest, seed))
     last = bytes(next(picked) if each else 0 for each in taken)
     return (taken,) * whole + ((last,) if rest else ())
+
+
+def _s(count: int) -> str:
+    return "row" if count == 1 else "rows"
 
 
 def _any(passes: Sequence[bytes]) -> bytes:
