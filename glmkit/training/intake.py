@@ -118,7 +118,8 @@ def _simple(data: Data, config: TrainConfig) -> Listed:
     for sample in data.samples():
         prompt = encode(renderer.pieces(sample.messages[:-1]), renderer.tokenizer)
         answer = encode(renderer.format.answer(sample.messages[-1]), renderer.tokenizer)
-        answer.append(renderer.tokenizer.special(renderer.format.stops[0]))
+        ends = [renderer.tokenizer.special(each) for each in renderer.format.stops]
+        answer += [each for each in ends if each is not None][:1]
         ids = (prompt + answer)[: config.max_length]
         weights = ([0.0] * len(prompt) + [1.0] * len(answer))[: config.max_length]
         made.append(Example(np.array(ids, np.int32), np.array(weights, np.float32)))
