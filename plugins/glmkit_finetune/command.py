@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +68,7 @@ def _command(app: Glmkit, name: str) -> click.Command:
             pairs=parsed["pairs"],
             file=parsed["config_file"],
         )
-        _train(app, name, recipe, config, as_json=parsed["as_json"])
+        _train(app, recipe, config, as_json=parsed["as_json"])
 
     return RecipeCommand(
         name,
@@ -108,11 +110,27 @@ def finetune() -> None:
     """
 
 
-def _train(app: Glmkit, name: str, recipe: Recipe[Any], config: Any, *, as_json: bool) -> None:  # noqa: ANN401
+def _train(app: Glmkit, recipe: Recipe[Any], config: Any, *, as_json: bool) -> None:  # noqa: ANN401
+    """Find the model, start other processes where they are asked for, train, show."""
+    from glmkit.training.launch import launch, needed
+
     from .showing import show
 
     if not config.data:
         raise glmkit.UsageError("nothing to train on: give --data FILE, several times if need be")
     located = app.locate_model(None if config.model == "default" else config.model)
-    settled = replace(config, model=str(located.path))
-    show(recipe.run(settled), as_json=as_json)
+    if needed(config):
+        launch(sys.argv[1:], config.nproc)
+        return
+    logs = recipe.run(replace(config, model=str(located.path)))
+    if _is_first():
+        show(logs, as_json=as_json)
+    else:
+        deque(logs, maxlen=0)
+
+
+def _is_first() -> bool:
+    """Tell whether this process is the one that speaks, of those that train together."""
+    from accelerate.utils import get_int_from_env
+
+    return int(get_int_from_env(["RANK"], 0)) == 0
