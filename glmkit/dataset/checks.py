@@ -27,7 +27,7 @@ _MARKUP = re.compile(
     r"<\|(?:user|assistant|system|observation|im_start|im_end|endoftext)\|>|\[gMASK\]|<eop>|</?s>"
 )
 Measure = Callable[[Sample], int]
-"""Returns the tokens of a sample."""
+"""Returns the tokens of a sample; a DataError says why a model cannot read it."""
 
 
 class Finding(NamedTuple):
@@ -120,9 +120,14 @@ def _faults(
     if isinstance(row, BadRow):
         yield Finding("row", file, row.place, row.reason)
         return
+    try:
+        overlong = _overlong(row, longest)
+    except DataError as error:
+        yield Finding("row", file, row.place, str(error))
+        return
     said: dict[Fault, str] = {
         "duplicate": seen.duplicate(row),
-        "overlong": _overlong(row, longest),
+        "overlong": overlong,
         "markup": _markup(row.messages),
         "damaged text": _damaged(row.messages),
     }

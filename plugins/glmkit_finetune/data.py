@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from glmkit import DataError, UsageError
+from glmkit import UsageError
 from glmkit.dataset import ColumnNames, Data, opening
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+DEFAULT_LENGTH = 1024
+"""Tokens of a sample at most, as a recipe has it where nothing is said."""
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _COLUMNS = {
     "prompt": "Column of the questions, where it is not detected.",
@@ -43,7 +46,9 @@ _SEED = click.option("--seed", default=42, show_default=True, help="Of what FILE
 _MODEL = click.option("--model", help="Count in this model's tokens: name, hub id or folder.")
 _FAMILY = click.option("--family", help="What the model is, where its files do not say.")
 _MAX_LENGTH = click.option(
-    "--max-length", type=click.IntRange(8), help="Tokens of a sample at most; needs --model."
+    "--max-length",
+    type=click.IntRange(8),
+    help=f"Tokens of a sample at most, with --model; default: {DEFAULT_LENGTH}.",
 )
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 _OUTPUT = click.option(
@@ -54,14 +59,14 @@ _OUTPUT = click.option(
 def _reading(command: Command) -> Command:
     """Add the options that say where data is and what its columns hold."""
     for name, text in reversed(_COLUMNS.items()):
-        command = click.option(f"--{name}-column", name, help=text)(command)
+        command = click.option(f"--{name}-column", help=text)(command)
     folder = click.Path(path_type=Path, file_okay=False)
     return click.option("--dataset-dir", type=folder, help="Folder of dataset_info.json.")(command)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """Take the options of :func:`_reading` out of all, as arguments of the library."""
-    columns = ColumnNames(**{name: options.pop(name) for name in _COLUMNS})
+    columns = ColumnNames(**{name: options.pop(f"{name}_column") for name in _COLUMNS})
     return {"columns": columns, "dataset_dir": options.pop("dataset_dir")}
 
 
@@ -251,6 +256,63 @@ def _shares(counts: dict[str, int], whole: int) -> str:
 
 
 @data.command()
+@_SOURCES
+@click.option("-n", "count", default=1, show_default=True, help="How many samples, the first ones.")
+@_reading
+@_SKIP
+@_TRAIN_ON
+@_SEED
+@_MODEL
+@_FAMILY
+@_MAX_LENGTH
+@click.option(
+    "--overlong",
+    type=click.Choice(["truncate", "skip"]),
+    default="truncate",
+    show_default=True,
+    help="What becomes of longer samples.",
+)
+@click.option("--system", help="System message of samples that have none; default: the model's.")
+@_JSON
+@click.pass_obj
+def preview(
+    app: Glmkit,
+    /,
+    sources: Sequence[str],
+    count: int,
+    model: str | None,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Show the first samples of DATA as they are learnt, with --model to the very token.
+
+    What is learnt is green on a terminal and in brackets elsewhere.
+    """
+    from .previews import as_dict, open_encoder, plain_lines, written_lines
+
+    length = options.pop("max_length") or DEFAULT_LENGTH
+    writing = {name: options.pop(name) for name in ("family", "overlong", "system")}
+    settings = {name: options.pop(name) for name in ("skip_bad", "train_on", "seed")}
+    if model is None and as_json:
+        raise UsageError("--json shows tokens, which a model makes; give --model")
+    samples = islice(_opened(app, sources, options, **settings).samples(), count)
+    if model is None:
+        _echo_parts("\n".join(plain_lines(each)) for each in samples)
+        return
+    encoder = open_encoder(app, model, max_length=length, **writing)
+    read = ((each, encoder.encode([each])[0]) for each in samples)
+    if as_json:
+        _echo_json([as_dict(*each, encoder) for each in read])
+    else:
+        _echo_parts("\n".join(written_lines(*each, encoder)) for each in read)
+
+
+def _echo_parts(parts: Iterator[str]) -> None:
+    for number, part in enumerate(parts):
+        click.echo(f"\n{part}" if number else part)
+
+
+@data.command()
 @click.option("--name", required=True, help="What the model shall call itself.")
 @click.option("--author", required=True, help="Who made it.")
 @click.option("--name-zh", help="Its name in Chinese; default: the same.")
@@ -307,9 +369,11 @@ def _longest(
     """Return how tokens are counted; None where no model is named."""
     if model is None:
         if max_length is not None:
-            raise UsageError("--max-length counts tokens, which --model makes; give --model")
+            raise UsageError("--max-length counts tokens, which a model makes; give --model")
         return None
-    raise DataError("no tokens yet")
+    from .previews import counting
+
+    return counting(app, model, family, max_length or DEFAULT_LENGTH)
 
 
 def _echo_json(value: object) -> None:
