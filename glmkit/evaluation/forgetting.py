@@ -63,9 +63,8 @@ def texts(languages: Collection[str] | None = None) -> tuple[Sample, ...]:
             (Message("user", each["question"]), Message("assistant", each["text"])),
             (0.0, 1.0),
             "general texts",
-            number,
         )
-        for number, each in enumerate(_of("texts.jsonl", languages), 1)
+        for each in _of("texts.jsonl", languages)
     )
 
 

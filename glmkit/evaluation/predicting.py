@@ -7,10 +7,9 @@ are answered, and a run that was interrupted goes on behind the last one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,53 +50,60 @@ class Predicting:
     """The file of predictions."""
     model: str
     """Who answers, for a person."""
+    data: str
+    """The fingerprint of the samples."""
+    total: int
+    """How many there are."""
     options: GenerationOptions = GenerationOptions(temperature=0)
     concurrency: int | None = None
     """Answers side by side; None: what suits the model."""
     loading: Mapping[str, Any] = field(default_factory=dict)
     """What else answers depend on; a resumed run has the same."""
 
-    def identity(self, samples: Sequence[Sample]) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Return what must be the same when the run is resumed."""
         return {
             "model": self.model,
             **self.loading,
-            "data": f"SHA-256 {_digest(samples)}",
+            "data": self.data,
             "generation options": vars(self.options),
         }
 
 
 def predictions(
-    model: ChatModel, samples: Sequence[Sample], job: Predicting
+    model: ChatModel, samples: Iterable[Sample], job: Predicting
 ) -> Generator[Progress, None, int]:
     """Answer the samples that have no prediction yet; return how many are without an answer.
+
+    Samples are drawn as the model takes them, and only those are kept that are being answered.
 
     :raises UsageError: if the file belongs to another run, or one is writing it.
     :raises DataError: if it cannot be read or written.
     :raises GlmkitError: if the first samples are all refused in the same words.
     """
     stage = f"answering with {job.model}"
-    with Journal(job.output, job.identity(samples)) as journal:
+    with Journal(job.output, job.identity(), retry_errors=True) as journal:
         waiting = _InOrder(samples, journal)
+        refusals = Refusals(journal.done.count > 0)
+        yield Progress(stage, journal.done.count, job.total)
         asked = waiting.asked(job.options)
-        refusals = Refusals(journal.done.count > journal.failed)
-        yield Progress(stage, journal.done.count, len(samples))
         with closing(answered(model, asked, concurrency=job.concurrency)) as answers:
             for key, reply in answers:
                 waiting.settle(key, reply)
                 refusals.take(reply)
                 refusals.check()
-                yield Progress(stage, journal.done.count, len(samples))
-        return journal.failed + waiting.failed
+                yield Progress(stage, journal.done.count, job.total)
+        return waiting.failed
 
 
 class _InOrder:
     """Holds back answers that come before those of earlier samples."""
 
-    def __init__(self, samples: Sequence[Sample], journal: Journal) -> None:
+    def __init__(self, samples: Iterable[Sample], journal: Journal) -> None:
         self.failed = 0
         self._samples, self._journal = samples, journal
         self._due: deque[int] = deque()
+        self._asked: dict[int, Sample] = {}
         self._early: dict[int, Reply | GlmkitError] = {}
 
     def asked(self, options: GenerationOptions) -> Iterator[Ask]:
@@ -105,6 +111,7 @@ class _InOrder:
         for index, sample in enumerate(self._samples):
             if index not in self._journal.done:
                 self._due.append(index)
+                self._asked[index] = sample
                 yield Ask(index, sample.messages[:-1], options)
 
     def settle(self, index: int, reply: Reply | GlmkitError) -> None:
@@ -114,7 +121,7 @@ class _InOrder:
             due = self._due.popleft()
             done = self._early.pop(due)
             self.failed += not isinstance(done, Reply)
-            self._journal.write(due, _row(due, self._samples[due], done))
+            self._journal.write(due, _row(due, self._asked.pop(due), done))
 
 
 def _row(index: int, sample: Sample, reply: Reply | GlmkitError) -> dict[str, Any]:
@@ -152,13 +159,3 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
             row = json.loads(line)
             index = row[KEY]["index"]
             yield Prediction(index, row["prompt"], row["predict"], row["label"], row["error"])
-
-
-def _digest(samples: Iterable[Sample]) -> str:
-    digest = hashlib.sha256()
-    for sample in samples:
-        for message in sample.messages:
-            said = [message.role, _said(message), list(map(dict, message.tools))]
-            digest.update(json.dumps(said, sort_keys=True, default=str).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()

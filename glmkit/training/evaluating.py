@@ -133,27 +133,27 @@ class Generating:
     Memory stays bounded: keys and values take what is free at the time and no more, as in every
     batch; where that is little, fewer rows run side by side.
 
-    :param fresh: returns the model to ask; called each time, as what an earlier one remembers of
-        prompts is of older weights.
+    :param local: what the model that trains was loaded as. What it remembers of prompts is of
+        older weights: each time it is asked anew.
     :param samples: a few; each process answers its share of them.
     """
 
     def __init__(
         self,
-        fresh: Callable[[], LocalModel],
+        local: LocalModel,
         samples: Sequence[Sample],
         scorer: Scorer,
         *,
         max_new_tokens: int = 128,
     ) -> None:
-        self._fresh, self._samples, self._scorer = fresh, samples, scorer
+        self._local, self._samples, self._scorer = local, samples, scorer
         self._options = GenerationOptions(max_tokens=max_new_tokens, temperature=0)
         # Whether rows have the other one depends on their language.
         self._names = [each for each in scorer.scores if each != "bleu-4-words"]
 
     def __call__(self, rank: int, world: int) -> dict[str, float]:
         """Return the sum of each score over this process' share, and its rows."""
-        local = self._fresh()
+        local = self._local.anew()
         own = self._samples[rank::world]
         sums = dict.fromkeys(self._names, 0.0) | {ROWS: float(len(own))}
         with judged(local.model):
