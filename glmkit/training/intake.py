@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from ..dataset.columns import ColumnNames
 from ..dataset.data import Data, opening
-from ..errors import UsageError
+from ..errors import DataError, UsageError
 from ..recipes import StepLog
 from ..types import Progress
 from .batches import Batch, Example, Feed, Listed
 from .config import TrainConfig
+from .encoding import SampleEncoder
 from .plan import Shape
 
 ResultT = TypeVar("ResultT")
@@ -57,11 +59,11 @@ def taken_in(config: TrainConfig, world: int) -> Generator[StepLog, None, Intake
         held = yield from _said(_opened(config, config.eval_data))
     elif config.val_size:
         data, held = data.split(config.val_size, seed=config.seed)
-    tokens = _simple(data, config)
+    tokens = yield from _said(_encoded(data, config))
     feed = Feed(tokens, _shape(config, world), Batch.of)
     watched = None
     if held is not None:
-        own = _simple(held, config)
+        own = yield from _said(_encoded(held, config))
         watched = Feed(own, Shape(batch_size=config.batch_size, world=world), Batch.of)
     return Intake(feed, watched, data.described, data.fingerprint, len(tokens))
 
@@ -78,7 +80,7 @@ def _opened(config: TrainConfig, specs: Sequence[str]) -> Generator[Progress, No
             specs,
             dataset_dir=config.dataset_dir,
             columns=columns,
-            train_on=config.train_on,  # type: ignore[arg-type]  # checked by the configuration
+            train_on=config.train_on,
             seed=config.seed,
             skip_bad=config.skip_bad,
         )
@@ -108,19 +110,33 @@ def _shape(config: TrainConfig, world: int) -> Shape:
     )
 
 
-def _simple(data: Data, config: TrainConfig) -> Listed:
-    import numpy as np
+def _encoded(data: Data, config: TrainConfig) -> Generator[Progress, None, Listed]:
+    """Write samples as the model reads them.
 
-    from ..models.prompts import encode, open_renderer
+    :raises DataError: if nothing of them can be learnt.
+    """
+    encoder = SampleEncoder.open(
+        Path(config.model),
+        family=config.family,
+        system=config.system,
+        max_length=config.max_length,
+        overlong=config.overlong,
+    )
+    rows: list[Example] = []
+    reasons: list[str] = []
+    samples, done = data.samples(), 0
+    while some := list(islice(samples, _AT_ONCE)):
+        for found in encoder.encode(some):
+            rows += found.rows
+            reasons += [found.reason] if found.reason else []
+        done += len(some)
+        yield Progress("tokenising", done, len(data))
+    if not rows:
+        raise DataError(
+            f"none of the {len(data):,} samples can be learnt: {reasons[0]}; give a larger "
+            f"--max-length (now {config.max_length}) or other data"
+        )
+    return Listed(rows)
 
-    renderer = open_renderer(Path(config.model), family=config.family)
-    made = []
-    for sample in data.samples():
-        prompt = encode(renderer.pieces(sample.messages[:-1]), renderer.tokenizer)
-        answer = encode(renderer.format.answer(sample.messages[-1]), renderer.tokenizer)
-        ends = [renderer.tokenizer.special(each) for each in renderer.format.stops]
-        answer += [each for each in ends if each is not None][:1]
-        ids = (prompt + answer)[: config.max_length]
-        weights = ([0.0] * len(prompt) + [1.0] * len(answer))[: config.max_length]
-        made.append(Example(np.array(ids, np.int32), np.array(weights, np.float32)))
-    return Listed(made)
+
+_AT_ONCE = 512
