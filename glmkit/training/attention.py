@@ -107,7 +107,8 @@ class Blocks(Past):
             if ahead is not None:
                 kv = torch.cat((ahead, kv), dim=2)
             found += [self._piece(q, kv, each) for each in pieces]
-        return torch.cat(found, dim=2).transpose(1, 2)
+        mixed = found[0] if len(found) == 1 else torch.cat(found, dim=2)
+        return mixed.transpose(1, 2)
 
     def _piece(self, q: Tensor, kv: Tensor, piece: Piece) -> Tensor:
         """Return what a piece of an example sees, (1, H, tokens, D).

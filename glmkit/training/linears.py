@@ -220,8 +220,8 @@ def _ungated(wide: Tensor, grad: Tensor) -> Tensor:
     gate, value = wide.chunk(2, dim=-1)
     out = torch.empty_like(wide)
     to_gate, to_value = out.chunk(2, dim=-1)
-    to_value.copy_(F.silu(gate).mul_(grad))
-    to_gate.copy_(torch.ops.aten.silu_backward(grad * value, gate))
+    torch.mul(F.silu(gate), grad, out=to_value)
+    torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=to_gate)
     return out
 
 

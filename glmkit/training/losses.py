@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..models.causal import CausalModel
 
-ROOM = 1 << 23
-"""Scores that are held at a time on a processor: 32 MB of them, a few trips through its cache."""
+ROOM = 7 << 20
+"""Scores that are held at a time on a processor: 28 MB of them. From 32 MB on, the system's memory
+would come and go with each part."""
 
 ROOM_ELSEWHERE = 1 << 27
 """The same on other devices, which want large matrices."""

@@ -24,6 +24,7 @@ from .evaluating import Evaluation
 from .folder import claimed, cut_log, described, read, refuse_other, write
 from .fusing import fuse
 from .intake import Intake, taken_in
+from .keeping import freed_memory_kept
 from .learner import Learner
 from .loop import Work, learn, log, restore, total_steps
 from .noise import add_noise
@@ -81,6 +82,8 @@ class _Run:
     def steps(self) -> Iterator[StepLog]:
         """Do all of it."""
         with ExitStack() as held:
+            if self.devices[0].type == "cpu":
+                held.enter_context(freed_memory_kept())
             if self.leads:
                 held.enter_context(claimed(self.config))
             self.crew.wait()
