@@ -7,10 +7,13 @@ on each: ``NNODES``, ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT`` say how 
 
 from __future__ import annotations
 
+import logging
+import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT
@@ -71,9 +74,12 @@ def needed(config: TrainConfig) -> bool:
     return config.nproc > 1 or Nodes.here().count > 1
 
 
-def launch(arguments: Sequence[str], nproc: int, *, nodes: Nodes | None = None) -> None:
+def launch(
+    arguments: Sequence[str], nproc: int, *, nodes: Nodes | None = None, module: str = "glmkit"
+) -> None:
     """Run ``python -m glmkit`` with these arguments in ``nproc`` processes of this machine.
 
+    :param module: what is run instead of glmkit.
     :raises UsageError: if there are fewer cards than processes.
     :raises WorkerLostError: if one of them failed; all of them have ended.
     :raises KeyboardInterrupt: if it was stopped by Ctrl-C; all of them have ended.
@@ -85,16 +91,36 @@ def launch(arguments: Sequence[str], nproc: int, *, nodes: Nodes | None = None) 
             f"--nproc {nproc}: this machine has {cards} card{'s' * (cards != 1)}, and each process "
             f"needs one of its own; take --nproc {cards}, or --device cpu"
         )
-    with tempfile.TemporaryDirectory(prefix="glmkit-") as folder:
+    with tempfile.TemporaryDirectory(prefix="glmkit-") as folder, _signals_as_they_were():
         start = elastic_launch(_described(nproc, nodes, folder), sys.executable)
         try:
-            start("-m", "glmkit", *arguments)
+            start("-m", module, *arguments)
         except ChildFailedError as error:
             raise _failure(error, Path(folder)) from None
         except SignalException as error:
             if error.sigval == SIGINT:
                 raise KeyboardInterrupt from None
             raise WorkerLostError(f"stopped by {error.sigval.name}; --resume goes on") from None
+
+
+@contextmanager
+def _signals_as_they_were() -> Iterator[None]:
+    """Undo what torch's agent does to signals, and let it speak of failures only through errors."""
+    handled = [SIGINT, signal.SIGTERM, *_ELSEWHERE]
+    before = {each: signal.getsignal(each) for each in handled}
+    talk = logging.getLogger("torch.distributed.elastic")
+    level = talk.level
+    talk.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        talk.setLevel(level)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+_ELSEWHERE = [getattr(signal, each) for each in ("SIGHUP", "SIGQUIT") if hasattr(signal, each)]
+"""Signals that Windows does not know."""
 
 
 def _described(nproc: int, nodes: Nodes, folder: str) -> LaunchConfig:

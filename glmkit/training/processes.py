@@ -40,6 +40,7 @@ class Launched:
     """What a launcher told this process."""
 
     world: int = 1
+    rank: int = 0
     local_rank: int = 0
     local_world: int = 1
     fsdp: bool = False
@@ -54,6 +55,7 @@ class Launched:
 
         return cls(
             world=get_int_from_env(["WORLD_SIZE"], 1),
+            rank=get_int_from_env(["RANK"], 0),
             local_rank=get_int_from_env(["LOCAL_RANK"], 0),
             local_world=get_int_from_env(["LOCAL_WORLD_SIZE", "LOCAL_SIZE"], 1),
             fsdp=parse_flag_from_env("ACCELERATE_USE_FSDP"),
@@ -98,7 +100,7 @@ def _together(store: Store) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        blamed = _blamed(store)
+        blamed = _blamed(store, error)
         if blamed is not None:
             raise blamed from error
         _tell(store, error)
@@ -119,16 +121,33 @@ def _tell(store: Store, error: BaseException) -> None:
         log.debug("nobody is left to be told of %s", said)
 
 
-def _blamed(store: Store) -> GlmkitError | None:
-    """Return what another process failed of, None where nobody said so."""
+def _blamed(store: Store, error: RuntimeError) -> GlmkitError | None:
+    """Return what another process failed of, None where the error is of our own."""
+    if not _of_meeting(error):
+        return None
     try:
         store.wait([_FAILED], timedelta(seconds=2))
         rank, kind, said = json.loads(store.get(_FAILED))
     except (RuntimeError, ValueError):
-        return None
+        return _lost(error)
     if rank == dist.get_rank():
         return None
     return WorkerLostError(f"process {rank} ended ({kind}): {said or 'it says no more'}")
+
+
+def _of_meeting(error: RuntimeError) -> bool:
+    """Tell whether an error is one of meeting others: of gloo, NCCL or their store."""
+    return isinstance(error, dist.DistError) or any(each in str(error).lower() for each in _MEETING)
+
+
+_MEETING = ("gloo", "nccl", "connection", "socket", "broken pipe", "tcpstore")
+
+
+def _lost(error: RuntimeError) -> GlmkitError:
+    return WorkerLostError(
+        "another process of this run has ended without a word: it was killed, or its machine is "
+        f"gone; --resume goes on from the last checkpoint ({str(error).splitlines()[0][:200]})"
+    )
 
 
 class Several:

@@ -65,8 +65,9 @@ class Zero(Several):
 
     def turn(self, learner: nn.Module, *, last: bool) -> AbstractContextManager[object]:
         """Tell DeepSpeed whether the step ends with this pass."""
-        if learner is self._engine:
-            self._engine.set_gradient_accumulation_boundary(last)
+        tell = getattr(learner, "set_gradient_accumulation_boundary", None)
+        if tell is not None:
+            tell(last)
         return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
