@@ -25,7 +25,7 @@ _SCRIPTS = {
     "Latin": re.compile("[A-Za-z\u00c0-\u024f]"),
 }
 """What tells a script; the first of which there is enough counts."""
-_ENOUGH = 0.1
+_ENOUGH = 0.2
 """Of the letters of a text, in the scripts that are written with others."""
 
 
