@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PLUGINS = sorted((ROOT / "plugins").glob("glmkit_*"))
 LIGHT = ["glmkit", "glmkit.app", "glmkit.cli", "glmkit.chat", "glmkit.config", "glmkit.plugins"]
 LIGHT += ["glmkit.catalog", "glmkit.sources", "glmkit.testing", "glmkit.repl", "glmkit_knowledge"]
-LIGHT += ["glmkit.servers", "glmkit.remote.model"]
+LIGHT += ["glmkit.servers", "glmkit.remote.model", "glmkit.dataset", "glmkit_finetune.data"]
 HEAVY = ("torch", "transformers", "numpy", "faiss", "jieba", "huggingface_hub", "rich", "langchain")
 
 

@@ -10,7 +10,6 @@ import json
 import random
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import compress
 from pathlib import Path
 
 from ..errors import DataError, UsageError
@@ -48,10 +47,22 @@ class Part:
         return sum(each.count(1) for each in self.passes)
 
     def samples(self, train_on: str) -> Iterator[Sample]:
-        """Yield its samples, in the order of the file."""
+        """Yield its samples, in the order of the file.
+
+        :raises DataError: if it was changed since it was opened.
+        """
         for taken in self.passes:
             good = (each for each in self.source.read(train_on) if isinstance(each, Sample))
-            yield from compress(good, taken)
+            seen = 0
+            for sample in good:
+                if seen < len(taken) and taken[seen]:
+                    yield sample
+                seen += 1
+            if seen != len(taken):
+                raise DataError(
+                    f"{self.source.path} was changed while it was in use: it had {len(taken):,} "
+                    f"samples, and has {seen:,}; begin again"
+                )
 
     @property
     def described(self) -> str:

@@ -125,6 +125,13 @@ def test_what_is_kept_for_evaluation_is_not_learnt(folder, size):
         data.split(1000)
 
 
+def test_a_file_that_changes_meanwhile_is_noticed(folder):
+    data = open_data([str(folder / "b.jsonl")])
+    jsonl(folder / "b.jsonl", *rows(0, 9))
+    with pytest.raises(DataError, match="was changed while it was in use: it had 10 samples"):
+        asked(data)
+
+
 LISTING = {
     "mine": {"file_name": "s.json", "formatting": "sharegpt", "columns": {"messages": "talk"}},
     "few": {"file_name": "a.jsonl", "num_samples": 7},
