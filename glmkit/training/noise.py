@@ -28,7 +28,7 @@ def add_noise(learner: Learner, alpha: float) -> None:
         lengths[:] = given[0].lengths
 
     def after(module: nn.Module, given: object, out: Tensor) -> Tensor:
-        if not learner.training:
+        if not module.training:
             return out
         return out + torch.empty_like(out).uniform_(-1, 1) * _most(lengths, out, alpha)
 

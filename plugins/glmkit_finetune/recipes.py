@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glmkit import StepLog, UsageError
@@ -52,13 +52,13 @@ class QloraConfig(LoraConfig):
     """Settings of ``qlora``."""
 
     # --- LoRA ---
-    quantize: str = "int4"
-    """Bits of the frozen weights: int4 or int8; what lies quantised stays as it is."""
+    quantize: str = "auto"
+    """Bits of the frozen weights: int4 or int8; auto: as they lie, or int4."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        _check_choice("quantize", self.quantize, ("int4", "int8"))
+        _check_choice("quantize", self.quantize, ("auto", "int4", "int8"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +161,14 @@ class Qlora(Lora):
     """The same over weights of 4 or 8 bits."""
 
     config_type = QloraConfig
+
+    def run(self, config: LoraConfig) -> Iterator[StepLog]:
+        """Train small matrices beside quantised linear layers."""
+        from glmkit.training.tunings.lora import lying
+
+        if isinstance(config, QloraConfig) and config.quantize == "auto":
+            config = replace(config, quantize=lying(Path(config.model), config.family) or "int4")
+        yield from super().run(config)
 
 
 class Ptuning:

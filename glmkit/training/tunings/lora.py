@@ -24,6 +24,7 @@ from ...runtime.fingerprint import Fingerprint
 from ...runtime.fitting import check_base, fit_lora, linear_shapes, names_for
 from ...runtime.linears import Int4Linear, Int8Linear
 from ...runtime.merging import skeleton
+from ...runtime.planning import of_folder
 from ..config import TrainConfig
 from ..optimizers import Group
 from ..tuning import together
@@ -206,6 +207,11 @@ class LoraTuning:
     @cached_property
     def _fingerprint(self) -> Fingerprint:
         return Fingerprint.of(self.base)
+
+
+def lying(base: Path, family: str | None = None) -> str | None:
+    """Return how the weights of a model lie rounded, ``int4`` or ``int8``; None: they are plain."""
+    return of_folder(base, family)[1]
 
 
 _ROOT = "base_model.model."

@@ -48,14 +48,16 @@ class Part:
         """
         names = everything(model)
         layers = _layers(model.config.layers, self.layers)
+        known = {part for name in names for part in _inside(name)}
+        for each in self.modules:
+            if each not in known | {"all"}:
+                raise UsageError(
+                    f"modules: {each!r} is no part of a layer; all, or some of: "
+                    f"{', '.join(sorted(known))}"
+                )
         found = [name for name in names if _within(name, layers, self.modules)]
         for each in self.extra:
             found += _beside(model, names, each)
-        if not found:
-            raise UsageError(
-                f"modules: {', '.join(self.modules)} is no part of a layer; all, or some of: "
-                f"{', '.join(sorted({part for name in names for part in _inside(name)}))}"
-            )
         yield from dict.fromkeys(found)
 
 
@@ -172,7 +174,7 @@ def _beside(model: CausalModel, names: list[str], extra: str) -> list[str]:
     stem = known.get(extra, extra)
     found = [name for name in names if name.rpartition(".")[0].endswith(stem)]
     if not found:
-        raise UsageError(f"extra_modules: {extra!r} is none of {', '.join(known)}")
+        raise UsageError(f"extra_modules: {extra!r} is none of {', '.join(sorted(known))}")
     return found
 
 
