@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-ray lint format bench pull install clean
+.PHONY: demo test test-ray test-parallel lint format bench pull install clean
 
 demo: pull
 	@echo; echo '$$ glmkit run knowledge-chat --kb knowledge --ask 世界上最大的河流是哪一条？'
@@ -17,6 +17,9 @@ test: pull
 
 test-ray: install
 	@$(BIN)/python -m pytest -m ray
+
+test-parallel: install
+	@$(BIN)/python -m pytest -m parallel
 
 lint: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

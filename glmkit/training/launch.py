@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,10 @@ def _signals_as_they_were() -> Iterator[None]:
     level = talk.level
     talk.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            # It leaves the files open that it keeps words in.
+            warnings.simplefilter("ignore", ResourceWarning)
+            yield
     finally:
         talk.setLevel(level)
         for each, handler in before.items():
