@@ -277,3 +277,32 @@ def _messages(case: dict) -> list[Message] | None:
     if not plain or entries[-1]["role"] != "user":
         return None
     return [Message(each["role"], each["content"]) for each in entries]
+
+
+@given(
+    layout=st.sampled_from(LAYOUTS),
+    texts=st.lists(TEXTS, min_size=2, max_size=10).filter(lambda each: len(each) % 2 == 0),
+    weights=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=5, max_size=5),
+    most=st.integers(4, 90),
+    overlong=st.sampled_from(["truncate", "skip"]),
+)
+@settings(max_examples=80, deadline=None)
+def test_rows_of_any_length_are_sound(opened, layout, texts, weights, most, overlong):
+    answers = len(texts) // 2
+    if not any(weights[:answers]):
+        weights = [1.0] * 5
+    sample = talk(*texts, weights=tuple(weights))
+    encoder = opened(layout, max_length=most, overlong=overlong)
+    whole = opened(layout).encode([sample])[0]
+    encoded = encoder.encode([sample])[0]
+    fits = all(len(each) <= most for each in whole.rows)
+    if fits:
+        assert [each.ids.tolist() for each in encoded.rows] == [
+            each.ids.tolist() for each in whole.rows
+        ]
+    elif overlong == "skip":
+        assert not encoded.rows
+    assert encoded.rows or encoded.reason
+    assert all(2 <= len(each) <= most and each.weights[1:].any() for each in encoded.rows)
+    ended = sum(int(each.ids[-1]) in encoder.stops for each in encoded.rows)
+    assert len(encoded.rows) - ended <= encoded.cut
