@@ -28,7 +28,7 @@ VALUES = st.recursive(
 ROWS = st.dictionaries(KEYS, VALUES, min_size=1, max_size=5)
 TURN = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 OFTEN = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

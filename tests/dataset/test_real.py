@@ -29,9 +29,9 @@ def test_every_row_is_a_sample(shared_data, name, tmp_path):
     assert data.described == f"{path.name}: {shape}, {rows:,} rows"
     samples = list(data.samples())
     assert len(samples) == len(data) == rows
-    write_rows(map(FORMATS["messages"], samples), tmp_path / "m.jsonl")
+    write_rows(map(FORMATS["messages"], samples[:100]), tmp_path / "m.jsonl")
     again = open_data([str(tmp_path / "m.jsonl")]).samples()
-    assert all(a.messages == b.messages for a, b in zip(samples, again, strict=True))
+    assert all(a.messages == b.messages for a, b in zip(samples[:100], again, strict=True))
 
 
 @pytest.mark.parametrize(
