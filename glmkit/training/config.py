@@ -53,6 +53,11 @@ class TrainConfig:
     group_by_length: bool = True
     """Put samples of like length together."""
 
+    cache: str | None = None
+    """The folder that keeps tokens for other runs; default: glmkit's own."""
+    workers: int = 0
+    """Processes that tokenise; 0: one for each core."""
+
     # --- optimisation ---
     epochs: float = 3.0
     """Times that all data is seen."""
@@ -108,6 +113,10 @@ class TrainConfig:
     """Checkpoints that are kept; 0: all."""
     eval_steps: int = 0
     """Steps between evaluations; 0: at the end of each epoch."""
+    eval_generate: int = 0
+    """Answer so many samples of the evaluation data each time, too, and score the answers."""
+    eval_max_tokens: int = 128
+    """Tokens of such an answer at most."""
     early_stopping: int = 0
     """Stop after so many evaluations without a lower loss; 0: never."""
     report_to: tuple[str, ...] = ("tensorboard",)
@@ -154,6 +163,9 @@ _LEAST: dict[str, float] = {
     "eval_steps": 0,
     "early_stopping": 0,
     "val_size": 0,
+    "workers": 0,
+    "eval_generate": 0,
+    "eval_max_tokens": 1,
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "overlong": ("truncate", "skip"),

@@ -30,7 +30,7 @@ _FREE = frozenset(
         *("output", "resume", "overwrite", "init_adapter", "report_to", "logging_steps"),
         *("save_steps", "save_total_limit", "device", "max_memory", "nproc", "parallel"),
         *("offload", "deepspeed", "gradient_checkpointing", "gradient_accumulation", "eval_steps"),
-        *("memory_check", "workers", "cache"),
+        *("memory_check", "workers", "cache", "eval_generate", "eval_max_tokens"),
     }
 )
 """Settings that may differ when a run is resumed: they change nothing in what it learns, or (passes

@@ -10,15 +10,19 @@ from typing import TypeVar
 
 from ..dataset.columns import ColumnNames
 from ..dataset.data import Data, opening
-from ..errors import DataError, UsageError
+from ..dataset.samples import Sample
+from ..errors import UsageError
 from ..recipes import StepLog
+from ..runtime.loading import physical_cores
 from ..types import Progress
-from .batches import Batch, Example, Feed, Listed
+from .batches import Batch, Example, Feed
 from .config import TrainConfig
-from .encoding import SampleEncoder
-from .plan import Shape
+from .plan import Plan, Shape
+from .tokens import Reading, Tokens, tokenizing
 
 ResultT = TypeVar("ResultT")
+TOKENS = ".tokens"
+"""Below the run folder: tokens that are kept nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,17 @@ class Intake:
     fingerprint: str
     """Of the data, as it was read."""
     samples: int
+    questions: Data | None = None
+    """What ``held`` is made of."""
+
+    def asked(self, count: int) -> list[Sample]:
+        """Return the first samples of what it is evaluated on."""
+        return [] if self.questions is None else list(islice(self.questions.samples(), count))
 
     @property
     def longest(self) -> int:
         """Tokens of the longest pass."""
-        return max(
-            int(self.feed.plan.lengths[each].sum())
-            for step in range(self.feed.steps())
-            for each in self.feed.plan.passes(0, step)
-        )
+        return self.feed.plan.longest
 
 
 def taken_in(config: TrainConfig, world: int) -> Generator[StepLog, None, Intake]:
@@ -59,13 +65,14 @@ def taken_in(config: TrainConfig, world: int) -> Generator[StepLog, None, Intake
         held = yield from _said(_opened(config, config.eval_data))
     elif config.val_size:
         data, held = data.split(config.val_size, seed=config.seed)
-    tokens = yield from _said(_encoded(data, config))
+    tokens = yield from _said(_tokens(data, config))
     feed = Feed(tokens, _shape(config, world), Batch.of)
     watched = None
     if held is not None:
-        own = yield from _said(_encoded(held, config))
+        own = yield from _said(_tokens(held, config))
         watched = Feed(own, Shape(batch_size=config.batch_size, world=world), Batch.of)
-    return Intake(feed, watched, data.described, data.fingerprint, len(tokens))
+    said = _described(data, tokens, feed.plan)
+    return Intake(feed, watched, said, data.fingerprint, len(tokens), held)
 
 
 def _opened(config: TrainConfig, specs: Sequence[str]) -> Generator[Progress, None, Data]:
@@ -110,33 +117,22 @@ def _shape(config: TrainConfig, world: int) -> Shape:
     )
 
 
-def _encoded(data: Data, config: TrainConfig) -> Generator[Progress, None, Listed]:
-    """Write samples as the model reads them.
-
-    :raises DataError: if nothing of them can be learnt.
-    """
-    encoder = SampleEncoder.open(
+def _tokens(data: Data, config: TrainConfig) -> Generator[Progress, None, Tokens]:
+    reading = Reading(
         Path(config.model),
         family=config.family,
         system=config.system,
         max_length=config.max_length,
         overlong=config.overlong,
     )
-    rows: list[Example] = []
-    reasons: list[str] = []
-    samples, done = data.samples(), 0
-    while some := list(islice(samples, _AT_ONCE)):
-        for found in encoder.encode(some):
-            rows += found.rows
-            reasons += [found.reason] if found.reason else []
-        done += len(some)
-        yield Progress("tokenising", done, len(data))
-    if not rows:
-        raise DataError(
-            f"none of the {len(data):,} samples can be learnt: {reasons[0]}; give a larger "
-            f"--max-length (now {config.max_length}) or other data"
-        )
-    return Listed(rows)
+    cache = Path(config.cache) if config.cache else Path(config.output) / TOKENS
+    processes = config.workers or physical_cores()
+    return (yield from tokenizing(data, reading, cache=cache, processes=processes))
 
 
-_AT_ONCE = 512
+def _described(data: Data, tokens: Tokens, plan: Plan) -> str:
+    """Say what is learnt from, a line for each file and one for its tokens."""
+    said = f"{tokens.tally}; {int(tokens.lengths.sum()):,} tokens in {len(tokens):,} rows"
+    if plan.shape.pack_to:
+        said += f", packed into {plan.rows:,} that are {100 * plan.fill:.0f}% full"
+    return f"{data.described}\n{said}"

@@ -105,6 +105,12 @@ class Plan:
         return -(-self.rows // self.shape.rows)
 
     @property
+    def longest(self) -> int:
+        """The tokens that no pass has more of: those of its longest rows, all in one."""
+        count = min(self.shape.batch_size, self.rows)
+        return int(np.sort(self._row_lengths)[-count:].sum())
+
+    @property
     def fill(self) -> float:
         """How full packed rows are, up to 1; 1 without packing."""
         room = self.rows * self.shape.pack_to

@@ -20,7 +20,7 @@ from .card import write_card
 from .checkpoint import Checkpoints, outer
 from .config import TrainConfig
 from .crew import Crew
-from .evaluating import Evaluation
+from .evaluating import Evaluation, Generating
 from .folder import claimed, cut_log, described, read, refuse_other, write
 from .fusing import fuse
 from .intake import Intake, taken_in
@@ -36,7 +36,7 @@ from .recording import Record, trackers_of
 from .tuning import Tuning
 
 if TYPE_CHECKING:
-    from ..models.causal import CausalModel
+    from ..runtime.engines.local import LocalModel
 
 
 def train(config: TrainConfig, tuning: Tuning) -> Iterator[StepLog]:
@@ -75,7 +75,8 @@ class _Run:
         self.leads = self.crew.rank == 0
         self.base = Path(self.config.model)
         self.folder = Path(self.config.output).expanduser()
-        self.devices = devices_of(self.config.device)
+        alone = self.crew.world == 1
+        self.devices = devices_of(self.config.device) if alone else [self.crew.device]
         self.dtype = training_dtype(self.config, self.tuning, self.devices[0])
         self.checkpoints = Checkpoints(self.folder, self.tuning, self.config.save_total_limit)
 
@@ -130,7 +131,7 @@ class _Run:
             for each in uses
         )
 
-    def _loaded(self) -> CausalModel:
+    def _loaded(self) -> LocalModel:
         """Load the model and dress it."""
         local = load_local(
             self.base,
@@ -145,11 +146,11 @@ class _Run:
         fuse(local.model)
         if self.config.gradient_checkpointing:
             local.model.stack.gradient_checkpointing = True
-        return local.model
+        return local
 
-    def _work(self, intake: Intake, model: CausalModel) -> Work:
+    def _work(self, intake: Intake, local: LocalModel) -> Work:
         """Bring everything together."""
-        config = self.config
+        config, model = self.config, local.model
         optimizer = optimizer_of(config, self.tuning.groups(model, config))
         total = total_steps(config, intake.feed.steps())
         plain = Learner(model)
@@ -158,7 +159,8 @@ class _Run:
         learner, prepared = self.crew.prepare(plain, optimizer)
         evaluate = None
         if intake.held is not None:
-            evaluate = Evaluation(learner, intake.held, self.crew)
+            more = self._answering(intake, local)
+            evaluate = Evaluation(learner, intake.held, self.crew, more=more)
         return Work(
             config,
             learner,
@@ -170,6 +172,16 @@ class _Run:
             self.checkpoints,
             evaluate,
         )
+
+    def _answering(self, intake: Intake, local: LocalModel) -> Generating | None:
+        """Return what answers some of the evaluation's samples, where that is asked for."""
+        if not self.config.eval_generate or self.config.sharded:
+            return None  # what is sharded cannot answer alone
+        from ..evaluation.scores import Scorer
+
+        most = self.config.eval_max_tokens
+        samples = intake.asked(self.config.eval_generate)
+        return Generating(local, samples, Scorer(), max_new_tokens=most)
 
     def _begin(self, work: Work) -> None:
         """Go on from a checkpoint or an adapter, where that is asked for."""

@@ -122,7 +122,8 @@ def _train(app: Glmkit, recipe: Recipe[Any], config: Any, *, as_json: bool) -> N
     if needed(config):
         launch(sys.argv[1:], config.nproc)
         return
-    logs = recipe.run(replace(config, model=str(located.path)))
+    cache = config.cache or str(app.config.home / "cache" / "tokens")
+    logs = recipe.run(replace(config, model=str(located.path), cache=cache))
     if _is_first():
         show(logs, as_json=as_json)
     else:

@@ -60,7 +60,10 @@ def done(config: TrainConfig, tuning=None) -> list[float]:
 
 
 def test_run_leaves_a_model_and_its_record(config, base, tmp_path):
-    told = config(epochs=20.0, max_steps=0, save_steps=30, val_size=2, report_to=("tensorboard",))
+    told = config(
+        **{"epochs": 20.0, "max_steps": 0, "save_steps": 30, "report_to": ("tensorboard",)},
+        **{"val_size": 2, "eval_steps": 20, "eval_generate": 2, "eval_max_tokens": 3},
+    )
     found = done(told)
     assert found[-1] < 0.6 * found[0]
     folder = tmp_path / "run"
@@ -68,7 +71,8 @@ def test_run_leaves_a_model_and_its_record(config, base, tmp_path):
     assert run["config"]["learning_rate"] == 3e-3 and run["versions"]["torch"] == torch.__version__
     lines = [json.loads(each) for each in (folder / "trainer_log.jsonl").read_text().splitlines()]
     assert [each["loss"] for each in lines if "loss" in each] == found
-    assert any("eval_perplexity" in each for each in lines)
+    measured = [each for each in lines if "eval_loss" in each]
+    assert len(measured) == 2 and all("eval_rouge-l" in each for each in measured)
     state = json.loads((folder / "trainer_state.json").read_text())
     assert state["global_step"] == len(found)
     assert (folder / "training_loss.png").read_bytes().startswith(b"\x89PNG")
@@ -106,7 +110,12 @@ def test_resume_names_what_differs(config, data, tmp_path):
     with pytest.raises(UsageError) as refused:
         done(config(max_steps=2, **changed))
     said = str(refused.value)
-    for each in ("learning_rate was 0.003, now 1e-05", "the data was changed", "4 samples", "now 3"):
+    for each in (
+        "learning_rate was 0.003, now 1e-05",
+        "the data was changed",
+        "4 samples",
+        "now 3",
+    ):
         assert each in said
 
     class PrefixConfig(TrainConfig):
