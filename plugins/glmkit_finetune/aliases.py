@@ -5,11 +5,14 @@ LF LLaMA-Factory, HF transformers' TrainingArguments, SW ms-swift, GLM the origi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from glmkit import UsageError
+
+log = logging.getLogger(__name__)
 
 Given = Mapping[str, Any]
 """Values by alias, as they were written."""
@@ -58,6 +61,8 @@ ALIASES: tuple[Alias, ...] = (
     *_aliases("data", "dataset train_file"),
     *_aliases("eval_data", "eval_dataset validation_file"),
     *_aliases("output", "output_dir"),
+    *_aliases("device", "devices"),
+    *_aliases("workers", "preprocessing_num_workers dataset_num_proc"),
     *_aliases("init_adapter", "ptuning_checkpoint adapters adapter_name_or_path"),
     *_aliases("max_length", "cutoff_len max_seq_length"),
     *_aliases("batch_size", "per_device_train_batch_size"),
@@ -91,7 +96,16 @@ _LONGEST = {"max_source_length": 1024, "max_target_length": 128}
 
 SWITCHES = (*_DTYPES, "do_train", "plot_loss")
 """Names that need no value and stand for no setting of the same kind."""
-OTHERS = ("resume_from_checkpoint", "stage", "finetuning_type", "tuner_type", "template", *_SPOKEN)
+OTHERS = (
+    *("resume_from_checkpoint", "stage", "finetuning_type", "tuner_type", "template"),
+    *("max_samples", *_SPOKEN),
+)
+IDLE = (
+    *("trust_remote_code", "overwrite_cache", "ddp_timeout", "dataloader_num_workers"),
+    *("save_only_model", "per_device_eval_batch_size", "eval_strategy", "evaluation_strategy"),
+    *("dataloader_pin_memory", "remove_unused_columns", "use_fast_tokenizer", "flash_attn"),
+)
+"""Names of what needs no setting here: they are left out, with a warning."""
 _KINDS = {"stage": ("sft",), "do_train": ("true", "1", "yes", "on")}
 
 
@@ -118,7 +132,9 @@ def translated(given: Given, known: set[str], recipe: str) -> dict[str, Any]:
         lengths = {name: int(left.pop(name, _LONGEST[name])) for name in _SPOKEN}
         _add(found, "max_length", sum(lengths.values()), " and ".join(_SPOKEN))
     _resume(found, left)
+    _limit(found, left)
     _check_kind(left, recipe)
+    _leave_out(left)
     return found | left
 
 
@@ -140,6 +156,21 @@ def _resume(found: dict[str, Any], left: dict[str, Any]) -> None:
         folder = str(value).rstrip("/").rpartition("/")[0] or "."
         _add(found, "output", folder, "the folder of resume_from_checkpoint")
     found["resume"] = True
+
+
+def _limit(found: dict[str, Any], left: dict[str, Any]) -> None:
+    """Take so many samples of each of the data that have no number of their own."""
+    most, data = left.pop("max_samples", None), found.get("data")
+    if most is None or not data:
+        return
+    files = data.split(",") if isinstance(data, str) else data
+    found["data"] = [each if "#" in each else f"{each}#{most}" for each in files]
+
+
+def _leave_out(left: dict[str, Any]) -> None:
+    idle = [name for name in IDLE if left.pop(name, None) is not None]
+    if idle:
+        log.warning("%s: without a counterpart in glmkit, left out", ", ".join(idle))
 
 
 def _check_kind(left: dict[str, Any], recipe: str) -> None:

@@ -147,6 +147,56 @@ def test_files_are_read_and_flags_go_before_them(finetune, base, tmp_path, name)
     assert SEEN[-1].rank == 9 and SEEN[-1].learning_rate == 1e-3
 
 
+LLAMA_FACTORY = """
+model_name_or_path: {base}
+trust_remote_code: true
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+dataset: identity,alpaca_en_demo#20
+template: llama3
+cutoff_len: 2048
+max_samples: 1000
+preprocessing_num_workers: 16
+dataloader_num_workers: 4
+output_dir: saves/sft
+logging_steps: 10
+save_steps: 500
+plot_loss: true
+overwrite_output_dir: true
+save_only_model: false
+report_to: none
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+ddp_timeout: 180000000
+resume_from_checkpoint: null
+val_size: 0.1
+per_device_eval_batch_size: 1
+eval_strategy: steps
+eval_steps: 500
+"""
+"""Every key of its example of a LoRA."""
+
+
+def test_a_file_for_llama_factory_works_as_it_is(finetune, base, tmp_path, caplog):
+    (tmp_path / "sft.yaml").write_text(LLAMA_FACTORY.format(base=base), encoding="utf-8")
+    done = finetune("lora", "--config", "sft.yaml", "--preprocessing_num_workers", 2)
+    assert done.exception is None, done.exception
+    config = SEEN[-1]
+    assert config.data == ("identity#1000", "alpaca_en_demo#20")
+    assert (config.rank, config.targets, config.max_length) == (8, ("all",), 2048)
+    assert (config.workers, config.dtype, config.warmup_ratio) == (2, "bfloat16", 0.1)
+    assert (config.overwrite, config.resume, config.eval_steps) == (True, False, 500)
+    assert "trust_remote_code, ddp_timeout, dataloader_num_workers" in caplog.text
+
+
 FAULTS = [
     (["--set", "lerning_rate=3"], "unknown key 'lerning_rate' in --set; did you mean 'learning_"),
     (["--set", "rank"], "--set takes key=value, got 'rank'"),
