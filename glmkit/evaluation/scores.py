@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import MissingExtraError, UnknownNameError
@@ -153,8 +154,10 @@ def _jieba(cache: Path | None) -> Any:  # noqa: ANN401
             raise MissingExtraError("ROUGE", "jieba", "finetune") from error
     logging.getLogger("jieba").setLevel(logging.CRITICAL)  # it reports loading on stderr
     tokenizer = jieba.Tokenizer()
-    if cache is not None:
+    with TemporaryDirectory() as own:
         # By default jieba reads its file from the temporary directory, where anybody may put one.
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        tokenizer.tmp_dir = str(cache)
+        folder = Path(own) if cache is None else cache
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tokenizer.tmp_dir = str(folder)
+        tokenizer.initialize()
     return tokenizer
