@@ -119,8 +119,9 @@ def _aside(path: Path) -> bool:
 
 
 def _missing(name: str, path: Path, listing: Listing) -> str:
-    around = path.parent.iterdir() if path.parent.is_dir() else iter(())
-    close = nearest(path.name, [each.name for each in around] + list(listing.entries))
-    said = f"there is no data {name!r}: neither a file or folder"
-    said += f" nor a name in {listing.folder / FILE_NAME}" if listing.folder else ""
+    around = list(path.parent.iterdir()) if path.parent.is_dir() else []
+    known = {Path(each).stem: each for each in [*(each.name for each in around), *listing.entries]}
+    close = [known[each] for each in nearest(path.stem, known)]
+    said = f"there is no data {name!r}: it is no file and no folder"
+    said += f", and no name in {listing.folder / FILE_NAME}" if listing.folder else ""
     return said + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "")

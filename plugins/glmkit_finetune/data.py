@@ -13,6 +13,8 @@ import click
 from glmkit import UsageError
 from glmkit.dataset import ColumnNames, Data, opening
 
+from .flags import normal
+
 if TYPE_CHECKING:
     from glmkit import Glmkit
     from glmkit.dataset.checks import Finding, Longest, Report
@@ -70,7 +72,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {"columns": columns, "dataset_dir": options.pop("dataset_dir")}
 
 
-@click.group()
+@click.group(context_settings={"token_normalize_func": normal})
 def data() -> None:
     """Check, convert, measure and preview training data.
 

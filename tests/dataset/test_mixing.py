@@ -174,7 +174,7 @@ def test_names_of_a_listing(listed):
         ("judged", "is preference data"),
         ("seen", "has images, and only text"),
         ("lost", "gone.json, which does not exist"),
-        ("nmed", "nor a name in .*did you mean 'named'"),
+        ("nmed", "no name in .*did you mean 'named'"),
     ],
 )
 def test_names_that_cannot_be_learnt(listed, name, reason):

@@ -125,7 +125,7 @@ def test_preview_shows_the_very_text_and_what_is_learnt(run, alpaca, model):
 def test_columns_and_listings_are_taken(run, tmp_path):
     (tmp_path / "x.jsonl").write_text('{"q": "1?", "a": "2", "s": "be kind"}\n')
     out, _ = run(
-        *("preview", tmp_path / "x.jsonl", "--prompt-column", "q", "--response-column", "a"),
+        *("preview", tmp_path / "x.jsonl", "--prompt-column", "q", "--response_column", "a"),
         *("--system-column", "s"),
     )
     assert "system: be kind\nuser: 1?\nassistant: ⟦2⟧" in out
