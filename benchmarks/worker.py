@@ -65,10 +65,18 @@ class Worker:
 
     :param program: file beside this one.
     :param python: the interpreter that has what it needs.
+    :param variables: of its environment, beside ours.
     :raises AbsentError: if it cannot run here.
     """
 
-    def __init__(self, program: str, *, python: str = sys.executable, **given: object) -> None:
+    def __init__(
+        self,
+        program: str,
+        *,
+        python: str = sys.executable,
+        variables: dict[str, str] | None = None,
+        **given: object,
+    ) -> None:
         self.ended: str | None = None
         """What it said last, if it ended by itself."""
         self._errors = tempfile.TemporaryFile()
@@ -76,7 +84,11 @@ class Worker:
         started = time.perf_counter()
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=os.environ | (variables or {}),
             )
         except OSError as error:
             self._errors.close()

@@ -134,7 +134,9 @@ class _Step(torch.autograd.Function):
         x, weight, norm, bias, down, up, _, shape = given
         done = _Forward(*given)
         ctx.shape = shape
-        ctx.save_for_backward(x, weight, norm, bias, down, up, done.factor, done.low, done.wide)
+        needed = norm is not None or down is not None or ctx.needs_input_grad[1]
+        kept = x if needed else x.new_empty(0)
+        ctx.save_for_backward(kept, weight, norm, bias, down, up, done.factor, done.low, done.wide)
         return done.out
 
     @staticmethod
@@ -220,8 +222,9 @@ def _ungated(wide: Tensor, grad: Tensor) -> Tensor:
     gate, value = wide.chunk(2, dim=-1)
     out = torch.empty_like(wide)
     to_gate, to_value = out.chunk(2, dim=-1)
-    torch.mul(F.silu(gate), grad, out=to_value)
-    torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=to_gate)
+    torch.ops.aten.silu.out(gate, out=to_value).mul_(grad)
+    torch.mul(grad, value, out=to_gate)
+    torch.ops.aten.silu_backward.grad_input(to_gate, gate, grad_input=to_gate)
     return out
 
 
