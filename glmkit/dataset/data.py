@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,8 @@ _EVERY = 20_000
 """Rows between two lines of progress."""
 _NAMED = 10
 """Bad rows that an error lists."""
+_KEPT = 1000
+"""Bad rows of a file that are remembered."""
 _VERSION = 1
 """Of how rows become samples: what was kept of them otherwise is of no use."""
 
@@ -36,8 +38,10 @@ class Part:
     source: Source
     count: int
     """Rows that are samples."""
-    bad: tuple[BadRow, ...]
+    skipped: int
     """Rows that are none."""
+    bad: tuple[BadRow, ...]
+    """The first of these, a thousand at most."""
     digest: str
     """Of the file's bytes."""
     passes: tuple[bytes, ...]
@@ -72,7 +76,7 @@ class Part:
             said += f", {len(self):,} samples of them"
         elif len(self) != self.count:
             said += f", of which {len(self):,} are taken"
-        return said + (f", {len(self.bad):,} bad {_s(len(self.bad))} skipped" if self.bad else "")
+        return said + (f", {self.skipped:,} bad {_s(self.skipped)} skipped" if self.bad else "")
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,13 @@ class Data:
             yield from part.samples(self.train_on)
 
     @property
+    def skipped(self) -> int:
+        """How many rows are no samples and were left out."""
+        return sum(part.skipped for part in self.parts)
+
+    @property
     def bad(self) -> list[BadRow]:
-        """The rows that were skipped."""
+        """Those rows, the first thousand of each file."""
         return [row for part in self.parts for row in part.bad]
 
     @property
@@ -201,7 +210,7 @@ def opening(
     return Data(tuple(_mixed(parts, [each.weight for each in found], seed)), train_on)
 
 
-def refuse_bad(parts: Iterable[Part]) -> None:
+def refuse_bad(parts: Sequence[Part]) -> None:
     """Refuse data with bad rows.
 
     :raises DataError: listing them.
@@ -209,10 +218,11 @@ def refuse_bad(parts: Iterable[Part]) -> None:
     bad = [row for part in parts for row in part.bad]
     if not bad:
         return
-    total = sum(part.count + len(part.bad) for part in parts)
-    more = f"\n  and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
+    skipped = sum(part.skipped for part in parts)
+    total = skipped + sum(part.count for part in parts)
+    more = f"\n  and {skipped - _NAMED:,} more" if skipped > _NAMED else ""
     raise DataError(
-        f"{len(bad):,} of {total:,} rows cannot be learnt:\n  "
+        f"{skipped:,} of {total:,} rows cannot be learnt:\n  "
         + "\n  ".join(map(str, bad[:_NAMED]))
         + f"{more}\ncorrect them ('glmkit data check' lists all), or leave them out: --skip-bad"
     )
@@ -226,15 +236,17 @@ def over(listed: ColumnNames, given: ColumnNames) -> ColumnNames:
 
 def _read_through(source: Source, train_on: str) -> Generator[Progress, None, Part]:
     """Count the samples of a file, and find its bad rows."""
-    count, bad = 0, []
+    count, skipped = 0, 0
+    bad: list[BadRow] = []
     for number, row in enumerate(source.read(train_on), 1):
-        if isinstance(row, BadRow):
-            bad.append(row)
-        else:
+        if isinstance(row, Sample):
             count += 1
+        else:
+            skipped += 1
+            bad += [row] if skipped <= _KEPT else []
         if number % _EVERY == 0:
             yield Progress(f"reading {source.name}", number)
-    return Part(source, count, tuple(bad), _digest(source.path), ())
+    return Part(source, count, skipped, tuple(bad), _digest(source.path), ())
 
 
 def _digest(path: Path) -> str:

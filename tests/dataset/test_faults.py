@@ -45,7 +45,7 @@ def test_a_bad_row_stops_and_can_be_skipped(tmp_path, row, reason):
     data = open_data([str(path)], skip_bad=True)
     assert len(data) == len(list(data.samples())) == 7
     assert data.described == "a.jsonl: alpaca, 7 rows, 1 bad row skipped"
-    assert [each.place.line for each in data.bad] == [7]
+    assert [each.place.line for each in data.bad] == [7] and data.skipped == 1
 
 
 @pytest.mark.parametrize(
