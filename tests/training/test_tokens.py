@@ -47,6 +47,11 @@ def reading(tmp_path_factory) -> Reading:
     return Reading(folder, max_length=100)
 
 
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch):
+    monkeypatch.setattr(tokens, "_AT_ONCE", 16)
+
+
 def made(data: Rows, reading: Reading, cache: Path, processes: int = 1) -> Tokens:
     return drain(tokenizing(data, reading, cache=cache, processes=processes))
 
@@ -59,19 +64,19 @@ def same(found: Sequence[Example], wanted: Sequence[Example]) -> bool:
 
 
 def test_tokens_are_those_of_the_samples(tmp_path, reading):
-    data = Rows(600)
+    data = Rows(60)
     found = made(data, reading, tmp_path)
     wanted = reading.open().encode(list(data.samples()))
-    assert len(found) == 600
-    for at in (0, 255, 256, 599, -1):
+    assert len(found) == 60
+    for at in (0, 15, 16, 59, -1):
         assert np.array_equal(found[at].ids, wanted[at].rows[0].ids)
         assert np.array_equal(found[at].weights, wanted[at].rows[0].weights)
     assert found.lengths.tolist() == [len(each.rows[0]) for each in wanted]
     assert found.totals[7] == wanted[7].rows[0].weights.sum()
-    assert found.samples.tolist() == list(range(600))
-    assert str(found.tally) == "600 samples"
+    assert found.samples.tolist() == list(range(60))
+    assert str(found.tally) == "60 samples"
     with pytest.raises(IndexError):
-        found[600]
+        found[60]
 
 
 def test_what_is_there_is_not_made_again(tmp_path, reading):
@@ -107,7 +112,7 @@ def test_damaged_tokens_are_made_again(tmp_path, reading, fault):
 
 def test_what_was_done_before_a_stop_is_kept(tmp_path, reading, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
-        made(Rows(800, stops_at=700), reading, tmp_path / "a")
+        made(Rows(80, stops_at=70), reading, tmp_path / "a")
     (part,) = (tmp_path / "a").glob("*.part")
     before = (part / "ids").read_bytes()
     encoded = []
@@ -118,28 +123,28 @@ def test_what_was_done_before_a_stop_is_kept(tmp_path, reading, monkeypatch):
         return real(encoder, samples)
 
     monkeypatch.setattr(tokens, "encoded", counted)
-    found = made(Rows(800), reading, tmp_path / "a")
-    assert sum(encoded) == 800 - 512
+    found = made(Rows(80), reading, tmp_path / "a")
+    assert sum(encoded) == 80 - 64
     (folder,) = (each for each in (tmp_path / "a").iterdir() if each.is_dir())
     assert (folder / "ids").read_bytes().startswith(before)
-    assert same(found, made(Rows(800), reading, tmp_path / "b"))
+    assert same(found, made(Rows(80), reading, tmp_path / "b"))
 
 
 def test_a_part_that_does_not_hold_is_begun_anew(tmp_path, reading):
     with pytest.raises(KeyboardInterrupt):
-        made(Rows(800, stops_at=700), reading, tmp_path / "a")
+        made(Rows(80, stops_at=70), reading, tmp_path / "a")
     (part,) = (tmp_path / "a").glob("*.part")
     data = bytearray((part / "weights").read_bytes())
     data[40] ^= 255
     (part / "weights").write_bytes(data)
-    found = made(Rows(800), reading, tmp_path / "a")
-    assert same(found, made(Rows(800), reading, tmp_path / "b"))
+    found = made(Rows(80), reading, tmp_path / "a")
+    assert same(found, made(Rows(80), reading, tmp_path / "b"))
 
 
 def test_several_processes_make_the_same(tmp_path, reading, monkeypatch):
     monkeypatch.setattr(tokens, "_WORTH_IT", 1)
-    found = made(Rows(700), reading, tmp_path / "a", processes=2)
-    assert same(found, made(Rows(700), reading, tmp_path / "b"))
+    found = made(Rows(70), reading, tmp_path / "a", processes=2)
+    assert same(found, made(Rows(70), reading, tmp_path / "b"))
 
 
 KILLED = """
@@ -147,12 +152,13 @@ import sys, os, signal
 from pathlib import Path
 sys.path[:0] = sys.argv[3:]
 from training.test_tokens import Rows, made
-from glmkit.training import store
+from glmkit.training import store, tokens
 from glmkit.training.tokens import Reading, tokenizing
 store._EVERY_S = 0
+tokens._AT_ONCE = 16
 reading = Reading(Path(sys.argv[1]), max_length=100)
-for event in tokenizing(Rows(800), reading, cache=Path(sys.argv[2])):
-    if event.done >= 512:
+for event in tokenizing(Rows(80), reading, cache=Path(sys.argv[2])):
+    if event.done >= 32:
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -162,9 +168,9 @@ def test_a_killed_run_is_gone_on_with(tmp_path, reading, forks):
     tests = str(Path(__file__).parent.parent)
     fork = forks.start(KILLED, str(reading.folder), str(cache), tests)
     assert fork.wait() == -signal.SIGKILL
-    data = Rows(800)
+    data = Rows(80)
     events = list(tokenizing(data, reading, cache=cache))
-    assert events[0].done >= 512
+    assert events[0].done >= 32
     assert same(made(data, reading, cache), made(data, reading, tmp_path / "other"))
 
 
