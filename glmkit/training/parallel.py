@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from ..errors import UsageError
+from ..models.causal import CausalModel
 from ..runtime.devices import devices_of
 from ..runtime.loading import physical_cores
 from .config import TrainConfig
@@ -75,3 +76,21 @@ def _own_device(said: str | None, devices: list[torch.device], launched: Launche
         )
     torch.accelerator.set_device_index(launched.local_rank)
     return torch.device(devices[0].type, launched.local_rank)
+
+
+def refuse_carried(model: CausalModel) -> None:
+    """Refuse to train layers whose weights are brought in for each pass only.
+
+    Their gradients need them once more when they are gone, and what is trained has to stay.
+
+    :raises UsageError: if there are such layers.
+    """
+    turns = model.stack.turns
+    carried = sum(each.carried for each in turns)
+    if carried:
+        raise UsageError(
+            f"{carried} of {len(turns)} layers have no room on the devices, and what is trained "
+            "cannot be brought in for each pass; name more devices (--device cuda:0,cuda:1), raise "
+            "--max-memory, round the weights (glmkit finetune qlora), or part them over processes "
+            "(--nproc 2 --parallel fsdp --offload)"
+        )

@@ -31,9 +31,12 @@ class Zero(Several):
     def __init__(self, device: torch.device, config: TrainConfig, launched: Launched) -> None:
         super().__init__(device)
         try:
-            import deepspeed  # noqa: F401
+            import deepspeed.ops
         except ImportError as error:
             raise MissingExtraError("--parallel zero", "deepspeed", "deepspeed") from error
+        if device.type == "cpu":
+            # Or it would start a compiler for a faster gloo.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.config = config
         self.plugin = zero_plugin(config, launched)
         self.stage = int(self.plugin.zero_stage)
