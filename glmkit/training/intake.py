@@ -12,12 +12,14 @@ from ..dataset.columns import ColumnNames
 from ..dataset.data import Data, opening
 from ..dataset.samples import Sample
 from ..errors import UsageError
+from ..models.layouts import read_model
 from ..recipes import StepLog
 from ..runtime.loading import physical_cores
 from ..types import Progress
 from .batches import Batch, Example, Feed
 from .config import TrainConfig
 from .plan import Plan, Shape
+from .saved import SavedData, is_saved, reading_saved
 from .tokens import Reading, Tokens, tokenizing
 
 ResultT = TypeVar("ResultT")
@@ -60,10 +62,14 @@ def taken_in(config: TrainConfig, world: int) -> Generator[StepLog, None, Intake
     if not config.data:
         raise UsageError("there is nothing to train on; name files with --data")
     data = yield from _said(_opened(config, config.data))
-    held: Data | None = None
+    held: Data | SavedData | None = None
     if config.eval_data:
         held = yield from _said(_opened(config, config.eval_data))
     elif config.val_size:
+        if isinstance(data, SavedData):
+            raise UsageError(
+                "val_size keeps samples, which tokenised data has none of; name --eval-data"
+            )
         data, held = data.split(config.val_size, seed=config.seed)
     tokens = yield from _said(_tokens(data, config))
     feed = Feed(tokens, _shape(config, world), Batch.of)
@@ -72,11 +78,18 @@ def taken_in(config: TrainConfig, world: int) -> Generator[StepLog, None, Intake
         own = yield from _said(_tokens(held, config))
         watched = Feed(own, Shape(batch_size=config.batch_size, world=world), Batch.of)
     said = _described(data, tokens, feed.plan)
-    return Intake(feed, watched, said, data.fingerprint, len(tokens), held)
+    questions = held if isinstance(held, Data) else None
+    return Intake(feed, watched, said, data.fingerprint, len(tokens), questions)
 
 
-def _opened(config: TrainConfig, specs: Sequence[str]) -> Generator[Progress, None, Data]:
+def _opened(
+    config: TrainConfig, specs: Sequence[str]
+) -> Generator[Progress, None, Data | SavedData]:
     """Read data as a configuration says."""
+    if any(is_saved(Path(each)) for each in specs):
+        if len(specs) > 1:
+            raise UsageError("tokenised data is not mixed with other data; name one folder alone")
+        return SavedData(Path(specs[0]))
     columns = ColumnNames(
         prompt=config.prompt_column,
         response=config.response_column,
@@ -117,7 +130,18 @@ def _shape(config: TrainConfig, world: int) -> Shape:
     )
 
 
-def _tokens(data: Data, config: TrainConfig) -> Generator[Progress, None, Tokens]:
+def _tokens(data: Data | SavedData, config: TrainConfig) -> Generator[Progress, None, Tokens]:
+    cache = Path(config.cache) if config.cache else Path(config.output) / TOKENS
+    if isinstance(data, SavedData):
+        return (
+            yield from reading_saved(
+                data,
+                cache=cache,
+                vocab_size=read_model(Path(config.model), config.family).config.vocab_size,
+                max_length=config.max_length,
+                overlong=config.overlong,
+            )
+        )
     reading = Reading(
         Path(config.model),
         family=config.family,
@@ -125,12 +149,11 @@ def _tokens(data: Data, config: TrainConfig) -> Generator[Progress, None, Tokens
         max_length=config.max_length,
         overlong=config.overlong,
     )
-    cache = Path(config.cache) if config.cache else Path(config.output) / TOKENS
     processes = config.workers or physical_cores()
     return (yield from tokenizing(data, reading, cache=cache, processes=processes))
 
 
-def _described(data: Data, tokens: Tokens, plan: Plan) -> str:
+def _described(data: Data | SavedData, tokens: Tokens, plan: Plan) -> str:
     """Say what is learnt from, a line for each file and one for its tokens."""
     said = f"{tokens.tally}; {int(tokens.lengths.sum()):,} tokens in {len(tokens):,} rows"
     if plan.shape.pack_to:

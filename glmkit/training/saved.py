@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +36,40 @@ def is_saved(path: Path) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class SavedData:
+    """A tokenised data set in a folder; of one with several splits, ``train``."""
+
+    folder: Path
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """Its files.
+
+        :raises DataError: if one is missing, or the folder is damaged.
+        """
+        return _files(self.folder)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of all its files."""
+        return hashlib.sha256(b"".join(map(_digest, self.files))).hexdigest()
+
+    @property
+    def described(self) -> str:
+        """What it is, for a person."""
+        return f"{self.folder}: tokenised rows in {len(self.files)} files"
+
+
 def reading_saved(
-    folder: Path,
+    data: SavedData,
     *,
     cache: Path,
     vocab_size: int,
     max_length: int = 1024,
     overlong: str = "truncate",
 ) -> Generator[Progress, None, Tokens]:
-    """Take a tokenised data set in; of one with several splits, ``train``.
+    """Take a tokenised data set in.
 
     :param cache: the folder for tokens of all data.
     :param vocab_size: the model's: data for another one is refused.
@@ -52,15 +79,13 @@ def reading_saved(
     """
     if overlong not in ("truncate", "skip"):
         raise UsageError(f"overlong must be truncate or skip, got {overlong!r}")
-    files = _files(folder)
-    key = hashlib.sha256(f"{_VERSION} saved {vocab_size} {max_length} {overlong}".encode())
-    for file in files:
-        yield Progress(f"reading {file.name}", 0)
-        key.update(_digest(file))
+    yield Progress(f"reading {data.folder.name}", 0)
+    said = f"{_VERSION} {data.fingerprint} {vocab_size} {max_length} {overlong}"
+    key = hashlib.sha256(said.encode()).hexdigest()
 
     def made(done: int) -> Iterator[Made]:
         first = 0
-        for file in files:
+        for file in data.files:
             for columns in _batches(file):
                 count = len(columns["input_ids"])
                 if first >= done:
@@ -74,7 +99,7 @@ def reading_saved(
                     )
                 first += count
 
-    return (yield from stored(cache, key.hexdigest(), made))
+    return (yield from stored(cache, key, made))
 
 
 def _files(folder: Path) -> list[Path]:

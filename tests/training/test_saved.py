@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from glmkit.console import drain
-from glmkit.errors import DataError
-from glmkit.training.saved import is_saved, reading_saved
+from glmkit.errors import DataError, UsageError
+from glmkit.models.tiny import tiny_checkpoint
+from glmkit.training.config import TrainConfig
+from glmkit.training.intake import taken_in
+from glmkit.training.saved import SavedData, is_saved, reading_saved
 from glmkit.training.tokens import Tokens
 
 pa = pytest.importorskip("pyarrow")
@@ -45,7 +49,7 @@ def saved(folder: Path, columns: dict = ROWS, files: int = 2, **schema: object) 
 
 def read(folder: Path, **settings: object) -> Tokens:
     options = {"vocab_size": 64} | settings
-    return drain(reading_saved(folder, cache=folder.parent / "cache", **options))
+    return drain(reading_saved(SavedData(folder), cache=folder.parent / "cache", **options))
 
 
 def test_saved_rows_are_read(tmp_path):
@@ -111,3 +115,19 @@ def test_damaged_folders_are_refused(tmp_path):
     (folder / "state.json").write_text("[]")
     with pytest.raises(DataError, match=r"state.json is damaged"):
         read(folder)
+
+
+def test_a_run_takes_tokenised_data_in(tmp_path):
+    model = tiny_checkpoint(tmp_path / "model", layout="glm4-9b")
+    folder = saved(tmp_path / "data")
+    config = TrainConfig(
+        model=str(model), data=(str(folder),), eval_data=(str(folder),), output=str(tmp_path / "o")
+    )
+    intake = drain(taken_in(config, 1))
+    assert intake.samples == 4
+    assert intake.held is not None
+    assert intake.feed.batches(0, 0)[0].tokens == 4 + 2 + 2 + 30
+    assert "tokenised rows in 2 files" in intake.described
+    for wrong in ({"val_size": 2.0, "eval_data": ()}, {"data": (str(folder), str(model))}):
+        with pytest.raises(UsageError, match=r"val_size keeps samples|not mixed"):
+            drain(taken_in(replace(config, **wrong), 1))
