@@ -52,6 +52,9 @@ class Job:
     optimizer: str = "adamw"
     loss_dtype: str = "float32"
     """In which scores are compared with labels; transformers takes single precision."""
+    room: int | None = None
+    """Scores that are made at a time where training goes glmkit's own steps, which keep less; None:
+    as others train, with the scores of all tokens at once."""
 
     def __post_init__(self) -> None:
         _check(self, "dtype", SIZES)
@@ -254,6 +257,8 @@ def _inside(parts: Anatomy, job: Job) -> int:
         attention = size * (4 * h + parts.linears["query_key_value"][1] + job.length)
         return tokens * (max(forward, normed, attention) + job.length)  # a byte for who sees whom
     backward = job.tokens * size * (3 * f + h if _gated(parts) else 2 * (f + h))
+    if job.room is not None and _gated(parts):  # what came out of the gate is gone by then
+        backward = job.tokens * size * (2 * f + h)
     return backward + (_saved(parts, job) if job.checkpointing else 0)
 
 
@@ -267,6 +272,8 @@ def _saved(parts: Anatomy, job: Job) -> int:
     h, f = config.hidden_size, _forward_size(parts)
     columns, width = parts.linears["query_key_value"]
     gated, full = _gated(parts), job.train == "full"
+    if job.room is not None and gated and job.train != "ptuning":
+        return _kept_by_steps(parts, job)
     if gated:
         # RMS norms keep their input in single precision; attention what the fused linear gave.
         numbers = 2 * _EXACT * h + size * (width + columns + 3 * f)
@@ -284,6 +291,21 @@ def _saved(parts: Anatomy, job: Job) -> int:
     return job.tokens * (numbers + mask + _EXACT * config.heads)
 
 
+def _kept_by_steps(parts: Anatomy, job: Job) -> int:
+    """Return what glmkit's own steps keep of a gated block; see `training/linears.py`.
+
+    What goes into both norms, what the norms scaled by, what goes into the gate and comes out of
+    it, turned queries, keys and values, the mixture, and what LoRAs narrow tokens down to.
+    """
+    config, size = parts.config, SIZES[job.dtype]
+    h, f = config.hidden_size, _forward_size(parts)
+    columns, width = parts.linears["query_key_value"]
+    numbers = size * (2 * h + width + columns + 3 * f) + 2 * _EXACT
+    if job.train == "lora":
+        numbers += size * job.rank * len(_targets(parts, job))
+    return job.tokens * (numbers + _EXACT * config.heads)
+
+
 def _expanded(parts: Anatomy, job: Job) -> int:
     """Return what quantised matrices take while they are ordinary ones: the widest, one by one."""
     if job.quantize is None:
@@ -295,7 +317,10 @@ def _scores(config: ModelConfig, job: Job) -> int:
     """Return the scores that the caller holds while gradients go through the blocks."""
     if not job.train:
         return 0
-    return job.tokens * (SIZES[job.dtype] * (config.vocab_size + config.hidden_size))
+    size = SIZES[job.dtype]
+    if job.room is not None:  # the last norm's input and the gradient of its output
+        return job.tokens * 2 * size * config.hidden_size
+    return job.tokens * (size * (config.vocab_size + config.hidden_size))
 
 
 def _loss(config: ModelConfig, job: Job) -> int:
@@ -303,6 +328,9 @@ def _loss(config: ModelConfig, job: Job) -> int:
     size = SIZES[job.dtype]
     if not job.train:
         return job.batch * (config.vocab_size * (size + _EXACT) + config.hidden_size * size)
+    if job.room is not None:
+        held = min(job.room, job.tokens * config.vocab_size)
+        return _scores(config, job) + held * (_EXACT if size == _EXACT else _EXACT + 2 * size)
     # Logarithms of probabilities, their gradient, and that of the scores beside the scores.
     loss = 3 * SIZES[job.loss_dtype] * config.vocab_size
     return _scores(config, job) + job.tokens * loss
