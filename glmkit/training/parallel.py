@@ -13,7 +13,7 @@ from ..runtime.devices import devices_of
 from ..runtime.loading import physical_cores
 from .config import TrainConfig
 from .crew import Alone, Crew
-from .processes import Launched, Replicas, joined
+from .processes import Launched, Replicas, Several, joined
 
 
 @contextmanager
@@ -76,6 +76,24 @@ def _own_device(said: str | None, devices: list[torch.device], launched: Launche
         )
     torch.accelerator.set_device_index(launched.local_rank)
     return torch.device(devices[0].type, launched.local_rank)
+
+
+def home_of(config: TrainConfig, crew: Crew, *, quantize: str | None) -> str | None:
+    """Return where a model is loaded, as ``--device`` says it.
+
+    What is parted begins on the processor, so that no card holds it whole; quantised matrices are
+    small, are no parameters and stay whole.
+    """
+    if not isinstance(crew, Several):
+        return config.device
+    return str(crew.device) if quantize else crew.home
+
+
+def agreed(dtype: torch.dtype, crew: Crew) -> torch.dtype:
+    """Return one dtype for all processes, though each has measured for itself what is fast."""
+    order = [torch.float32, torch.float16, torch.bfloat16]
+    votes = crew.summed(*(float(each == dtype) for each in order))
+    return next(each for each, vote in zip(order, votes, strict=True) if vote)
 
 
 def refuse_carried(model: CausalModel) -> None:

@@ -29,7 +29,7 @@ from .learner import Learner
 from .loop import Work, learn, log, restore, total_steps
 from .noise import add_noise
 from .optimizers import optimizer_of, schedule_of
-from .parallel import crew_of
+from .parallel import agreed, crew_of, home_of, refuse_carried
 from .precision import training_dtype
 from .preflight import foresee, job_of, ran_out_in, refuse_too_large
 from .recording import Record, trackers_of
@@ -77,7 +77,7 @@ class _Run:
         self.folder = Path(self.config.output).expanduser()
         alone = self.crew.world == 1
         self.devices = devices_of(self.config.device) if alone else [self.crew.device]
-        self.dtype = training_dtype(self.config, self.tuning, self.devices[0])
+        self.dtype = agreed(training_dtype(self.config, self.tuning, self.devices[0]), self.crew)
         self.checkpoints = Checkpoints(self.folder, self.tuning, self.config.save_total_limit)
 
     def steps(self) -> Iterator[StepLog]:
@@ -135,12 +135,13 @@ class _Run:
         """Load the model and dress it."""
         local = load_local(
             self.base,
-            device=self.config.device if self.crew.world == 1 else str(self.crew.device),
+            device=home_of(self.config, self.crew, quantize=_quantize(self.config)),
             max_memory=self.config.max_memory,
             dtype=str(self.dtype).removeprefix("torch."),
             quantize=_quantize(self.config),
             family=self.config.family,
         )
+        refuse_carried(local.model)
         torch.manual_seed(self.config.seed)  # new weights are drawn
         self.tuning.dress(local.model)
         fuse(local.model)
