@@ -50,8 +50,8 @@ class TrainConfig:
     """The column of earlier turns, where it is not detected."""
     packing: bool = False
     """Fill every row up to max-length with whole samples, which do not see each other."""
-    group_by_length: bool = True
-    """Put samples of like length together."""
+    group_by_length: bool = False
+    """Put samples of like length together; there are no pads that it could save here."""
 
     cache: str | None = None
     """The folder that keeps tokens for other runs; default: glmkit's own."""
