@@ -9,8 +9,8 @@ from torch import nn
 from glmkit import GenerationOptions, UnknownNameError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.adapters import LowRank, read_adapter
-from glmkit.runtime.loading import load_local
 from glmkit.runtime.beside import LoraLinear, Worn
+from glmkit.runtime.loading import load_local
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,8 +9,8 @@ from glmkit import CheckpointError
 from glmkit.console import drain
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.adapters import Adapter, LowRank
-from glmkit.runtime.loading import load_local
 from glmkit.runtime.beside import LoraLinear
+from glmkit.runtime.loading import load_local
 from glmkit.runtime.merging import merge
 from glmkit.runtime.probing import furthest_off
 
