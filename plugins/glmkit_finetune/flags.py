@@ -30,6 +30,8 @@ def config_of(
 ) -> Any:  # noqa: ANN401
     """Return a recipe's config: defaults < file < ``--set`` < flags.
 
+    A resumed run takes what is not said from what its folder recorded.
+
     :param flags: values by setting or alias.
     :param pairs: ``key=value``, as ``--set`` takes them.
     :param file: TOML, YAML or JSON.
@@ -46,7 +48,24 @@ def config_of(
         values |= {
             name: known[name].read(value, f"{name} ({where})") for name, value in found.items()
         }
+    if values.get("resume"):
+        values = _recorded(values.get("output", known["output"].default), known) | values
     return config_type(**values)
+
+
+def _recorded(output: str, known: Mapping[str, Setting]) -> dict[str, Any]:
+    """Return what the run in a folder was told, as far as it need not be said again."""
+    try:
+        text = (Path(output).expanduser() / "run.json").read_text(encoding="utf-8")
+        found = json.loads(text)["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # the run itself says what is wrong with its folder
+    again = {name: value for name, value in found.items() if name in known and name not in _ANEW}
+    return {name: known[name].read(value, f"{name} (run.json)") for name, value in again.items()}
+
+
+_ANEW = {"resume", "output", "overwrite", "init_adapter", "nproc"}
+"""Settings that a resumed run does not take over."""
 
 
 def _refuse_unknown(found: Mapping[str, Any], known: Mapping[str, Setting], where: str) -> None:

@@ -310,3 +310,16 @@ def test_every_alias_means_a_setting_of_some_recipe():
     for alias in ALIASES:
         assert set(alias.settings) <= known, alias.name
         assert alias.name not in known, alias.name
+
+
+def test_resume_needs_nothing_said_again(tmp_path):
+    from dataclasses import asdict
+
+    before = LoraConfig(data=("a.json", "b.json#5"), rank=4, output=str(tmp_path), val_size=0.1)
+    (tmp_path / "run.json").write_text(json.dumps({"config": asdict(before)}))
+    flags = {"resume": "true", "output_dir": str(tmp_path), "logging_steps": "7"}
+    again = config_of(LoraConfig, "lora", flags=flags)
+    assert (again.data, again.rank, again.val_size) == (before.data, 4, 0.1)
+    assert again.resume and again.logging_steps == 7
+    fresh = config_of(LoraConfig, "lora", flags={"output": str(tmp_path)})
+    assert fresh.rank == 8 and not fresh.data
