@@ -16,8 +16,8 @@ from glmkit.evaluation.scores import METRICS, Scorer
 
 if TYPE_CHECKING:
     from glmkit import ChatModel, Glmkit
+    from glmkit.training.measuring import Figures, Subject, Task
 
-    from .measuring import Figures, Subject, Task
     from .report import Report
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -99,7 +99,8 @@ def evaluate(app: Glmkit, /, as_json: bool, **given: Any) -> None:  # noqa: ANN4
     With --adapter, the model is measured without and with it, on the same samples. Predictions
     are written as they come; run again after an interruption, the same command goes on.
     """
-    from .measuring import measure_all
+    from glmkit.training.measuring import measure_all
+
     from .report import Report
 
     wanted = _Wanted.of(app, given)
@@ -174,7 +175,7 @@ class _Wanted:
 
     def subjects(self, app: Glmkit) -> Iterator[Subject]:
         """Yield the models, each loaded when its turn comes."""
-        from .measuring import Subject
+        from glmkit.training.measuring import Subject
 
         if self.base is not None:
             yield Subject("base", app.load_model(self.base, **self.loading))
@@ -191,7 +192,7 @@ class _Wanted:
 
     def task(self, app: Glmkit) -> Task:
         """Read the data, and return what is measured."""
-        from .measuring import Task
+        from glmkit.training.measuring import Task
 
         given = self.given
         metrics = _metrics(given["metrics"])

@@ -9,8 +9,7 @@ from typing import Any
 
 from glmkit.evaluation.comparing import Difference, difference, mean
 from glmkit.evaluation.forgetting import Forgetting
-
-from .measuring import LOSS, Figures, forgotten
+from glmkit.training.measuring import LOSS, Figures, forgotten
 
 _ORDER = (
     *("loss", "perplexity", "bleu-4", "bleu-4-words"),

@@ -12,8 +12,8 @@ import glmkit_finetune
 from glmkit.errors import GlmkitError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.testing import make_app
+from glmkit.training import measuring
 from glmkit.types import GenerationOptions, Message
-from glmkit_finetune import measuring
 from glmkit_finetune.evaluate import evaluate
 
 QUICK = ("--max-new-tokens", "6", "--metrics", "loss,exact")

@@ -13,27 +13,24 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from glmkit import (
-    Ask,
-    DataError,
-    GenerationOptions,
-    GlmkitError,
-    Message,
-    Progress,
-    Reply,
-    UsageError,
-)
-from glmkit.answers import answered
-from glmkit.evaluation.comparing import Measure
-from glmkit.evaluation.forgetting import Forgetting, Outcome, Question, questions, texts
-from glmkit.evaluation.predicting import Predicting, predictions, read_predictions
+from ..answers import answered
+from ..errors import DataError, GlmkitError, UsageError
+from ..evaluation.comparing import Measure
+from ..evaluation.forgetting import Forgetting, Outcome, Question, questions, texts
+from ..evaluation.predicting import Predicting, predictions, read_predictions
+from ..runtime.engines.local import LocalModel
+from ..types import Ask, GenerationOptions, Message, Progress, Reply
+from .batches import Batch, Feed
+from .encoding import SampleEncoder
+from .evaluating import losses
+from .examples import Example, Listed
+from .learner import Learner
+from .plan import Shape
 
 if TYPE_CHECKING:
-    from glmkit import ChatModel
-    from glmkit.dataset import Data, Sample
-    from glmkit.evaluation.scores import Scorer
-    from glmkit.runtime.engines.local import LocalModel
-    from glmkit.training.examples import Example, Listed
+    from ..dataset import Data, Sample
+    from ..evaluation.scores import Scorer
+    from ..types import ChatModel
 
 LOSS = "loss"
 LONGEST_GENERAL = 96
@@ -53,8 +50,6 @@ class Subject:
     @property
     def local(self) -> LocalModel | None:
         """The model, where it is one whose losses can be asked for."""
-        from glmkit.runtime.engines.local import LocalModel
-
         return self.model if isinstance(self.model, LocalModel) else None
 
     def options(self, max_new_tokens: int, seed: int | None = None) -> GenerationOptions:
@@ -151,11 +146,6 @@ def _losses(
     subject: Subject, samples: Iterable[Sample], task: Task, *, batch_size: int
 ) -> Generator[Progress, None, tuple[list[Measure], tuple[int, ...]]]:
     """Measure the loss of batches, always the same for the same lengths."""
-    from glmkit.training.batches import Batch, Feed
-    from glmkit.training.evaluating import losses
-    from glmkit.training.learner import Learner
-    from glmkit.training.plan import Shape
-
     local = subject.local
     if local is None:
         raise UsageError(
@@ -245,9 +235,6 @@ def encoded(local: LocalModel, samples: Iterable[Sample], max_length: int) -> Li
 
     :raises DataError: if nothing is left of them.
     """
-    from glmkit.training.encoding import SampleEncoder
-    from glmkit.training.examples import Listed
-
     if local.folder is None:
         raise UsageError(f"{local.name} was not loaded from a folder; its loss cannot be measured")
     encoder = SampleEncoder.open(local.folder, family=local.family, max_length=max_length)
