@@ -253,6 +253,10 @@ def _verified(plan: _Plan, folder: Path) -> Generator[Progress, None, None]:
             weights.release(key)
 
 
+_OF_A_RUN = ("run.json", "trainer_log.jsonl", "trainer_state.json", "training_loss.png")
+"""Records of a training, which tell of these weights and no others."""
+
+
 def copy_small_files(base: Path, folder: Path) -> None:
     """Copy configuration, vocabulary and licence: all that is no weights."""
     for file in sorted(base.iterdir()):
@@ -262,6 +266,7 @@ def copy_small_files(base: Path, folder: Path) -> None:
             file.is_file()
             and not file.name.startswith(".")
             and not file.name.endswith(_WEIGHTS)
+            and file.name not in _OF_A_RUN
             and file.stat().st_size < _LARGEST_SMALL_FILE
         ):
             shutil.copyfile(file, folder / file.name)

@@ -11,6 +11,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,38 +48,30 @@ class Checkpoints:
         """
         out = self.folder / f"checkpoint-{state.global_step}"
         partial = self.folder / f".{out.name}.partial"
-        try:
-            _emptied(partial)
+        with _writing(partial, out):
             self._write(inner(trained), partial)
             torch.save(optimizer, partial / OPTIMIZER)
             state.write(partial)
+            _let_read(partial)
             if out.exists():
                 shutil.rmtree(out)
             partial.replace(out)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise _unwritable(out, error) from error
-        except RuntimeError as error:  # torch's writer says so where the disk is full
-            shutil.rmtree(partial, ignore_errors=True)
-            raise GlmkitError(f"{out} could not be written: {error}") from error
         self._limit(spare={state.global_step, state.best_step})
         return out
 
-    def publish(self, trained: dict[str, Tensor]) -> None:
-        """Write what was trained at the top of the run folder.
+    def publish(self, trained: dict[str, Tensor]) -> list[str]:
+        """Write what was trained at the top of the run folder; return the names of the files.
 
         :raises GlmkitError: if the disk is full.
         """
         partial = self.folder / ".trained.partial"
-        try:
-            _emptied(partial)
+        with _writing(partial, self.folder):
             self.tuning.save(inner(trained), partial)
-            for file in sorted(partial.iterdir()):
+            _let_read(partial)
+            files = sorted(partial.iterdir())
+            for file in files:
                 file.replace(self.folder / file.name)
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        return [each.name for each in files]
 
     def last(self) -> Path | None:
         """Return the newest checkpoint, None where there is none."""
@@ -164,15 +157,45 @@ _MODEL = "model."
 """How a learner calls the model that it wraps."""
 
 
-def _emptied(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+@contextmanager
+def _writing(partial: Path, out: Path) -> Iterator[None]:
+    """Make an empty folder to fill, which is gone afterwards; say clearly what goes wrong."""
+    from safetensors import SafetensorError
+
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # Asked while the partial files are there: the writers of torch and safetensors say only
+        # that they could not write.
+        full = _is_full(out.parent, error)
+        raise GlmkitError(_unwritable(out, error, full=full)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _unwritable(out: Path, error: OSError) -> GlmkitError:
-    if error.errno in _FULL:
-        return GlmkitError(
+def _let_read(folder: Path) -> None:
+    """Let others read files as they may enter their folder: safetensors keeps its to the owner."""
+    mode = folder.stat().st_mode & 0o666
+    for file in folder.iterdir():
+        if file.is_file():
+            file.chmod(mode)
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    return "os error 28" in str(error) or shutil.disk_usage(folder).free < _LITTLE
+
+
+_LITTLE = 1 << 20
+
+
+def _unwritable(out: Path, error: Exception, *, full: bool) -> str:
+    if full:
+        return (
             f"the disk is full: {out} could not be written; free some space, then go on with "
             "--resume (earlier checkpoints are whole)"
         )
-    return GlmkitError(f"{out} could not be written ({error.strerror or error})")
+    return f"{out} could not be written ({getattr(error, 'strerror', None) or error})"

@@ -134,10 +134,25 @@ class TrainConfig:
             value = getattr(self, name)
             if not value >= least:
                 raise UsageError(f"{name} must be {least} or more, got {value!r}")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if not value <= most:
+                raise UsageError(f"{name} must be {most} or less, got {value!r}")
+        if not self.epochs and not self.max_steps:
+            raise UsageError("epochs is 0 and max_steps too: nothing would be trained")
+        self._check_evaluation()
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+    def _check_evaluation(self) -> None:
+        for name in ("early_stopping", "eval_generate", "eval_steps"):
+            if getattr(self, name) and not self.eval_data and not self.val_size:
+                raise UsageError(
+                    f"{name} {getattr(self, name)!r} needs something to evaluate on: give "
+                    "--eval-data FILE or --val-size 0.05"
+                )
 
     @property
     def sharded(self) -> bool:
@@ -167,6 +182,7 @@ _LEAST: dict[str, float] = {
     "eval_generate": 0,
     "eval_max_tokens": 1,
 }
+_MOST: dict[str, float] = {"warmup_ratio": 1}
 _CHOICES: dict[str, tuple[str, ...]] = {
     "overlong": ("truncate", "skip"),
     "train_on": ("all", "last"),

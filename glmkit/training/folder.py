@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -19,17 +20,30 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import CheckpointError, UsageError
+from .card import CARD
 from .config import TrainConfig
-from .recording import LOG
+from .recording import LOG, PICTURE
+from .state import FILE as STATE
 
 RUN = "run.json"
 _LOCK = ".glmkit-run.lock"
+_AROUND = (_LOCK, ".tokens", "evaluation")
+"""What is there before a run has begun, and what `glmkit evaluate` leaves."""
+RECORDS = (LOG, PICTURE, STATE, CARD, "runs", "accelerate.yaml", "ds_config.json", RUN)
+"""What tells of a run; ``run.json`` goes last, which says whose the rest is."""
+_RESULTS = frozenset(
+    {
+        *("adapter_config.json", "adapter_model.safetensors", "glmkit-adapter.json"),
+        *("pytorch_model.bin", ".trained.partial"),
+    }
+)
+_STEPS = ("checkpoint-", ".checkpoint-")
 _PACKAGES = ("glmkit", "torch", "transformers", "peft", "accelerate", "deepspeed")
 _FREE = frozenset(
     {
-        *("output", "resume", "overwrite", "init_adapter", "report_to", "logging_steps"),
+        *("output", "resume", "overwrite", "report_to", "logging_steps"),
         *("save_steps", "save_total_limit", "device", "max_memory", "nproc", "parallel"),
-        *("offload", "deepspeed", "gradient_checkpointing", "gradient_accumulation", "eval_steps"),
+        *("offload", "deepspeed", "gradient_checkpointing", "gradient_accumulation"),
         *("memory_check", "workers", "cache", "eval_generate", "eval_max_tokens"),
     }
 )
@@ -65,17 +79,40 @@ def claimed(config: TrainConfig) -> Iterator[Path]:
 
 
 def _refuse_full(folder: Path, config: TrainConfig) -> None:
-    held = [each.name for each in folder.iterdir() if each.name != _LOCK]
+    held = [each.name for each in folder.iterdir() if each.name not in _AROUND]
     if config.resume:
         if not (folder / RUN).is_file():
             raise UsageError(f"{folder} holds no run that --resume could go on with: no {RUN}")
         return
     if held and not config.overwrite:
-        what = "a run" if (folder / RUN).is_file() else f"{len(held)} files"
+        raise UsageError(_taken(folder, len(held)))
+    if held and not (folder / RUN).is_file():
         raise UsageError(
-            f"{folder} already holds {what}; go on with it by --resume, replace it by --overwrite, "
+            f"{folder} holds {len(held)} files that are no run's, and --overwrite replaces runs "
+            "only; choose another --output"
+        )
+
+
+def _taken(folder: Path, files: int) -> str:
+    if (folder / RUN).is_file():
+        return (
+            f"{folder} already holds a run; go on with it by --resume, replace it by --overwrite, "
             "or choose another --output"
         )
+    return f"{folder} already holds {files} files; choose another --output"
+
+
+def clear(folder: Path) -> None:
+    """Delete the run in a folder: all that it wrote, and nothing else."""
+    if not (folder / RUN).is_file():
+        return
+    left = set(read(folder).get("files", ())) | set(RECORDS) | _RESULTS
+    for each in list(folder.iterdir()):
+        if each.name in left or each.name.startswith(_STEPS):
+            if each.is_dir():
+                shutil.rmtree(each)
+            else:
+                each.unlink()
 
 
 def described(
@@ -186,7 +223,9 @@ def cut_log(folder: Path, step: int) -> None:
     if not file.is_file():
         return
     kept = [each for each in file.read_text(encoding="utf-8").splitlines() if _before(each, step)]
-    file.write_text("".join(f"{each}\n" for each in kept), encoding="utf-8")
+    partial = folder / f".{LOG}.partial"
+    partial.write_text("".join(f"{each}\n" for each in kept), encoding="utf-8")
+    partial.replace(file)
 
 
 def _before(line: str, step: int) -> bool:

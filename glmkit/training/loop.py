@@ -78,15 +78,14 @@ def learn(work: Work) -> Iterator[StepLog]:
     """
     state = work.state
     state.max_steps = work.total
-    window = _Window(state)
     while state.global_step < work.total:
         place = _Place(*divmod(state.global_step, work.feed.steps()))
         done = _step(work, place)
-        window.add(done)
+        state.open_total += done.total
+        state.open_weight += done.weight
         ends = state.global_step == work.total
         if ends or state.global_step % work.config.logging_steps == 0:
-            yield _noted(work, window.log(work, done.norm))
-            window = _Window(state)
+            yield _noted(work, _line(work, done))
         yield from _between(work, place, ends)
         if _is_enough(work):
             yield log(work, note="stopped early: the loss of evaluations falls no more")
@@ -194,6 +193,8 @@ class _Done(NamedTuple):
     weight: float
     norm: float
     """Of the gradients."""
+    rate: float
+    """With which the step was done."""
 
 
 def _step(work: Work, place: _Place) -> _Done:
@@ -225,7 +226,8 @@ def _gradients(work: Work, place: _Place) -> _Done:
             crew.backward(found / weight)
         total += found.detach().to(total.device)
     norm = crew.clipped(work.learner, work.config.max_grad_norm)
-    return _Done(crew.summed(float(total))[0], weight, norm)
+    rate = float(work.schedule.get_last_lr()[0])
+    return _Done(crew.summed(float(total))[0], weight, norm, rate)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
@@ -244,29 +246,21 @@ def _refuse_nonsense(work: Work, done: _Done) -> None:
     )
 
 
-class _Window:
-    """What is added up between two lines of the log."""
-
-    def __init__(self, state: TrainerState) -> None:
-        self.seconds, self.tokens = state.seconds, state.tokens
-        self.done: list[_Done] = []
-
-    def add(self, done: _Done) -> None:
-        self.done.append(done)
-
-    def log(self, work: Work, norm: float) -> StepLog:
-        """Return the line of the log."""
-        state = work.state
-        weight = sum(each.weight for each in self.done)
-        seconds = max(state.seconds - self.seconds, 1e-9)
-        return StepLog(
-            step=state.global_step,
-            total=work.total,
-            epoch=state.epoch,
-            loss=sum(each.total for each in self.done) / weight,
-            learning_rate=float(work.schedule.get_last_lr()[0]),
-            grad_norm=norm,
-            tokens=state.tokens,
-            tokens_per_s=(state.tokens - self.tokens) / seconds,
-            seconds_left=(work.total - state.global_step) * state.seconds / state.global_step,
-        )
+def _line(work: Work, done: _Done) -> StepLog:
+    """Return the line of the log for the steps since the last one."""
+    state = work.state
+    seconds = max(state.seconds - state.logged_seconds, 1e-9)
+    line = StepLog(
+        step=state.global_step,
+        total=work.total,
+        epoch=state.epoch,
+        loss=state.open_total / state.open_weight,
+        learning_rate=done.rate,
+        grad_norm=done.norm,
+        tokens=state.tokens,
+        tokens_per_s=(state.tokens - state.logged_tokens) / seconds,
+        seconds_left=(work.total - state.global_step) * state.seconds / state.global_step,
+    )
+    state.logged_tokens, state.logged_seconds = state.tokens, state.seconds
+    state.open_total = state.open_weight = 0.0
+    return line

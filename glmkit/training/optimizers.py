@@ -17,16 +17,25 @@ Group = dict[str, Any]
 """Parameters, and a learning rate of their own where they have one."""
 
 
+def check_optimizer(config: TrainConfig) -> None:
+    """See that the optimizer and the scheduler are known, before anything is loaded.
+
+    :raises UsageError: naming those that are.
+    """
+    if config.optimizer not in _OPTIMIZERS:
+        known = ", ".join(_OPTIMIZERS)
+        raise UsageError(f"optimizer must be one of {known}, got {config.optimizer!r}")
+    if config.scheduler not in _SHAPES:
+        _check_theirs(config.scheduler)
+
+
 def optimizer_of(config: TrainConfig, groups: Iterable[Group]) -> Optimizer:
     """Return the optimizer that a configuration names.
 
     :raises UsageError: if nobody knows the name, or it needs a package that is not installed.
     """
-    build = _OPTIMIZERS.get(config.optimizer)
-    if build is None:
-        known = ", ".join(_OPTIMIZERS)
-        raise UsageError(f"optimizer must be one of {known}, got {config.optimizer!r}")
-    return build(list(groups), config)
+    check_optimizer(config)
+    return _OPTIMIZERS[config.optimizer](list(groups), config)
 
 
 def _adamw(groups: list[Group], config: TrainConfig) -> Optimizer:
@@ -109,13 +118,23 @@ _SHAPES: Mapping[str, Callable[[float], float]] = {
 """By the share of the steps behind the warm-up that is done."""
 
 
-def _of_transformers(name: str, optimizer: Optimizer, warmup: int, steps: int) -> LRScheduler:
-    from transformers.optimization import get_scheduler
+_ASKING = ("reduce_lr_on_plateau", "greedy")
+"""Shapes that depend on what an evaluation measures."""
+
+
+def _check_theirs(name: str) -> None:
     from transformers.trainer_utils import SchedulerType
 
-    known = [*_SHAPES, *(each.value for each in SchedulerType if each.value not in _SHAPES)]
-    if name not in known:
-        raise UsageError(f"scheduler must be one of {', '.join(known)}, got {name!r}")
+    theirs = [each.value for each in SchedulerType if each.value not in (*_SHAPES, *_ASKING)]
+    if name not in theirs:
+        known = ", ".join((*_SHAPES, *theirs))
+        raise UsageError(f"scheduler must be one of {known}, got {name!r}")
+
+
+def _of_transformers(name: str, optimizer: Optimizer, warmup: int, steps: int) -> LRScheduler:
+    from transformers.optimization import get_scheduler
+
+    _check_theirs(name)
     try:
         schedule: LRScheduler = get_scheduler(name, optimizer, warmup, steps)
     except (TypeError, ValueError) as error:

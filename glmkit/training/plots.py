@@ -39,6 +39,7 @@ def draw(curves: Mapping[str, Curve], file: Path, *, title: str, label: str) -> 
         if many:
             axes.plot(steps, smooth(values), color=color, label=f"{name}, smoothed")
     axes.set(title=title, xlabel="step", ylabel=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[1]:
         axes.legend()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,11 +38,26 @@ def trackers_of(names: Sequence[str], folder: Path, settings: Mapping[str, Any])
     :param settings: of the run, as they are shown.
     :raises UsageError: if nobody knows a name, or a tracker's package is not installed.
     """
-    wanted = [each for each in names if each != "none"]
-    for name in wanted:
-        if name not in TRACKERS:
+    check_trackers(names)
+    return [_tracker(each, folder, settings) for each in names if each != _NONE]
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """See that trackers are known and installed, before anything is loaded.
+
+    :raises UsageError: saying what is missing.
+    """
+    for name in names:
+        if name not in (*TRACKERS, _NONE):
             raise UsageError(f"report_to must be of {', '.join(TRACKERS)} or none, got {name!r}")
-    return [_tracker(each, folder, settings) for each in wanted]
+        if name != _NONE and find_spec(name) is None:
+            raise UsageError(
+                f"--report-to {name} needs the package {name}, which is not installed; run: "
+                f"pip install {name}, or give --report-to none"
+            )
+
+
+_NONE = "none"
 
 
 def _tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> Tracker:
@@ -52,14 +68,8 @@ def _tracker(name: str, folder: Path, settings: Mapping[str, Any]) -> Tracker:
     kind = LOGGER_TYPE_TO_CLASS[name]
     place = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
     run = "runs" if name == "tensorboard" else folder.absolute().name
-    try:
-        tracker = kind(run, **place)
-        tracker.start()
-    except ImportError as error:
-        raise UsageError(
-            f"--report-to {name} needs the package {error.name or name}, which is not installed; "
-            f"run: pip install {error.name or name}, or give --report-to none"
-        ) from error
+    tracker = kind(run, **place)
+    tracker.start()
     tracker.store_init_configuration(dict(settings))
     found: Tracker = tracker
     return found

@@ -14,34 +14,37 @@ import torch
 from ..errors import UsageError
 from ..recipes import StepLog
 from ..runtime.devices import devices_of
-from ..runtime.loading import load_local
+from ..runtime.loading import DTYPES, load_local
 from ..runtime.memory import ran_out, readable
 from .card import write_card
 from .checkpoint import Checkpoints, outer
 from .config import TrainConfig
-from .crew import Crew
+from .crew import Alone, Crew
 from .evaluating import Evaluation, Generating
-from .folder import claimed, cut_log, described, read, refuse_other, write
+from .folder import RUN, claimed, clear, cut_log, described, read, refuse_other, write
 from .fusing import fuse
+from .generated import overruled, write_generated
 from .intake import Intake, taken_in
 from .keeping import freed_memory_kept
 from .learner import Learner
 from .loop import Work, learn, log, restore, total_steps
 from .noise import add_noise
-from .optimizers import optimizer_of, schedule_of
+from .optimizers import check_optimizer, optimizer_of, schedule_of
 from .parallel import agreed, crew_of, home_of, refuse_carried
 from .precision import training_dtype
 from .preflight import foresee, job_of, ran_out_in, refuse_too_large
-from .recording import Record, trackers_of
+from .processes import Replicas
+from .recording import Record, check_trackers, trackers_of
 from .tuning import Tuning
 
 if TYPE_CHECKING:
     from ..runtime.engines.local import LocalModel
 
 
-def train(config: TrainConfig, tuning: Tuning) -> Iterator[StepLog]:
+def train(config: TrainConfig, tuning: Tuning, *, recipe: str | None = None) -> Iterator[StepLog]:
     """Train the model in the folder ``config.model``; the run folder is ``config.output``.
 
+    :param recipe: the name that it was registered by; None: as the class of ``config`` says.
     :raises UsageError: if the configuration makes no sense, or the run folder is taken.
     :raises DataError: if there is nothing that could be learnt.
     :raises OutOfMemoryError: if it does not fit; names what helps.
@@ -50,7 +53,8 @@ def train(config: TrainConfig, tuning: Tuning) -> Iterator[StepLog]:
     settings = {"kind": tuning.kind, "quantize": _quantize(config)}
     with crew_of(config) as crew:
         try:
-            yield from _Run(config, tuning, crew).steps()
+            name = recipe or type(config).__name__.removesuffix("Config").lower()
+            yield from _Run(config, tuning, crew, name).steps()
         except (MemoryError, RuntimeError) as error:
             if not ran_out(error):
                 raise
@@ -70,6 +74,7 @@ class _Run:
     config: TrainConfig
     tuning: Tuning
     crew: Crew
+    recipe: str
 
     def __post_init__(self) -> None:
         self.leads = self.crew.rank == 0
@@ -77,42 +82,61 @@ class _Run:
         self.folder = Path(self.config.output).expanduser()
         alone = self.crew.world == 1
         self.devices = devices_of(self.config.device) if alone else [self.crew.device]
-        self.dtype = agreed(training_dtype(self.config, self.tuning, self.devices[0]), self.crew)
+        self.dtype = self._recorded_dtype() or agreed(
+            training_dtype(self.config, self.tuning, self.devices[0]), self.crew
+        )
+        self.answers = isinstance(self.crew, (Alone, Replicas))
+        """Each process has the whole model, so that it can answer by itself."""
         self.checkpoints = Checkpoints(self.folder, self.tuning, self.config.save_total_limit)
+
+    def _recorded_dtype(self) -> torch.dtype | None:
+        """Return what a resumed run computed in, since ``auto`` may choose otherwise today."""
+        if not self.config.resume or not (self.folder / RUN).is_file():
+            return None
+        return DTYPES.get(str(read(self.folder).get("dtype")))
 
     def steps(self) -> Iterator[StepLog]:
         """Do all of it."""
         with ExitStack() as held:
             if self.devices[0].type == "cpu":
                 held.enter_context(freed_memory_kept())
+            check_optimizer(self.config)
+            check_trackers(self.config.report_to)
             if self.leads:
                 held.enter_context(claimed(self.config))
             self.crew.wait()
             with self.crew.first():
                 intake = yield from taken_in(self.config, self.crew.world)
+            yield StepLog(0, 0, note=overruled(self.config))
             yield StepLog(0, 0, note=intake.described)
-            self._note_run(intake)
+            run = self._described(intake)
             if self.config.memory_check:
                 yield StepLog(0, 0, note=self._foresee(intake))
+            yield StepLog(0, 0, note=f"loading {self.base.name}")
             work = self._work(intake, self._loaded())
             yield StepLog(0, work.total, note=_trained_share(work))
+            if self.config.eval_generate and not self.answers:
+                yield StepLog(0, work.total, note=_NO_ANSWERS)
+            if self.leads and not self.config.resume:  # only now: nothing more can be refused
+                clear(self.folder)
+                write(self.folder, run)
+                write_generated(self.config, self.folder)
+            self.crew.wait()
             self._begin(work)
             yield from self._kept(work)
 
-    def _note_run(self, intake: Intake) -> None:
-        """Write what the run is, or see that it is the one that the folder holds."""
-        if not self.leads:
-            return
+    def _described(self, intake: Intake) -> dict[str, Any]:
+        """Return what the run is, and see that it is the one that it should go on with."""
         run = described(
             self.config,
-            recipe=type(self.config).__name__.removesuffix("Config").lower(),
+            recipe=self.recipe,
             data={"fingerprint": intake.fingerprint, "samples": intake.samples},
             world=self.crew.world,
         )
-        if self.config.resume:
+        run["dtype"] = str(self.dtype).removeprefix("torch.")
+        if self.config.resume and self.leads:
             refuse_other(read(self.folder), run)
-        else:
-            write(self.folder, run)
+        return run
 
     def _foresee(self, intake: Intake) -> str:
         """Refuse what does not fit; else say what it takes."""
@@ -176,8 +200,8 @@ class _Run:
 
     def _answering(self, intake: Intake, local: LocalModel) -> Generating | None:
         """Return what answers some of the evaluation's samples, where that is asked for."""
-        if not self.config.eval_generate or self.config.sharded:
-            return None  # what is sharded cannot answer alone
+        if not self.config.eval_generate or not self.answers:
+            return None
         from ..evaluation.scores import Scorer
 
         most = self.config.eval_max_tokens
@@ -186,15 +210,14 @@ class _Run:
 
     def _begin(self, work: Work) -> None:
         """Go on from a checkpoint or an adapter, where that is asked for."""
-        if self.config.resume:
-            last = self.checkpoints.last()
-            if last is not None:
-                restore(work, last)
-            if self.leads:
-                cut_log(self.folder, work.state.global_step)
+        last = self.checkpoints.last() if self.config.resume else None
+        if last is not None:
+            restore(work, last)
         elif self.config.init_adapter is not None:
             adapter = Path(self.config.init_adapter).expanduser()
             self.crew.set_trained(work.learner, outer(self.tuning.load(adapter)))
+        if self.config.resume and self.leads:
+            cut_log(self.folder, work.state.global_step)
 
     def _kept(self, work: Work) -> Iterator[StepLog]:
         """Train, keep the figures, and leave the result at the top of the folder."""
@@ -226,13 +249,20 @@ class _Run:
             self.crew.set_trained(work.learner, self.checkpoints.trained(best))
         trained = self.crew.trained(work.learner)
         if self.leads:
-            self.checkpoints.publish(trained)
+            files = self.checkpoints.publish(trained)
+            write(self.folder, read(self.folder) | {"files": files})
         self.crew.wait()
+
+
+_NO_ANSWERS = (
+    "a model that is spread over processes cannot answer while it trains: eval_generate is left "
+    "out; run glmkit evaluate afterwards"
+)
 
 
 def _trained_share(work: Work) -> str:
     """Say how much of the model is trained."""
-    sizes = [(each.numel(), each.requires_grad) for each in work.learner.parameters()]
+    sizes = [(_size(each), each.requires_grad) for each in work.learner.parameters()]
     trained = sum(size for size, learns in sizes if learns)
     if not trained:
         raise UsageError("nothing of the model is trained; check the recipe's settings")
@@ -240,6 +270,11 @@ def _trained_share(work: Work) -> str:
     digits = max(0, 1 - math.floor(math.log10(100 * share)))
     said = f"{trained:,} parameters are trained, {100 * share:.{digits}f}% of all"
     return f"{said}; {work.total:,} steps"
+
+
+def _size(parameter: torch.Tensor) -> int:
+    """Return how many numbers a parameter has, which may be away (DeepSpeed ZeRO-3)."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _figures(work: Work) -> dict[str, float]:

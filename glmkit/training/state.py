@@ -28,6 +28,12 @@ class TrainerState:
     """The lowest loss of an evaluation, and after which step."""
     bad_evaluations: int = 0
     """Since then."""
+    logged_tokens: int = 0
+    logged_seconds: float = 0.0
+    """Where the last line of the log stood."""
+    open_total: float = 0.0
+    open_weight: float = 0.0
+    """Loss and weight of the steps since then."""
     schedule: dict[str, Any] = field(default_factory=dict)
     """The numbers of the learning rate's schedule."""
     log_history: list[dict[str, Any]] = field(default_factory=list)

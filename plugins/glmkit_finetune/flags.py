@@ -16,7 +16,7 @@ from glmkit import ConfigError, UsageError
 from .aliases import ALIASES, IDLE, OTHERS, SWITCHES, translated
 from .settings import Setting, grouped, settings_of
 
-_OWN = {"config_file", "pairs", "as_json"}
+_OWN = {"config_file", "pairs", "as_json", "show_config"}
 """What the command takes beside settings."""
 
 
@@ -64,7 +64,7 @@ def _recorded(output: str, known: Mapping[str, Setting]) -> dict[str, Any]:
     return {name: known[name].read(value, f"{name} (run.json)") for name, value in again.items()}
 
 
-_ANEW = {"resume", "output", "overwrite", "init_adapter", "nproc"}
+_ANEW = {"resume", "output", "overwrite", "nproc"}
 """Settings that a resumed run does not take over."""
 
 

@@ -76,7 +76,7 @@ def test_evaluation_between_steps_changes_nothing(tmp_path):
         return {"eval_loss": 1.0}
 
     without = losses(learn(work(tmp_path)))
-    lines = list(learn(work(tmp_path, evaluate=evaluate, eval_steps=3)))
+    lines = list(learn(work(tmp_path, evaluate=evaluate, eval_steps=3, val_size=2)))
     assert losses(lines) == without
     assert [each.step for each in lines if each.metrics] == [3, 6, 9, 12, 14]
 
@@ -92,7 +92,13 @@ def test_accumulated_passes_are_one_step(tmp_path):
 
 def test_stops_early_and_keeps_the_best(tmp_path):
     found = iter([3.0, 2.0, 2.5, 2.6, 2.7, 2.8])
-    given = {"eval_steps": 1, "early_stopping": 2, "save_steps": 100, "save_total_limit": 1}
+    given = {
+        "eval_steps": 1,
+        "val_size": 2,
+        "early_stopping": 2,
+        "save_steps": 100,
+        "save_total_limit": 1,
+    }
     run = work(tmp_path, evaluate=lambda: {"eval_loss": next(found)}, **given)
     lines = list(learn(run))
     assert lines[-1].note.startswith("stopped early") and lines[-1].step == 4
@@ -116,6 +122,18 @@ def test_full_disk_keeps_what_was_saved(tmp_path):
         save(run)
     assert [each.name for each in tmp_path.iterdir()] == ["checkpoint-1"]
     assert run.checkpoints.trained(run.checkpoints.at(1))
+
+
+def test_lines_of_several_steps_go_on_too(tmp_path):
+    given = {"logging_steps": 4, "save_steps": 2, "save_total_limit": 0}
+    expected = losses(learn(work(tmp_path / "whole", **given)))
+    cut = work(tmp_path / "cut", **given)
+    for line in learn(cut):
+        if line.note == "saved checkpoint-6":
+            break
+    second = work(tmp_path / "cut", **given)
+    restore(second, second.checkpoints.at(6))
+    assert losses(learn(second)) == expected[1:]
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "trainer_state.json"])

@@ -102,6 +102,49 @@ def test_resume_without_checkpoint_begins(config):
     assert len(done(config(resume=True))) == 6
 
 
+def test_overwriting_leaves_nothing_of_the_old_run(config, tmp_path):
+    folder = tmp_path / "run"
+    done(config(), PrefixTuning(Path(config().model), length=3))
+    (folder / "notes.txt").write_text("mine")
+    lines = train(config(overwrite=True, learning_rate=1e-3), WholeTuning(Path(config().model)))
+    next(each for each in lines if each.step == 3)
+    lines.close()
+    assert [each.name for each in folder.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (folder / "pytorch_model.bin").exists()
+    assert len(done(config(resume=True, learning_rate=1e-3))) == 4
+    assert len((folder / "trainer_log.jsonl").read_text().splitlines()) == 9
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "model.safetensors").stat().st_mode & 0o044
+
+
+def test_refused_start_leaves_the_folder_free(config, monkeypatch, tmp_path):
+    with pytest.raises(UsageError, match="optimizer must be one of"):
+        done(config(optimizer="adamx"))
+    with monkeypatch.context() as patched, pytest.raises(OutOfMemoryError):
+        patched.setattr("glmkit.training.preflight.memory_of", lambda device: 200_000)
+        done(config())
+    assert len(done(config(max_steps=1))) == 1
+
+
+def test_resumed_before_its_first_checkpoint_begins_with_its_adapter(config, tmp_path):
+    base = Path(config().model)
+    done(config(output=str(tmp_path / "before")), PrefixTuning(base, length=3))
+    told = {"init_adapter": str(tmp_path / "before"), "save_steps": 6}
+    lines = train(config(**told), PrefixTuning(base, length=3))
+    first = next(each.loss for each in lines if each.step == 1)
+    lines.close()
+    assert done(config(resume=True, **told), PrefixTuning(base, length=3))[0] == first
+
+
+def test_trained_model_trained_further_has_its_own_record(config, tmp_path):
+    done(config(output=str(tmp_path / "first"), max_steps=2))
+    further = config(model=str(tmp_path / "first"), max_steps=3, learning_rate=1e-4)
+    done(further)
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert run["config"]["learning_rate"] == 1e-4 and run["dtype"] == "float32"
+    assert len((tmp_path / "run/trainer_log.jsonl").read_text().splitlines()) == 5
+
+
 def test_resume_names_what_differs(config, data, tmp_path):
     done(config(max_steps=2))
     other = tmp_path / "other.jsonl"
@@ -133,8 +176,9 @@ def test_folder_in_use_or_full_is_refused(config, tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
         done(config(resume=True))
     folder.joinpath("mine.txt").write_text("kept")
-    with pytest.raises(UsageError, match="already holds 1 files.*--overwrite"):
-        done(config())
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="holds 1 files.*another --output"):
+            done(config(overwrite=overwrite))
     assert [each.name for each in folder.iterdir() if each.name[0] != "."] == ["mine.txt"]
     with pytest.raises(UsageError, match="is a file"):
         done(config(output=str(folder / "mine.txt")))
@@ -170,5 +214,10 @@ def test_memory_that_runs_out_names_what_helps(config, monkeypatch):
 def test_unknown_tracker_and_scheduler(config):
     with pytest.raises(UsageError, match="report_to must be of"):
         done(config(report_to=("tensorbord",)))
-    with pytest.raises(UsageError, match="scheduler must be one of"):
-        done(config(output=config().output + "2", scheduler="cosin"))
+    for name in ("cosin", "reduce_lr_on_plateau"):
+        with pytest.raises(UsageError, match="scheduler must be one of"):
+            done(config(scheduler=name))
+    with pytest.raises(UsageError, match="pip install wandb"):
+        done(config(report_to=("wandb",)))
+    with pytest.raises(UsageError, match="early_stopping 2 needs something"):
+        config(early_stopping=2)
