@@ -76,10 +76,16 @@ def needed(config: TrainConfig) -> bool:
 
 
 def launch(
-    arguments: Sequence[str], nproc: int, *, nodes: Nodes | None = None, module: str = "glmkit"
+    arguments: Sequence[str],
+    nproc: int,
+    *,
+    device: str | None = None,
+    nodes: Nodes | None = None,
+    module: str = "glmkit",
 ) -> None:
     """Run ``python -m glmkit`` with these arguments in ``nproc`` processes of this machine.
 
+    :param device: where they train, as ``--device`` or a file of settings says it.
     :param module: what is run instead of glmkit.
     :raises UsageError: if there are fewer cards than processes.
     :raises WorkerLostError: if one of them failed; all of them have ended.
@@ -87,7 +93,7 @@ def launch(
     """
     nodes = nodes or Nodes.here()
     cards = torch.cuda.device_count()
-    if cards and nproc > cards and "cpu" not in arguments:
+    if cards and nproc > cards and (device or "").split(":")[0] != "cpu":
         raise UsageError(
             f"--nproc {nproc}: this machine has {cards} card{'s' * (cards != 1)}, and each process "
             f"needs one of its own; take --nproc {cards}, or --device cpu"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -103,11 +104,15 @@ class Shards(Several):
                 fully_shard(block, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)
         fully_shard(learner, mesh=mesh, offload_policy=policy)
 
-    def turn(self, learner: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+    @contextmanager
+    def turn(self, learner: nn.Module, *, last: bool) -> Iterator[None]:
         """Let gradients meet in the last pass only, where whole ones are small enough to keep."""
         if isinstance(learner, FSDPModule):
             learner.set_requires_gradient_sync(last or not self._once)
-        return nullcontext()
+        with warnings.catch_warnings():
+            # What a block gives may be a view; the next one does not change it in place.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+            yield
 
     def backward(self, loss: Tensor) -> None:
         """Take gradients; FSDP takes their mean, and we want the sum."""
@@ -156,6 +161,18 @@ class Shards(Several):
             value = _whole(each, self.device).cpu().clone() if isinstance(each, Tensor) else each
             kept |= {name: value} if not self.rank else {}
         return kept
+
+
+@contextmanager
+def _views_allowed() -> Iterator[None]:
+    """Keep quiet of blocks that return views, which our steps make of what they give.
+
+    FSDP warns of such: written to in place, a view loses the hook that fetches weights for the way
+    back. Nobody writes to what a block returned: the next one adds out of place.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
+        yield
 
 
 def _trained(learner: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

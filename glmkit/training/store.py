@@ -187,11 +187,13 @@ class Store:
         """Store rows of the next samples."""
         rows = np.frombuffer(made.rows, ROW).copy()
         rows["sample"] += self.samples
+        sizes, sums = dict(self._done.sizes), dict(self._done.sums)
         for name, data in (("ids", made.ids), ("weights", made.weights), ("rows", rows.tobytes())):
             self._files[name].write(data)
-            self._done.sizes[name] += len(data)
-            self._done.sums[name] = zlib.crc32(data, self._done.sums[name])
-        self._done.tally += made.tally
+            sizes[name] += len(data)
+            sums[name] = zlib.crc32(data, sums[name])
+        # All at once: who is interrupted in between has stored nothing of these rows.
+        self._done = Complete(sizes, sums, self._done.tally + made.tally)
         if time.monotonic() - self._noted > _EVERY_S:
             self._note()
 

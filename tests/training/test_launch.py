@@ -68,6 +68,14 @@ def test_the_first_process_says_its_error_itself(near, capfd):
     assert capfd.readouterr().err == "Error: so it was asked\n"
 
 
+def test_more_processes_than_cards_are_refused_unless_they_take_none(monkeypatch, near, capfd):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UsageError, match="this machine has 1 card, .* --device cpu"):
+        launch(["hello"], 2, module="speaking")
+    launch(["hello"], 2, device="cpu", module="speaking")
+    assert capfd.readouterr().out == "process 0 of 2: hello\n"
+
+
 def test_a_process_is_needed_once(cluster):
     assert needed(TrainConfig(nproc=2))
     assert not needed(TrainConfig())

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from glmkit.errors import DataError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.training import tokens
 from glmkit.training.examples import Example
+from glmkit.training.store import Store
 from glmkit.training.tokens import Reading, Tokens, tokenizing
 from glmkit.types import Message
 
@@ -130,6 +132,35 @@ def test_what_was_done_before_a_stop_is_kept(tmp_path, reading, monkeypatch):
     assert same(found, made(Rows(80), reading, tmp_path / "b"))
 
 
+@pytest.mark.parametrize("file", ["weights", "rows"])
+def test_a_stop_between_two_files_leaves_rows_whole(tmp_path, reading, monkeypatch, file):
+    whole = made(Rows(40), reading, tmp_path / "whole")
+    plain = Store.__enter__
+
+    def interrupted(self):
+        store, calls = plain(self), count()
+
+        class Stream:
+            """Writes, until somebody presses Ctrl-C."""
+
+            def __init__(self, stream) -> None:
+                self.flush, self.close, self.stream = stream.flush, stream.close, stream
+
+            def write(self, data) -> None:
+                if next(calls) == 1:
+                    raise KeyboardInterrupt
+                self.stream.write(data)
+
+        store._files[file] = Stream(store._files[file])
+        return store
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, "__enter__", interrupted)
+        made(Rows(40), reading, tmp_path / "cache")
+    again = made(Rows(40), reading, tmp_path / "cache")
+    assert same(again, whole) and again.tally == whole.tally
+
+
 def test_a_part_that_does_not_hold_is_begun_anew(tmp_path, reading):
     with pytest.raises(KeyboardInterrupt):
         made(Rows(80, stops_at=70), reading, tmp_path / "a")
@@ -153,6 +184,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[3:]
 from training.test_tokens import Rows, made
 from glmkit.training import store, tokens
+from glmkit.training.store import Store
 from glmkit.training.tokens import Reading, tokenizing
 store._EVERY_S = 0
 tokens._AT_ONCE = 16
