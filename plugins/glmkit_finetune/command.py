@@ -120,7 +120,7 @@ def _train(app: Glmkit, recipe: Recipe[Any], config: Any, *, as_json: bool) -> N
         raise glmkit.UsageError("nothing to train on: give --data FILE, several times if need be")
     located = app.locate_model(None if config.model == "default" else config.model)
     if needed(config):
-        launch(sys.argv[1:], config.nproc)
+        launch(sys.argv[1:], config.nproc, device=config.device)
         return
     cache = config.cache or str(app.config.home / "cache" / "tokens")
     logs = recipe.run(replace(config, model=str(located.path), cache=cache))
