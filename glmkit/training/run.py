@@ -277,11 +277,6 @@ def _size(parameter: torch.Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _size(parameter: torch.Tensor) -> int:
-    """Return how many numbers a parameter has, which may be away (DeepSpeed ZeRO-3)."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
 def _figures(work: Work) -> dict[str, float]:
     """Return the last loss, and the last of an evaluation."""
     found: dict[str, float] = {"steps": work.state.global_step}
