@@ -136,6 +136,7 @@ class Lora:
     """LoRA, DoRA, rsLoRA, LoRA+, over plain or quantised weights."""
 
     config_type: type[LoraConfig] = LoraConfig
+    name = "lora"
 
     def run(self, config: LoraConfig) -> Iterator[StepLog]:
         """Train small matrices beside linear layers."""
@@ -154,13 +155,14 @@ class Lora:
             init=config.init,
             family=config.family,
         )
-        yield from train(config, tuning)
+        yield from train(config, tuning, recipe=self.name)
 
 
 class Qlora(Lora):
     """The same over weights of 4 or 8 bits."""
 
     config_type = QloraConfig
+    name = "qlora"
 
     def run(self, config: LoraConfig) -> Iterator[StepLog]:
         """Train small matrices beside quantised linear layers."""
@@ -184,7 +186,7 @@ class Ptuning:
         tuning = PrefixTuning(
             Path(config.model), length=config.pre_seq_len, projection=config.projection
         )
-        yield from train(config, tuning)
+        yield from train(config, tuning, recipe="ptuning")
 
 
 class Full:
@@ -197,7 +199,8 @@ class Full:
         from glmkit.training.run import train
         from glmkit.training.tunings.whole import WholeTuning
 
-        yield from train(config, WholeTuning(Path(config.model), family=config.family))
+        tuning = WholeTuning(Path(config.model), family=config.family)
+        yield from train(config, tuning, recipe="full")
 
 
 class Freeze:
@@ -211,7 +214,8 @@ class Freeze:
         from glmkit.training.tunings.whole import Part, WholeTuning
 
         part = Part(config.layers, config.modules, config.extra_modules)
-        yield from train(config, WholeTuning(Path(config.model), part, family=config.family))
+        tuning = WholeTuning(Path(config.model), part, family=config.family)
+        yield from train(config, tuning, recipe="freeze")
 
 
 lora, qlora, ptuning, full, freeze = Lora(), Qlora(), Ptuning(), Full(), Freeze()

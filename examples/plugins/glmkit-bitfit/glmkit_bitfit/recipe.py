@@ -42,7 +42,8 @@ class Bitfit:
                 raise UsageError("this model has no biases; leave out --no-norms")
             return found
 
-        yield from train(config, WholeTuning(Path(config.model), chosen, family=config.family))
+        tuning = WholeTuning(Path(config.model), chosen, family=config.family)
+        yield from train(config, tuning, recipe="bitfit")
 
 
 recipe = Bitfit()
