@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from itertools import count
 from typing import Any, cast
 
@@ -30,9 +31,13 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = timedelta(hours=1)
 """How long a process waits for another that neither comes nor ends: large checkpoints take time."""
-_FAILED = "glmkit/failed"
+_FAILED = "failed"
 _MEETINGS = count()
 """What one meeting wrote into the store is none of the next one's."""
+_MET: list[Store] = []
+"""What the processes of this meeting read and write."""
+_LOOKS = timedelta(seconds=10)
+"""Between two looks whether process 0 has failed, while others wait for it."""
 
 
 @dataclass(frozen=True)
@@ -70,27 +75,34 @@ def joined(launched: Launched, device: torch.device) -> Iterator[None]:
     :raises WorkerLostError: if another process failed.
     """
     store = _met(launched, device)
+    _MET[:] = [store]
     with _together(store):
         yield
+        dist.barrier()  # who keeps the store may not leave before the others are done with it
     dist.destroy_process_group()
 
 
 def _met(launched: Launched, device: torch.device) -> Store:
     """Return what all of us read and write."""
-    store: Store
-    if launched.world == 1:
-        store, rank, world = HashStore(), 0, 1
-    else:
-        store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
+    store = PrefixStore(f"glmkit/{next(_MEETINGS)}", _store(launched.world))
     dist.init_process_group(
         # Two ways to meet, for what is on cards and for what is not.
         backend="gloo" if device.type == "cpu" else None,
-        store=PrefixStore(f"glmkit/{next(_MEETINGS)}", store),
-        rank=rank,
-        world_size=world,
+        store=store,
+        rank=launched.rank,
+        world_size=launched.world,
         timeout=_PATIENCE,
         device_id=None if device.type == "cpu" else device,
     )
+    return store
+
+
+@cache
+def _store(world: int) -> Store:
+    """Return the store of all meetings; opened anew, one process may still find the old one."""
+    if world == 1:
+        return HashStore()
+    store: Store = next(rendezvous("env://", timeout=_PATIENCE))[0]
     return store
 
 
@@ -110,6 +122,18 @@ def _together(store: Store) -> Iterator[None]:
         raise
 
 
+def _await(store: Store, key: str) -> None:
+    """Return when a key is there, however long that takes.
+
+    :raises WorkerLostError: if a process failed.
+    """
+    while not store.check([key]):
+        if store.check([_FAILED]):
+            raise _ended(*json.loads(store.get(_FAILED)))
+        with suppress(dist.DistStoreError):
+            store.wait([key], _LOOKS)
+
+
 def _tell(store: Store, error: BaseException) -> None:
     """Write down who failed first, and of what."""
     if isinstance(error, GeneratorExit):
@@ -126,13 +150,27 @@ def _blamed(store: Store, error: RuntimeError) -> GlmkitError | None:
     if not _of_meeting(error):
         return None
     try:
-        store.wait([_FAILED], timedelta(seconds=2))
-        rank, kind, said = json.loads(store.get(_FAILED))
+        rank, kind, said = json.loads(_told(store))
     except (RuntimeError, ValueError):
         return _lost(error)
-    if rank == dist.get_rank():
-        return None
+    return None if rank == dist.get_rank() else _ended(rank, kind, said)
+
+
+def _ended(rank: int, kind: str, said: str) -> WorkerLostError:
     return WorkerLostError(f"process {rank} ended ({kind}): {said or 'it says no more'}")
+
+
+def _told(store: Store) -> bytes:
+    """Return what somebody failed of.
+
+    :raises RuntimeError: if nobody says so.
+    """
+    try:
+        store.wait([_FAILED], timedelta(seconds=2))
+    except RuntimeError:
+        if not store.check([_FAILED]):  # a process that was halted meanwhile has waited too little
+            raise
+    return store.get(_FAILED)
 
 
 def _of_meeting(error: RuntimeError) -> bool:
@@ -162,6 +200,7 @@ class Several:
     def __init__(self, device: torch.device) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device, self.home = device, str(device)
+        self._firsts = 0
 
     def summed(self, *values: float) -> list[float]:
         """Return each value, summed over all processes."""
@@ -182,12 +221,17 @@ class Several:
 
     @contextmanager
     def first(self) -> Iterator[None]:
-        """Let process 0 go ahead; the others follow, and find what it left for them."""
+        """Let process 0 go ahead; the others follow, and find what it left for them.
+
+        It may take its time: whoever waits looks in the store, where no clock runs out.
+        """
+        store, self._firsts = _MET[-1], self._firsts + 1
+        done = f"first/{self._firsts}"
         if self.rank:
-            self.wait()
+            _await(store, done)
         yield
         if not self.rank:
-            self.wait()
+            store.set(done, "1")
 
 
 class Replicas(Several, Alone):
