@@ -16,6 +16,8 @@ from typing import Literal
 from ..errors import UsageError
 from ..models.causal import ModelConfig
 from .footprint import Anatomy, cached_per_token
+from .parting import Parting, parted
+from .quantize import GROUP
 
 Training = Literal["lora", "full", "ptuning"]
 TRAININGS: tuple[Training, ...] = ("lora", "full", "ptuning")
@@ -55,6 +57,10 @@ class Job:
     room: int | None = None
     """Scores that are made at a time where training goes glmkit's own steps, which keep less; None:
     as others train, with the scores of all tokens at once."""
+    turned: bool = False
+    """Rounded matrices are there the other way round, too, in 8 bits; see `training/rounded.py`."""
+    parting: Parting | None = None
+    """How several processes share what a training holds; None: each has all of it."""
 
     def __post_init__(self) -> None:
         _check(self, "dtype", SIZES)
@@ -162,18 +168,18 @@ def demand(parts: Anatomy, job: Job, *, table: float | None = None) -> Demand:
     tied = parts.config.tied_head and job.quantize is None and table == size
     trained = _full(job) if job.train == "full" else Parts()
     small = _beside(parts, job)
-    return Demand(
+    found = Demand(
         layers=parts.config.layers,
         embedding=Parts(weights=int(table * parts.scores))
         + trained * (0 if tied else parts.scores),
         layer=Parts(
-            weights=parts.layer.size(size, job.quantize),
+            weights=parts.layer.size(size, job.quantize) + _turned(parts.layer.matrices, job),
             cache=0 if job.train else size * cached_per_token(parts.config) * job.tokens,
             activations=_kept(parts, job),
         )
         + trained * (parts.layer.matrices + parts.layer.small)
         + small.layer,
-        head=Parts(weights=head + parts.norm.size(size))
+        head=Parts(weights=head + parts.norm.size(size) + _turned(parts.scores, job))
         + trained * (parts.scores + parts.norm.small)
         + small.head,
         shared=head if tied else 0,
@@ -181,6 +187,7 @@ def demand(parts: Anatomy, job: Job, *, table: float | None = None) -> Demand:
         scores=_scores(parts.config, job),
         loss=_loss(parts.config, job),
     )
+    return found if job.parting is None else parted(found, job.parting)
 
 
 @dataclass(frozen=True)
@@ -215,16 +222,27 @@ def _targets(parts: Anatomy, job: Job) -> tuple[str, ...]:
     return job.targets
 
 
+def _turned(numbers: int, job: Job) -> int:
+    """Return what matrices take the other way round: 8 bits, and a half number for each group."""
+    return numbers + 2 * numbers // GROUP if job.turned else 0
+
+
 def _full(job: Job) -> Parts:
     """Return what a trained weight takes beside itself."""
     size = SIZES[job.dtype]
-    return Parts(gradients=size, optimizer=2 * (OPTIMIZERS[job.optimizer] or size))
+    states = 2 * (OPTIMIZERS[job.optimizer] or (_EXACT if _copy(job) else size))
+    return Parts(gradients=size, optimizer=states + _copy(job))
+
+
+def _copy(job: Job) -> int:
+    """Return what an optimizer's own copy of a number takes."""
+    return _EXACT if job.parting is not None and job.parting.copies else 0
 
 
 def _exactly(job: Job) -> Parts:
     """Return what a number takes that is trained beside the weights, in single precision."""
     states = 2 * (OPTIMIZERS[job.optimizer] or _EXACT)
-    return Parts(weights=_EXACT, gradients=_EXACT, optimizer=states)
+    return Parts(weights=_EXACT, gradients=_EXACT, optimizer=states + _copy(job))
 
 
 def _forward_size(parts: Anatomy) -> int:

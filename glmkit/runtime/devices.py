@@ -151,6 +151,7 @@ def spread(
     limits: Mapping[str, int],
     *,
     fewest: bool,
+    carry: bool = True,
 ) -> Placement:
     """Return where each layer goes.
 
@@ -159,12 +160,14 @@ def spread(
 
     :param limits: bytes that the model and its job may take of a device.
     :param fewest: leave devices out that are not needed.
+    :param carry: keep layers elsewhere that have no room; otherwise all are on the devices, also
+        if they may not fit.
     :raises OutOfMemoryError: if it cannot run even so.
     """
     sized = [_sized(each, limits) for each in devices]
     spare = limits.get(CPU, int(0.8 * available_memory()))
-    placed = place(needed, sized, spare=spare, fewest=fewest)
-    if not placed.runs:
+    placed = place(needed, sized, spare=spare, fewest=fewest, carry=carry)
+    if carry and not placed.runs:
         raise OutOfMemoryError(_too_large(placed))
     for line in costs(placed):
         log.warning(line)

@@ -46,6 +46,7 @@ def load_local(
     family: str | None = None,
     name: str | None = None,
     languages: frozenset[str] | None = None,
+    job: Job | None = None,
 ) -> LocalModel:
     """Load the model in a folder.
 
@@ -64,6 +65,8 @@ def load_local(
         folder's files say.
     :param name: what the model calls itself; None: the folder's name.
     :param languages: ISO 639-1 codes it answers in; None: as the folder says.
+    :param job: what layers are spread for; those of a training all stay on the devices. None: to
+        answer.
     :raises UsageError: if an argument has none of these values.
     :raises CheckpointError: if the folder is no model that glmkit runs.
     """
@@ -73,7 +76,7 @@ def load_local(
     check_folder(folder)
     found = read_model(folder, family)
     plan = _planned(folder, found, device=device, dtype=dtype, quantize=quantize)
-    local = _opened(_spread(plan, found, device, max_memory), found, name, languages)
+    local = _opened(_spread(plan, found, device, max_memory, job), found, name, languages)
     local.adapter_reader = reader or local.adapter_reader
     if adapter is not None:
         local.load_adapter(adapter, alpha=adapter_alpha)
@@ -148,7 +151,9 @@ def _bits(folder: Path, raw: dict[str, Any], quantize: str | None) -> int | None
     return bits
 
 
-def _spread(plan: Plan, found: Recognised, device: str | None, limits: str | None) -> Plan:
+def _spread(
+    plan: Plan, found: Recognised, device: str | None, limits: str | None, job: Job | None
+) -> Plan:
     """Say where each layer goes, where there is a choice or a bound."""
     devices = devices_of(device)
     if limits is None and len(devices) == 1 and devices[0].type != "cuda":
@@ -157,12 +162,13 @@ def _spread(plan: Plan, found: Recognised, device: str | None, limits: str | Non
         parts = anatomy(plan.layout.model(plan.config))
     bits = plan.bits or _own_bits(found.raw)
     quantize = plan.quantize or (f"int{bits}" if bits and not plan.expand else None)
-    length = min(plan.config.context_length, _FORESEEN)
-    job = Job(length=length, dtype=str(plan.dtype).removeprefix("torch."), quantize=quantize)
+    if job is None:
+        length = min(plan.config.context_length, _FORESEEN)
+        job = Job(length=length, dtype=str(plan.dtype).removeprefix("torch."), quantize=quantize)
     needed = demand(parts, job, table=plan.dtype.itemsize)
     auto = device is None or device == "auto"
     bounds = limits_of(limits, devices)
-    placed = spread(needed, devices, bounds, fewest=auto)
+    placed = spread(needed, devices, bounds, fewest=auto, carry=job.train is None)
     homes = homes_of(placed, devices[-1])
     last = torch.device(homes[-1].device) if homes else devices[-1]
     return replace(plan, homes=homes, device=last, cache_room=cache_room(placed, bounds))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..runtime.parting import Parting
+
 
 class Crew(Protocol):
     """The processes of a run, as each of them sees it."""
@@ -17,6 +19,10 @@ class Crew(Protocol):
     world: int
     device: torch.device
     """Where batches go."""
+    masters: bool
+    """Weights that learn in half precision are kept in single precision beside."""
+    parting: Parting | None
+    """How they share what a training holds; None: each has all of it."""
 
     def prepare(self, learner: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
         """Return what is called instead of these, all processes together."""
@@ -79,6 +85,8 @@ class Alone:
 
     rank = 0
     world = 1
+    masters = False
+    parting: Parting | None = None
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from ..errors import OutOfMemoryError
-from ..runtime.demand import Job
+from ..runtime.demand import Demand, Job, demand
 from ..runtime.devices import limits_of
 from ..runtime.memory import memory_of, readable
+from ..runtime.parting import Parting
 from ..runtime.placement import CPU, Device
 from ..runtime.planning import Forecast, forecast, of_folder
 from .config import TrainConfig
@@ -38,11 +39,13 @@ def job_of(
     tokens: int,
     dtype: torch.dtype,
     quantize: str | None,
+    parting: Parting | None = None,
 ) -> Job:
     """Return what a training is to a forecast.
 
     :param tokens: of the longest pass.
     :param dtype: that the frozen weights have.
+    :param parting: how processes share what it holds.
     """
     length = max(1, min(tokens, config.max_length))
     optimizer = "adamw_8bit" if config.optimizer == "adamw_8bit" else "adamw"
@@ -54,8 +57,20 @@ def job_of(
         train=tuning.kind,  # type: ignore[arg-type]  # checked by Job
         checkpointing=config.gradient_checkpointing,
         optimizer=optimizer,
+        parting=_parting(parting, quantize),
     )
     return replace(job, **tuning.forecast)
+
+
+def _parting(parting: Parting | None, quantize: str | None) -> Parting | None:
+    """Return how it is shared; rounded weights stay whole, they are no parameters."""
+    if parting is None or quantize is None:
+        return parting
+    parted, elsewhere = (
+        tuple(each for each in names if each != "weights")
+        for names in (parting.parted, parting.elsewhere)
+    )
+    return replace(parting, parted=parted, elsewhere=elsewhere)
 
 
 def foresee(
@@ -66,8 +81,30 @@ def foresee(
     :param beside: processes that share the memory of this machine.
     """
     parts, _ = of_folder(folder, config.family)
+    if job.parting is not None:
+        _refuse_crowded(demand(parts, replace(job, parting=None)), job, devices[0], beside)
     limits = limits_of(config.max_memory, list(devices))
     return forecast(parts, job, [_sized(each, limits, beside) for each in devices])
+
+
+def _refuse_crowded(whole: Demand, job: Job, device: torch.device, processes: int) -> None:
+    """Refuse what the processor's memory cannot keep for all processes of this machine.
+
+    That is what is offloaded and, where weights are parted, whole models while they are loaded.
+    """
+    if job.parting is None:
+        return
+    all_of_it = whole.on(whole.layers, first=True, last=True)
+    loaded = all_of_it.weights if "weights" in job.parting.parted and not job.quantize else 0
+    kept = 0 if device.type == "cpu" else job.parting.kept(all_of_it)
+    needed, free = processes * max(loaded, kept), memory_of(torch.device("cpu"))
+    if needed > free:
+        what = "load the model" if loaded >= kept else "keep what is offloaded"
+        raise OutOfMemoryError(
+            f"{processes} processes would take {readable(needed)} of the processor's memory to "
+            f"{what}, and {readable(free)} are free; start fewer on this machine (--nproc), take "
+            "--dtype bfloat16, or the recipe qlora; --no-memory-check tries all the same"
+        )
 
 
 def _sized(device: torch.device, limits: Mapping[str, int], beside: int) -> Device:

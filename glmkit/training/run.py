@@ -13,6 +13,7 @@ import torch
 
 from ..errors import UsageError
 from ..recipes import StepLog
+from ..runtime.demand import Job
 from ..runtime.devices import devices_of
 from ..runtime.loading import DTYPES, load_local
 from ..runtime.memory import ran_out, readable
@@ -33,7 +34,7 @@ from .optimizers import check_optimizer, optimizer_of, schedule_of
 from .parallel import agreed, crew_of, home_of, refuse_carried
 from .precision import training_dtype
 from .preflight import foresee, job_of, ran_out_in, refuse_too_large
-from .processes import Replicas
+from .processes import Launched, Replicas
 from .recording import Record, check_trackers, trackers_of
 from .tuning import Tuning
 
@@ -107,13 +108,15 @@ class _Run:
             self.crew.wait()
             with self.crew.first():
                 intake = yield from taken_in(self.config, self.crew.world)
-            yield StepLog(0, 0, note=overruled(self.config))
+            if said := overruled(self.config):
+                yield StepLog(0, 0, note=said)
             yield StepLog(0, 0, note=intake.described)
             run = self._described(intake)
+            job = self._job(intake)
             if self.config.memory_check:
-                yield StepLog(0, 0, note=self._foresee(intake))
+                yield StepLog(0, 0, note=self._foresee(job))
             yield StepLog(0, 0, note=f"loading {self.base.name}")
-            work = self._work(intake, self._loaded())
+            work = self._work(intake, self._loaded(job))
             yield StepLog(0, work.total, note=_trained_share(work))
             if self.config.eval_generate and not self.answers:
                 yield StepLog(0, work.total, note=_NO_ANSWERS)
@@ -138,16 +141,21 @@ class _Run:
             refuse_other(read(self.folder), run)
         return run
 
-    def _foresee(self, intake: Intake) -> str:
-        """Refuse what does not fit; else say what it takes."""
-        job = job_of(
+    def _job(self, intake: Intake) -> Job:
+        """Return what the run is to a forecast."""
+        return job_of(
             self.config,
             self.tuning,
             tokens=intake.longest,
             dtype=self.dtype,
             quantize=_quantize(self.config),
+            parting=self.crew.parting,
         )
-        found = foresee(self.base, job, self.devices, self.config, beside=self.config.nproc)
+
+    def _foresee(self, job: Job) -> str:
+        """Refuse what does not fit; else say what it takes."""
+        beside = Launched.here().local_world
+        found = foresee(self.base, job, self.devices, self.config, beside=beside)
         refuse_too_large(found)
         uses = found.placement.uses
         return "memory: " + ", ".join(
@@ -155,7 +163,7 @@ class _Run:
             for each in uses
         )
 
-    def _loaded(self) -> LocalModel:
+    def _loaded(self, job: Job) -> LocalModel:
         """Load the model and dress it."""
         local = load_local(
             self.base,
@@ -164,6 +172,7 @@ class _Run:
             dtype=str(self.dtype).removeprefix("torch."),
             quantize=_quantize(self.config),
             family=self.config.family,
+            job=job,
         )
         refuse_carried(local.model)
         torch.manual_seed(self.config.seed)  # new weights are drawn

@@ -7,17 +7,25 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from ..errors import UsageError
 from ..models.causal import Stack
+from ..runtime.parting import PARTED, Parting
 from .config import TrainConfig
 from .crew import set_parameters
 from .processes import Launched, Several, alike
@@ -70,6 +78,8 @@ class Shards(Several):
     def __init__(self, device: torch.device, sharding: Sharding) -> None:
         super().__init__(device)
         self.sharding = sharding
+        offloads = sharding.offload and device.type != "cpu"
+        self.parting: Parting | None = Parting(self.world, elsewhere=PARTED if offloads else ())
         self.home = "cpu"
         """Blocks go to the card when they have been parted, so that none holds the whole model."""
         self._once = True
@@ -97,12 +107,19 @@ class Shards(Several):
         mesh = init_device_mesh(self.device.type, (self.world,))
         offloads = self.sharding.offload and self.device.type != "cpu"
         policy = CPUOffloadPolicy() if offloads else OffloadPolicy()
+        # Parts are exact; what others lend for a pass, they lend rounded.
+        mixed = MixedPrecisionPolicy(
+            param_dtype=getattr(learner, "computing", None),
+            reduce_dtype=torch.float32 if getattr(learner, "computing", None) else None,
+            cast_forward_inputs=False,
+        )
+        shard = partial(fully_shard, mesh=mesh, offload_policy=policy, mp_policy=mixed)
         for stack in _stacks(learner):
             stack.gradient_checkpointing |= self.sharding.checkpointing
             for block in stack.layers:
                 reshard = self.sharding.reshard
-                fully_shard(block, mesh=mesh, reshard_after_forward=reshard, offload_policy=policy)
-        fully_shard(learner, mesh=mesh, offload_policy=policy)
+                shard(block, reshard_after_forward=reshard)
+        shard(learner)
 
     @contextmanager
     def turn(self, learner: nn.Module, *, last: bool) -> Iterator[None]:

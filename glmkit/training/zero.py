@@ -17,16 +17,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import MissingExtraError, UsageError
+from ..runtime.parting import Parting
 from .config import TrainConfig
 from .crew import set_parameters
 from .processes import Launched, Several, alike, bare
-from .zero_config import Filling, zero_plugin
+from .zero_config import Filling, parting_of, zero_plugin
 
 log = logging.getLogger(__name__)
 
 
 class Zero(Several):
     """Processes that part what they hold as DeepSpeed's ZeRO does."""
+
+    masters = True
 
     def __init__(self, device: torch.device, config: TrainConfig, launched: Launched) -> None:
         super().__init__(device)
@@ -40,6 +43,7 @@ class Zero(Several):
         self.config = config
         self.plugin = zero_plugin(config, launched)
         self.stage = int(self.plugin.zero_stage)
+        self.parting: Parting | None = parting_of(self.plugin, self.world)
         self._engine: Any = None
         if self.stage == 3:
             self.home = "cpu"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
+from ..runtime.parting import PARTED, Parting
 from .config import TrainConfig
 from .processes import Launched
 
@@ -35,7 +36,7 @@ def zero_plugin(config: TrainConfig, launched: Launched) -> DeepSpeedPlugin:
         if launched.deepspeed:
             plugin = DeepSpeedPlugin()
         else:
-            plugin = DeepSpeedPlugin(hf_ds_config=_own(config) or generated(config))
+            plugin = DeepSpeedPlugin(hf_ds_config=asked(config))
     except ValueError as error:
         raise ConfigError(f"DeepSpeed's configuration: {error}") from error
     if not plugin.zero_stage:
@@ -44,6 +45,14 @@ def zero_plugin(config: TrainConfig, launched: Launched) -> DeepSpeedPlugin:
             "set zero_optimization.stage to 1, 2 or 3"
         )
     return plugin
+
+
+def asked(config: TrainConfig) -> dict[str, Any]:
+    """Return the user's own configuration, else the generated one; "auto" is not filled in yet.
+
+    :raises ConfigError: if the user's file is none.
+    """
+    return _own(config) or generated(config)
 
 
 def _own(config: TrainConfig) -> dict[str, Any] | None:
@@ -91,6 +100,21 @@ def generated(config: TrainConfig) -> dict[str, Any]:
         "fp16": {"enabled": "auto"},
         "zero_optimization": zero,
     }
+
+
+def parting_of(plugin: DeepSpeedPlugin, world: int) -> Parting:
+    """Return what a stage parts, and what of it is offloaded."""
+    stage = int(plugin.zero_stage)
+    zero: dict[str, Any] = plugin.deepspeed_config.get("zero_optimization", {})
+    parted = PARTED[-stage:]
+    offloads = {"offload_optimizer": "optimizer", "offload_param": "weights"}
+    moved = [part for name, part in offloads.items() if _device(zero.get(name)) != "none"]
+    elsewhere = tuple(each for each in moved if each in parted)
+    return Parting(world, parted, elsewhere, copies=True)
+
+
+def _device(section: Any) -> str:  # noqa: ANN401
+    return str(section.get("device", "none")) if isinstance(section, dict) else "none"
 
 
 @dataclass(frozen=True)

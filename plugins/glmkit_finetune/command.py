@@ -28,6 +28,11 @@ _PARAMS = (
         help="Settings in TOML, YAML or JSON; flags and --set go before them.",
     ),
     click.Option(["--json", "as_json"], is_flag=True, help="Print the log as JSON lines."),
+    click.Option(
+        ["--show-config", "show_config"],
+        is_flag=True,
+        help="Print the files for accelerate and DeepSpeed that this comes to, and train nothing.",
+    ),
 )
 
 
@@ -68,6 +73,9 @@ def _command(app: Glmkit, name: str) -> click.Command:
             pairs=parsed["pairs"],
             file=parsed["config_file"],
         )
+        if parsed["show_config"]:
+            _show_config(config)
+            return
         _train(app, recipe, config, as_json=parsed["as_json"])
 
     return RecipeCommand(
@@ -108,6 +116,12 @@ def finetune() -> None:
 
     First steps: glmkit finetune lora --model M --data D --output DIR
     """
+
+
+def _show_config(config: Any) -> None:  # noqa: ANN401
+    from glmkit.training.generated import shown
+
+    click.echo(shown(config))
 
 
 def _train(app: Glmkit, recipe: Recipe[Any], config: Any, *, as_json: bool) -> None:  # noqa: ANN401
