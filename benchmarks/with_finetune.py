@@ -17,15 +17,18 @@ class Contender:
 
     :param batch_size: samples of a pass.
     :param accumulation: passes of a step.
+    :param plain: expand weights that lie rounded while loading.
     """
 
-    def __init__(self, folder: str, rank: int, batch_size: int, accumulation: int) -> None:
+    def __init__(
+        self, folder: str, rank: int, batch_size: int, accumulation: int, plain: bool = False
+    ) -> None:
         import torch
 
         from glmkit.runtime.loading import load_local
         from glmkit.training.config import TrainConfig
         from glmkit.training.fusing import fuse
-        from glmkit.training.precision import training_dtype
+        from glmkit.training.precision import quantisation, training_dtype
         from glmkit.training.tunings.lora import LoraTuning
 
         self.folder = Path(folder)
@@ -33,9 +36,14 @@ class Contender:
         self.config = TrainConfig(
             model=folder, batch_size=batch_size, gradient_accumulation=accumulation
         )
-        dtype = training_dtype(self.config, self.tuning, torch.device("cpu"))
+        device = torch.device("cpu")
+        dtype = training_dtype(self.config, self.tuning, device)
         self.dtype = str(dtype).removeprefix("torch.")
-        self.model = load_local(self.folder, dtype=self.dtype).model
+        self.quantize = None
+        if not plain:
+            self.quantize = quantisation(self.config, self.tuning, device, dtype)
+        local = load_local(self.folder, dtype=self.dtype, quantize=self.quantize)
+        self.model = local.model
         torch.manual_seed(0)
         self.tuning.dress(self.model)
         fuse(self.model)
@@ -112,6 +120,7 @@ class Contender:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "dtype": self.dtype,
+            "weights": self.quantize or self.dtype,
             "batch_size": self.config.batch_size,
             "gradient_accumulation": self.config.gradient_accumulation,
         }

@@ -100,24 +100,25 @@ static PyObject *expand(PyObject *self, PyObject *args) {
 #endif
 }
 
-/* multiply(x, y, packed, bits, m, n, k, threads, norm, eps, then, width): addresses of contiguous
+/* multiply(x, y, packed, bits, m, n, k, threads, norm, eps, then, width, team): addresses of contiguous
  * float32 x (m, k) and y (m, n) and of the packed matrix (n, k) of 4 or 8 bits; norm is the address of
  * the norm's weight (k) or 0; then is 0 to write, 1 to add to y, 2 to gate, when y is (m, n / 2);
- * x is rounded to 8 (not beside 8 bits), 16 or 32 bits. */
+ * x is rounded to 8 (not beside 8 bits), 16 or 32 bits; team is the address of the GOMP_parallel whose
+ * threads do it, or 0 for our own. */
 static PyObject *multiply(PyObject *self, PyObject *args) {
 #ifdef HAVE_KERNELS
-    unsigned long long x, y, packed, norm;
+    unsigned long long x, y, packed, norm, team;
     long m, n, k;
     float eps;
     int bits, threads, then, width, done;
-    if (!PyArg_ParseTuple(args, "KKKillliKfii", &x, &y, &packed, &bits, &m, &n, &k, &threads, &norm,
-                          &eps, &then, &width) ||
+    if (!PyArg_ParseTuple(args, "KKKillliKfiiK", &x, &y, &packed, &bits, &m, &n, &k, &threads, &norm,
+                          &eps, &then, &width, &team) ||
         !product_fits(m, n, k, bits, width, then))
         return NULL;
     Product p = {.packed = (const uint8_t *)(uintptr_t)packed, .x = (const float *)(uintptr_t)x,
                  .norm = (const float *)(uintptr_t)norm, .eps = eps, .y = (float *)(uintptr_t)y,
                  .m = m, .groups = k / GROUP, .bits = bits, .width = width, .then = then,
-                 .blocks = (then == GATE ? n / 2 : n) / BLOCK};
+                 .blocks = (then == GATE ? n / 2 : n) / BLOCK, .team = (Team)(uintptr_t)team};
     Py_BEGIN_ALLOW_THREADS
     done = multiply_all(&p, bounded(threads));
     Py_END_ALLOW_THREADS
@@ -145,6 +146,6 @@ static struct PyModuleDef module = {
 /* FORM counts the changes of the functions' arguments and of how a matrix is packed. */
 PyMODINIT_FUNC PyInit__kernels(void) {
     PyObject *made = PyModule_Create(&module);
-    if (made && PyModule_AddIntConstant(made, "FORM", 4)) Py_CLEAR(made);
+    if (made && PyModule_AddIntConstant(made, "FORM", 5)) Py_CLEAR(made);
     return made;
 }

@@ -5,6 +5,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #include <stdint.h>
+#include "_threads.h"
 #define HAVE_KERNELS 1
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 
@@ -25,6 +26,7 @@ typedef struct {
     uint8_t *rounded;         /* a group of all vectors of a tile, then the next group: see _round.c */
     float *factors;           /* beside each such group: its step, and its sum */
     long tile, pairs, run, runs, pieces; /* how the work is cut: see _product.c */
+    Team team;                /* whose threads do it; NULL: ours */
 } Product;
 
 /* Bytes of a rounded group of a vector. */

@@ -16,6 +16,7 @@ def multiply(
     eps: float,
     then: int,
     width: int,
+    team: int,
     /,
 ) -> None: ...
 def attend(

@@ -222,8 +222,8 @@ int multiply_all(Product *p, int threads) {
     p->factors = malloc((size_t)places * 2 * sizeof(float));
     const int done = p->rounded && p->factors;
     if (done) {
-        share_out(round_piece, p, (p->m + ROUNDED - 1) / ROUNDED, threads);
-        share_out(do_piece, p, p->pieces, threads);
+        share_out_to(p->team, round_piece, p, (p->m + ROUNDED - 1) / ROUNDED, threads);
+        share_out_to(p->team, do_piece, p, p->pieces, threads);
     }
     free(p->rounded);
     free(p->factors);

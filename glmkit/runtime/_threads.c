@@ -115,3 +115,25 @@ void share_out(Piece piece, void *work, long pieces, int threads) {
 #endif
     while (pieces > 0) piece(work, --pieces);
 }
+
+typedef struct {
+    Piece piece;
+    void *work;
+    long left;
+} Errand;
+
+static void do_errand(void *given) {
+    Errand *errand = given;
+    for (;;) {
+        const long piece = __atomic_sub_fetch(&errand->left, 1, __ATOMIC_RELAXED);
+        if (piece < 0) return;
+        errand->piece(errand->work, piece);
+    }
+}
+
+void share_out_to(Team team, Piece piece, void *work, long pieces, int threads) {
+    Errand errand = {piece, work, pieces};
+    threads = bounded(threads);
+    if (team && threads > 1 && pieces > 1) team(do_errand, &errand, (unsigned)threads, 0);
+    else share_out(piece, work, pieces, threads);
+}

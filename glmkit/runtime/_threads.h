@@ -15,4 +15,10 @@ static inline int bounded(int threads) {
 /* Do pieces 0 to pieces - 1, the last ones first, on up to so many threads; return when all are done. */
 void share_out(Piece piece, void *work, long pieces, int threads);
 
+/* OpenMP's GOMP_parallel: run a function on so many threads at once. */
+typedef void (*Team)(void (*member)(void *), void *work, unsigned threads, unsigned flags);
+
+/* The same by a team's threads; without one, by ours. */
+void share_out_to(Team team, Piece piece, void *work, long pieces, int threads);
+
 #endif

@@ -26,7 +26,9 @@ Shapes: N output rows, K input columns, M tokens.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import os
 from typing import Literal, cast
 
 import torch
@@ -102,6 +104,8 @@ class OwnKernel:
         )
         self.threads = torch.get_num_threads()
         self.width = width if four else max(width, 16)
+        self.team = 0
+        """Whose threads do it; see :func:`torch_team`."""
 
     @property
     def form(self) -> tuple[int, int, int]:
@@ -125,16 +129,20 @@ class OwnKernel:
         eps: float = 0.0,
         gated: bool = False,
         onto: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Return the product, float32 (M, N), of contiguous float32 ``x`` (M, K).
 
         :param norm: weight (K) of an RMS norm that ``x`` goes through first.
         :param gated: the first half of the product gates the second: (M, N / 2).
         :param onto: (M, N) that the product is added to, in place.
+        :param out: (M, N) that the product is written to; not with ``gated`` or ``onto``.
         :raises ValueError: if something has another shape or dtype, lies elsewhere, or has gaps.
         """
-        self._check(x, norm, onto)
-        if onto is None:
+        self._check(x, norm, onto if out is None else out)
+        if out is not None:
+            onto, then = out, _WRITE
+        elif onto is None:
             onto = x.new_empty((x.shape[0], self.rows // 2 if gated else self.rows))
             then = _GATE if gated else _WRITE
         else:
@@ -153,6 +161,7 @@ class OwnKernel:
             eps,
             then,
             self.width,
+            self.team,
         )
         return onto
 
@@ -198,7 +207,18 @@ def has_own_kernel() -> bool:
     return getattr(_kernels, "FORM", 0) == _FORM and _kernels.supported()
 
 
-_FORM = 4
+_FORM = 5
+
+
+@functools.cache
+def torch_team() -> int:
+    """Return the address of what runs work on torch's own threads; 0 where torch has no OpenMP.
+
+    Where calls of ours and of torch's follow each other, each one's threads spin for a while in
+    expectation of more, and take the processor from the other's: then torch's do both.
+    """
+    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if os.name == "posix" else None
+    return 0 if found is None else ctypes.cast(found, ctypes.c_void_p).value or 0
 
 
 def width_for(stem: str, layers: int) -> Width:

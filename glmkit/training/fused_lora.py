@@ -7,10 +7,8 @@ from typing import Any, cast
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor
 
-from ..runtime.linears import Int4Linear, Int8Linear
 from .linears import Shape, is_away, step
-
-QUANTISED = (Int4Linear, Int8Linear)
+from .rounded import QUANTISED, rounded_of
 
 
 class FusedLora(PeftLinear):
@@ -28,7 +26,7 @@ class FusedLora(PeftLinear):
         weight = None if quantised else base.weight
         if weight is not None and (is_away(weight) or x.dtype != weight.dtype):
             return None
-        shape = Shape(eps, self.scaling[name], gated, base.expanded if quantised else None)
+        shape = Shape(eps, self.scaling[name], gated, rounded_of(base) if quantised else None)
         down, up = cast(Any, self.lora_A[name]), cast(Any, self.lora_B[name])
         lora = down.weight, up.weight
         return step(x, weight, norm=norm, bias=base.bias, lora=lora, onto=onto, shape=shape)

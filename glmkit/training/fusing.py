@@ -6,7 +6,9 @@ import sys
 
 from torch import nn
 
-from .linears import FusedLinear
+from ..runtime.linears import Int4Linear, Int8Linear
+from .linears import FusedInt4, FusedInt8, FusedLinear
+from .rounded import round_steps
 
 
 def fuse(model: nn.Module) -> None:
@@ -15,7 +17,11 @@ def fuse(model: nn.Module) -> None:
     Call it after adapters were put on. Parameters and their names stay as they are, so that saving
     does not notice.
     """
-    kinds: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FusedLinear}
+    kinds: dict[type[nn.Module], type[nn.Module]] = {
+        nn.Linear: FusedLinear,
+        Int4Linear: FusedInt4,
+        Int8Linear: FusedInt8,
+    }
     if "peft" in sys.modules:  # only then there are layers of it; importing it takes seconds
         from peft.tuners.lora import Linear
 
@@ -25,3 +31,4 @@ def fuse(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) in kinds:
             module.__class__ = kinds[type(module)]
+    round_steps(model)

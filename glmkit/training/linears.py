@@ -9,7 +9,6 @@ Letters: N tokens, K input columns, M output columns, r rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -18,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from ..runtime.linears import Int4Linear, Int8Linear
+from .rounded import Rounded, rounded_of
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Shape:
     """Of the LoRA."""
     gated: bool = False
     """The first half of the outputs goes through SiLU and multiplies the second half."""
-    expand: Callable[[torch.dtype], Tensor] | None = None
-    """Gives the matrix (M, K), where it is kept in integers."""
+    rounded: Rounded | None = None
+    """The matrix (M, K), where it is kept in integers."""
 
 
 def step(
@@ -79,12 +81,22 @@ class _Forward:
     ) -> None:
         self.factor = None if norm is None else _factor(x, shape.eps)
         """(N, 1), what the norm multiplies each vector by."""
-        normed = x if norm is None else _normed(x, norm, self.factor)
-        out = _multiplied(normed, _matrix(weight, shape, x.dtype), bias, onto, shape)
         self.low: Tensor | None = None
         """(N, r), what the LoRA narrows the tokens down to."""
-        if down is not None and up is not None:
-            self.low = torch.mm(normed, down.to(x.dtype).t())
+        out = None
+        if shape.rounded is not None:
+            added = None if shape.gated else onto
+            out = shape.rounded.there(x, norm, shape.eps, added)
+        if out is not None:
+            out = out if bias is None else out.add_(bias)
+            if down is not None:
+                self.low = _narrowed(x, norm, self.factor, down)
+        else:
+            normed = x if norm is None else _normed(x, norm, self.factor)
+            out = _multiplied(normed, _matrix(weight, shape, x.dtype), bias, onto, shape)
+            if down is not None:
+                self.low = torch.mm(normed, down.to(x.dtype).t())
+        if up is not None and self.low is not None:
             out.addmm_(self.low, up.to(x.dtype).t(), alpha=shape.scale)
         self.wide = out if shape.gated else None
         """(N, M), what goes into the gate."""
@@ -112,7 +124,14 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _matrix(weight: Tensor | None, shape: Shape, dtype: torch.dtype) -> Tensor:
-    return cast(Callable[[torch.dtype], Tensor], shape.expand)(dtype) if weight is None else weight
+    return cast(Rounded, shape.rounded).matrix(dtype) if weight is None else weight
+
+
+def _narrowed(x: Tensor, norm: Tensor | None, factor: Any, down: Tensor) -> Tensor:  # noqa: ANN401
+    """Return what a LoRA narrows ``norm(x)`` down to, (N, r); the normed tokens never arise."""
+    if norm is None:
+        return torch.mm(x, down.t())
+    return torch.mm(x, (down * norm).t()).mul_(factor)
 
 
 def _factor(x: Tensor, eps: float) -> Tensor:
@@ -209,7 +228,10 @@ class _Backward:
 
     def to_x(self, wants_norm: bool) -> tuple[Tensor, Tensor | None]:
         """Return the gradients of what came in, (N, K), and of the norm's weight if wanted."""
-        found = torch.mm(self.grad, _matrix(self.weight, self.shape, self.x.dtype))
+        if self.weight is None:
+            found = cast(Rounded, self.shape.rounded).back(self.grad)
+        else:
+            found = torch.mm(self.grad, self.weight)
         if self.down is not None:
             found.addmm_(self.back, self.down.to(found.dtype))
         if self.norm is None:
@@ -261,3 +283,31 @@ class FusedLinear(nn.Linear):
 def is_away(weight: Tensor) -> bool:
     """Tell whether a matrix is only there while its own module is called (DeepSpeed ZeRO-3)."""
     return hasattr(weight, "ds_id")
+
+
+class _FusedRounded(nn.Module):
+    """A linear layer over a rounded matrix whose step goes back as one."""
+
+    def project(
+        self, x: Tensor, norm: Tensor | None, eps: float, gated: bool, onto: Tensor | None
+    ) -> Tensor | None:
+        """Do all of :func:`glmkit.models.causal.project`; None where that can't be."""
+        if not torch.is_grad_enabled():
+            return super().project(x, norm, eps, gated, onto)  # type: ignore[misc, no-any-return]
+        linear = cast(Any, self)
+        shape = Shape(eps=eps, gated=gated, rounded=rounded_of(linear))
+        return step(x, None, norm=norm, bias=linear.bias, onto=onto, shape=shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., M) for ``x`` (..., K)."""
+        if not torch.is_grad_enabled():
+            return super().forward(x)  # type: ignore[no-any-return]
+        return cast(Tensor, self.project(x, None, 0.0, False, None))
+
+
+class FusedInt4(_FusedRounded, Int4Linear):
+    """Of an int4 matrix."""
+
+
+class FusedInt8(_FusedRounded, Int8Linear):
+    """Of an int8 matrix."""

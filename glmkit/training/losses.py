@@ -9,7 +9,8 @@ Letters: N tokens that count, V vocabulary, H hidden size.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..models.causal import CausalModel
+from .rounded import QUANTISED, Rounded, Rounding, rounded_of
 
 ROOM = 7 << 20
 """Scores that are held at a time on a processor: 28 MB of them. From 32 MB on, the system's memory
@@ -43,9 +45,18 @@ def next_token_loss(
     if _is_plain(head):
         table = cast(Tensor, head.weight)
         table = table if torch.is_grad_enabled() else table.detach()
-        given = (model.norm(hidden), table, wanted, weights, rows)
-        return cast(Tensor, _HeadLoss.apply(*given))  # type: ignore[no-untyped-call]
+        return _by_parts(*_as_computed(model.norm(hidden), table), wanted, weights, rows)
+    if _multiplies(head, hidden):
+        return _by_parts(model.norm(hidden), None, wanted, weights, rows, rounded_of(head))
     return _by_checkpoints(model, hidden, wanted, weights, rows)
+
+
+def _as_computed(*factors: Tensor) -> Iterator[Tensor]:
+    """Yield the factors of a product as autocast would give them to torch's own."""
+    for each in factors:
+        kind = each.device.type
+        wanted = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else each.dtype
+        yield each.to(wanted)
 
 
 def _rows(hidden: Tensor, vocabulary: int, room: int | None) -> int:
@@ -60,6 +71,17 @@ def _is_plain(head: nn.Module) -> bool:
         return False
     spread = hasattr(head.weight, "ds_id") or hasattr(head.weight, "full_tensor")
     return not spread and type(head.weight) in (nn.Parameter, Tensor)
+
+
+def _multiplies(head: nn.Module, hidden: Tensor) -> TypeGuard[Rounding]:
+    """Tell whether a head lies rounded, and our kernel multiplies such numbers by it."""
+    if not isinstance(head, QUANTISED) or head.bias is not None or head.own is None:
+        return False
+    return hidden.dtype == torch.float32 and hidden.device.type == "cpu"
+
+
+def _by_parts(*given: Any) -> Tensor:  # noqa: ANN401
+    return cast(Tensor, _HeadLoss.apply(*given))  # type: ignore[no-untyped-call]
 
 
 def _by_checkpoints(
@@ -84,26 +106,30 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401
         hidden: Tensor,
-        table: Tensor,
+        table: Tensor | None,
         wanted: Tensor,
         weights: Tensor,
         rows: int,
+        rounded: Rounded | None = None,
     ) -> Tensor:
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        to_table = torch.zeros_like(table, dtype=exact) if ctx.needs_input_grad[1] else None
+        to_table = None
+        if table is not None and ctx.needs_input_grad[1]:
+            to_table = torch.zeros_like(table, dtype=exact)
+        head = cast(Rounded, rounded) if table is None else _Plain(table)
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        room = torch.empty((min(rows, len(hidden)), len(table)), dtype=exact, device=hidden.device)
+        room = torch.empty((min(rows, len(hidden)), head.count), dtype=exact, device=hidden.device)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            scores = _scores(hidden[part], table, room)
+            scores = head.write(hidden[part], room[: len(hidden[part])])
             total += _lost_(scores, wanted[part], weights[part].to(exact))
             small = scores.to(hidden.dtype)
             if to_hidden is not None:
-                torch.mm(small, table, out=to_hidden[part])
+                to_hidden[part] = head.back(small)
             if to_table is not None:
                 to_table += torch.mm(small.t(), hidden[part])
-        ctx.save_for_backward(to_hidden, None if to_table is None else to_table.to(table.dtype))
+        ctx.save_for_backward(to_hidden, None if to_table is None else to_table.to(hidden.dtype))
         return total
 
     @staticmethod
@@ -112,15 +138,24 @@ class _HeadLoss(torch.autograd.Function):
         to_hidden, to_table = (
             None if each is None else each * grad.to(each.dtype) for each in ctx.saved_tensors
         )
-        return to_hidden, to_table, None, None, None
+        return to_hidden, to_table, None, None, None, None
 
 
-def _scores(hidden: Tensor, table: Tensor, room: Tensor) -> Tensor:
-    """Return the scores (n, V) of a part, in ``room``: the same memory for all parts."""
-    out = room[: len(hidden)]
-    if hidden.dtype == out.dtype:
-        return torch.mm(hidden, table.t(), out=out)
-    return out.copy_(torch.mm(hidden, table.t()))
+class _Plain:
+    """A head that is a matrix of ordinary numbers, (V, H); :class:`Rounded` is the other kind."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table, self.count = table, len(table)
+
+    def write(self, hidden: Tensor, out: Tensor) -> Tensor:
+        """Write the scores (n, V) of a part to ``out``, the same memory for all parts."""
+        if hidden.dtype == out.dtype:
+            return torch.mm(hidden, self.table.t(), out=out)
+        return out.copy_(torch.mm(hidden, self.table.t()))
+
+    def back(self, grad: Tensor) -> Tensor:
+        """Return the gradient (n, H) of what the scores were made of."""
+        return torch.mm(grad, self.table)
 
 
 def _lost_(scores: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ from functools import cache
 
 import torch
 
+from ..runtime.kernels import has_own_kernel
 from ..runtime.loading import DTYPES
 from .config import TrainConfig
 from .tuning import Tuning
+from .tunings.lora import LoraTuning
 
 _SIZE = 512
 _FASTER = 1.3
@@ -32,6 +34,24 @@ def training_dtype(config: TrainConfig, tuning: Tuning, device: torch.device) ->
     if device.type == "cpu":
         return torch.bfloat16 if _half_is_faster() else torch.float32
     return torch.float32
+
+
+def quantisation(
+    config: TrainConfig, tuning: Tuning, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """Return the bits of the frozen weights, ``int4`` or ``int8``; None: they are plain.
+
+    They are what the recipe says. A LoRA leaves weights that lie rounded as they are where our
+    kernel multiplies by them: that is faster than by expanded ones, and takes less memory.
+
+    :param device: that computes.
+    :param dtype: that it computes in.
+    """
+    said: str | None = getattr(config, "quantize", None)
+    single = device.type == "cpu" and dtype == torch.float32
+    if said is not None or config.dtype != "auto" or not single or config.sharded:
+        return said
+    return tuning.lies if isinstance(tuning, LoraTuning) and has_own_kernel() else None
 
 
 @cache

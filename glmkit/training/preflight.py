@@ -13,11 +13,14 @@ import torch
 from ..errors import OutOfMemoryError
 from ..runtime.demand import Demand, Job, demand
 from ..runtime.devices import limits_of
+from ..runtime.kernels import has_own_kernel
 from ..runtime.memory import memory_of, readable
 from ..runtime.parting import Parting
 from ..runtime.placement import CPU, Device
 from ..runtime.planning import Forecast, forecast, of_folder
 from .config import TrainConfig
+from .losses import ROOM, ROOM_ELSEWHERE
+from .rounded import turns_up_to
 from .tuning import Tuning
 
 _FLAGS = (
@@ -39,12 +42,14 @@ def job_of(
     tokens: int,
     dtype: torch.dtype,
     quantize: str | None,
+    device: torch.device,
     parting: Parting | None = None,
 ) -> Job:
     """Return what a training is to a forecast.
 
     :param tokens: of the longest pass.
     :param dtype: that the frozen weights have.
+    :param device: that computes the loss.
     :param parting: how processes share what it holds.
     """
     length = max(1, min(tokens, config.max_length))
@@ -57,6 +62,7 @@ def job_of(
         train=tuning.kind,  # type: ignore[arg-type]  # checked by Job
         checkpointing=config.gradient_checkpointing,
         optimizer=optimizer,
+        room=ROOM if device.type == "cpu" else ROOM_ELSEWHERE,
         parting=_parting(parting, quantize),
     )
     return replace(job, **tuning.forecast)
@@ -81,6 +87,9 @@ def foresee(
     :param beside: processes that share the memory of this machine.
     """
     parts, _ = of_folder(folder, config.family)
+    if job.quantize is not None and devices[0].type == "cpu" and has_own_kernel():
+        linears = parts.config.layers * parts.layer.matrices + parts.scores
+        job = replace(job, turned=turns_up_to(linears))
     if job.parting is not None:
         _refuse_crowded(demand(parts, replace(job, parting=None)), job, devices[0], beside)
     limits = limits_of(config.max_memory, list(devices))

@@ -32,7 +32,7 @@ from .loop import Work, learn, log, restore, total_steps
 from .noise import add_noise
 from .optimizers import check_optimizer, optimizer_of, schedule_of
 from .parallel import agreed, crew_of, home_of, refuse_carried
-from .precision import training_dtype
+from .precision import quantisation, training_dtype
 from .preflight import foresee, job_of, ran_out_in, refuse_too_large
 from .processes import Launched, Replicas
 from .recording import Record, check_trackers, trackers_of
@@ -51,7 +51,7 @@ def train(config: TrainConfig, tuning: Tuning, *, recipe: str | None = None) -> 
     :raises OutOfMemoryError: if it does not fit; names what helps.
     :raises CheckpointError: if the model, or what it should go on from, is damaged.
     """
-    settings = {"kind": tuning.kind, "quantize": _quantize(config)}
+    settings = {"kind": tuning.kind, "quantize": getattr(config, "quantize", None)}
     with crew_of(config) as crew:
         try:
             name = recipe or type(config).__name__.removesuffix("Config").lower()
@@ -60,12 +60,6 @@ def train(config: TrainConfig, tuning: Tuning, *, recipe: str | None = None) -> 
             if not ran_out(error):
                 raise
             raise ran_out_in(config, settings) from error
-
-
-def _quantize(config: TrainConfig) -> str | None:
-    """Return what a recipe with quantised weights says of them."""
-    found: str | None = getattr(config, "quantize", None)
-    return found
 
 
 @dataclass
@@ -86,6 +80,7 @@ class _Run:
         self.dtype = self._recorded_dtype() or agreed(
             training_dtype(self.config, self.tuning, self.devices[0]), self.crew
         )
+        self.quantize = quantisation(self.config, self.tuning, self.devices[0], self.dtype)
         self.answers = isinstance(self.crew, (Alone, Replicas))
         """Each process has the whole model, so that it can answer by itself."""
         self.checkpoints = Checkpoints(self.folder, self.tuning, self.config.save_total_limit)
@@ -148,7 +143,8 @@ class _Run:
             self.tuning,
             tokens=intake.longest,
             dtype=self.dtype,
-            quantize=_quantize(self.config),
+            quantize=self.quantize,
+            device=self.devices[0],
             parting=self.crew.parting,
         )
 
@@ -167,10 +163,10 @@ class _Run:
         """Load the model and dress it."""
         local = load_local(
             self.base,
-            device=home_of(self.config, self.crew, quantize=_quantize(self.config)),
+            device=home_of(self.config, self.crew, quantize=self.quantize),
             max_memory=self.config.max_memory,
             dtype=str(self.dtype).removeprefix("torch."),
-            quantize=_quantize(self.config),
+            quantize=self.quantize,
             family=self.config.family,
             job=job,
         )

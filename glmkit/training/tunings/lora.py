@@ -97,6 +97,11 @@ class LoraTuning:
             if isinstance(module, Linear):
                 _settle(module, model.where(stem))
 
+    @property
+    def lies(self) -> str | None:
+        """How the base's weights lie rounded, where this can be trained beside such."""
+        return None if self.dora else lying(self.base, self.family)
+
     def _refuse_rounded(self, model: CausalModel, stems: list[str]) -> None:
         """Refuse DoRA over quantised weights: it looks at the whole matrix in every step."""
         rounded = (Int4Linear, Int8Linear)
