@@ -6,6 +6,7 @@ the tokens that it counts. Their mean is the sum of sums by the sum of weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,6 +36,11 @@ class Difference:
     def sure(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.low > 0 or self.high < 0
+
+
+def perplexity(loss: float) -> float:
+    """Return e to the loss; infinite where that is no number any more."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def mean(measures: Sequence[Measure]) -> float | None:

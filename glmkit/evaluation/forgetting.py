@@ -13,12 +13,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from math import exp
 from typing import Any
 
 from ..dataset.samples import Sample
 from ..types import Message
-from .comparing import Difference, Measure, difference, mean
+from .comparing import Difference, Measure, difference, mean, perplexity
 from .scores import normalised
 
 
@@ -142,7 +141,7 @@ class Forgetting:
     def perplexity_ratio(self) -> float | None:
         """How many times as surprising general texts are as before; None where nobody asked."""
         before, after = mean(self.base_losses), mean(self.tuned_losses)
-        return None if before is None or after is None else exp(after - before)
+        return None if before is None or after is None else perplexity(after - before)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is printed as JSON."""

@@ -30,6 +30,8 @@ from typing import Any
 
 from ..errors import MissingExtraError, UnknownNameError
 
+LOSS = "loss"
+"""What tables call the mean loss of a token, in nats."""
 METRICS = {
     "bleu": ("bleu-4", "bleu-4-words"),
     "rouge": ("rouge-1", "rouge-2", "rouge-l"),

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from ..errors import GlmkitError
-from ..evaluation.comparing import Measure
+from ..evaluation.comparing import Measure, perplexity
 from ..evaluation.predicting import text_of
 from ..types import Ask, GenerationOptions, Progress, Reply
 from .crew import Crew
+from .learner import computing_in
 
 if TYPE_CHECKING:
     from ..dataset.samples import Sample
@@ -113,11 +114,6 @@ class Evaluation:
 ROWS = "rows"
 
 
-def perplexity(loss: float) -> float:
-    """Return e to the loss; infinite where that is no number any more."""
-    return math.exp(loss) if loss < 700 else math.inf
-
-
 def _result(events: Generator[Progress, None, list[Measure]]) -> list[Measure]:
     while True:
         try:
@@ -136,6 +132,7 @@ class Generating:
     :param local: what the model that trains was loaded as. What it remembers of prompts is of
         older weights: each time it is asked anew.
     :param samples: a few; each process answers its share of them.
+    :param computing: what products are taken in; see :class:`~.learner.Learner`.
     """
 
     def __init__(
@@ -145,8 +142,10 @@ class Generating:
         scorer: Scorer,
         *,
         max_new_tokens: int = 128,
+        computing: torch.dtype | None = None,
     ) -> None:
         self._local, self._samples, self._scorer = local, samples, scorer
+        self._computing = computing
         self._options = GenerationOptions(max_tokens=max_new_tokens, temperature=0)
         # Whether rows have the other one depends on their language.
         self._names = [each for each in scorer.scores if each != "bleu-4-words"]
@@ -156,7 +155,8 @@ class Generating:
         local = self._local.anew()
         own = self._samples[rank::world]
         sums = dict.fromkeys(self._names, 0.0) | {ROWS: float(len(own))}
-        with judged(local.model):
+        like = local.model.like
+        with judged(local.model), computing_in(self._computing, like.device):
             asks = (Ask(at, each.messages[:-1], self._options) for at, each in enumerate(own))
             for at, reply in local.answers(asks):
                 scores = self._scores(own[at], reply)

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 from ..answers import answered
 from ..errors import DataError, GlmkitError, UsageError
 from ..evaluation.comparing import Measure
+from ..evaluation.contents import state_of
 from ..evaluation.forgetting import Forgetting, Outcome, Question, questions, texts
 from ..evaluation.predicting import Predicting, predictions, read_predictions
+from ..evaluation.scores import LOSS, Scorer
 from ..runtime.engines.local import LocalModel
 from ..types import Ask, GenerationOptions, Message, Progress, Reply
 from .batches import Batch, Feed
@@ -29,10 +31,8 @@ from .plan import Shape
 
 if TYPE_CHECKING:
     from ..dataset import Data, Sample
-    from ..evaluation.scores import Scorer
     from ..types import ChatModel
 
-LOSS = "loss"
 LONGEST_GENERAL = 96
 """New tokens of an answer to a general question."""
 
@@ -46,6 +46,15 @@ class Subject:
     model: ChatModel
     adapter: str | Mapping[str, float] | None = None
     """What it wears; None: whatever it was loaded with."""
+    worn: Path | None = None
+    """Where the files of what it wears lie."""
+
+    @property
+    def state(self) -> dict[str, str]:
+        """What its files hold, as far as there are files."""
+        folder = getattr(self.model, "folder", None)
+        places = {"state of the model": folder, "state of the adapter": self.worn}
+        return {what: state_of(Path(each)) for what, each in places.items() if each is not None}
 
     @property
     def local(self) -> LocalModel | None:
@@ -174,7 +183,7 @@ def _predict(
         task.total,
         subject.options(task.max_new_tokens),
         task.concurrency,
-        task.loading,
+        {**task.loading, **subject.state},
     )
     found.failed = yield from predictions(subject.model, task.samples(), job)
     for done, row in enumerate(read_predictions(path)):

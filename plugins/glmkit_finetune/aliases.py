@@ -12,6 +12,8 @@ from typing import Any
 
 from glmkit import UsageError
 
+from .settings import FALSE, TRUE, is_true
+
 log = logging.getLogger(__name__)
 
 Given = Mapping[str, Any]
@@ -39,16 +41,15 @@ def _switch(setting: str, names: str) -> list[Alias]:
     return [Alias(each, (setting,), switch=True) for each in names.split()]
 
 
-def is_true(value: object) -> bool:
-    """Tell whether a switch is on."""
-    return str(value).strip().lower() in ("1", "true", "yes", "on")
-
-
 def _bits(value: object) -> str:
     known = {"4": "int4", "8": "int8"}
     if str(value) not in known:
         raise UsageError(f"quantization-bit must be 4 or 8, got {value!r}")
     return known[str(value)]
+
+
+def _dtype(name: str) -> str:
+    return _DTYPES.get(name, {"fp32": "float32"}.get(name, name))
 
 
 _OPTIMIZERS = {
@@ -58,16 +59,17 @@ _OPTIMIZERS = {
 
 ALIASES: tuple[Alias, ...] = (
     *_aliases("model", "model_name_or_path"),
-    *_aliases("data", "dataset train_file"),
+    *_aliases("data", "dataset train_file dataset_path"),
     *_aliases("eval_data", "eval_dataset validation_file"),
     *_aliases("output", "output_dir"),
     *_aliases("device", "devices"),
     *_aliases("workers", "preprocessing_num_workers dataset_num_proc"),
     *_aliases("init_adapter", "ptuning_checkpoint adapters adapter_name_or_path"),
-    *_aliases("max_length", "cutoff_len max_seq_length"),
+    *_aliases("max_length", "cutoff_len max_seq_length model_max_length"),
     *_aliases("batch_size", "per_device_train_batch_size"),
     *_aliases("gradient_accumulation", "gradient_accumulation_steps"),
     *_aliases("epochs", "num_train_epochs"),
+    *_aliases("early_stopping", "early_stopping_patience early_stopping_steps"),
     *_aliases("scheduler", "lr_scheduler_type"),
     *_aliases("neftune", "neftune_noise_alpha"),
     *_aliases("rank", "lora_rank lora_r"),
@@ -86,27 +88,58 @@ ALIASES: tuple[Alias, ...] = (
     Alias("optim", ("optimizer",), lambda name: _OPTIMIZERS.get(name, name)),
     Alias("quantization_bit", ("quantize",), _bits),
     Alias("quant_bits", ("quantize",), _bits),
+    Alias("torch_dtype", ("dtype",), lambda name: _dtype(str(name).removeprefix("torch."))),
 )
 """Names that stand for one setting."""
 
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "pure_bf16": "bfloat16"}
+_LOADED = {"load_in_4bit": "4", "load_in_8bit": "8"}
 _SPOKEN = ("max_source_length", "max_target_length")
 _LONGEST = {"max_source_length": 1024, "max_target_length": 128}
 """What the original scripts take where one is not given."""
 
-SWITCHES = (*_DTYPES, "do_train", "plot_loss")
+_STRATEGIES = {
+    "save_strategy": "save_steps",
+    "eval_strategy": "eval_steps",
+    "evaluation_strategy": "eval_steps",
+}
+SWITCHES = (
+    *(*_DTYPES, *_LOADED, "do_eval", "do_predict", "plot_loss"),
+    *("predict_with_generate", "resume_from_checkpoint"),
+)
 """Names that need no value and stand for no setting of the same kind."""
 OTHERS = (
-    *("resume_from_checkpoint", "stage", "finetuning_type", "tuner_type", "template"),
-    *("max_samples", *_SPOKEN),
+    *("stage", "finetuning_type", "tuner_type", "template", "max_samples", *_SPOKEN),
+    *(*_STRATEGIES, "warmup_steps", "quantize", "quantization_bit", "quant_bits"),
 )
+"""Names that need a value."""
 IDLE = (
     *("trust_remote_code", "overwrite_cache", "ddp_timeout", "dataloader_num_workers"),
-    *("save_only_model", "per_device_eval_batch_size", "eval_strategy", "evaluation_strategy"),
+    *("save_only_model", "per_device_eval_batch_size", "ddp_find_unused_parameters"),
     *("dataloader_pin_memory", "remove_unused_columns", "use_fast_tokenizer", "flash_attn"),
+    *("double_quantization", "bnb_4bit_use_double_quant", "bnb_4bit_quant_type"),
+    *("bnb_4bit_compute_dtype", "quantization_method", "quantization_type"),
+    *("ignore_pad_token_for_loss", "save_safetensors", "logging_dir", "run_name", "test_file"),
+    *("metric_for_best_model", "greater_is_better", "use_cache", "adam_epsilon", "local_rank"),
 )
 """Names of what needs no setting here: they are left out, with a warning."""
-_KINDS = {"stage": ("sft",), "do_train": ("true", "1", "yes", "on")}
+_OURS = ("lora", "qlora", "ptuning", "full", "freeze")
+"""Recipes that are supervised fine-tuning; those of other plugins do what they do."""
+_NO = (*FALSE, "none", "null")
+_FIXED: dict[str, tuple[tuple[str, ...], str]] = {
+    "stage": (("sft",), "glmkit finetune does 'sft' only (see glmkit finetune --list)"),
+    "do_train": (TRUE, "glmkit finetune trains; to measure a model: glmkit evaluate"),
+    "lora_bias": (("none",), "a LoRA trains no biases here; leave it out"),
+    "merge_lora": (_NO, "merge when it is trained: glmkit adapters merge BASE OUTPUT -o MERGED"),
+    "push_to_hub": (_NO, "nothing is uploaded; copy the run folder yourself"),
+    "logging_strategy": (("steps",), "say how often: --logging-steps N"),
+    "adam_beta1": (("0.9",), "AdamW has 0.9 here; leave it out"),
+    "adam_beta2": (("0.999",), "AdamW has 0.999 here; leave it out"),
+}
+"""Names that one value only has a meaning of, and what to do in place of the others."""
+_BEST = "load_best_model_at_end"
+LOOSE = (*SWITCHES, *IDLE, *(each for each in _FIXED if each != "stage"), _BEST)
+"""Names that need no value on the command line, and may have one."""
 
 
 def translated(given: Given, known: set[str], recipe: str) -> dict[str, Any]:
@@ -118,7 +151,10 @@ def translated(given: Given, known: set[str], recipe: str) -> dict[str, Any]:
     :raises UsageError: if two names say different things of one setting, or one says what the
         recipe cannot do.
     """
-    left = dict(given)
+    left = {name: value for name, value in given.items() if value is not None or name in known}
+    for name, bits in _LOADED.items():
+        if is_true(left.pop(name, "no")):
+            left.setdefault("quantization_bit", bits)
     found = {name: left.pop(name) for name in list(left) if name in known}
     for alias in ALIASES:
         if alias.name in left:
@@ -131,8 +167,11 @@ def translated(given: Given, known: set[str], recipe: str) -> dict[str, Any]:
     if any(name in left for name in _SPOKEN):
         lengths = {name: int(left.pop(name, _LONGEST[name])) for name in _SPOKEN}
         _add(found, "max_length", sum(lengths.values()), " and ".join(_SPOKEN))
+    _refuse_rounding(left, known, recipe)
     _resume(found, left)
     _limit(found, left)
+    _pace(found, left)
+    _judge(found, left)
     _check_kind(left, recipe)
     _leave_out(left)
     return found | left
@@ -167,6 +206,84 @@ def _limit(found: dict[str, Any], left: dict[str, Any]) -> None:
     found["data"] = [each if "#" in each else f"{each}#{most}" for each in files]
 
 
+def _refuse_rounding(left: dict[str, Any], known: set[str], recipe: str) -> None:
+    """Say which recipe rounds the frozen weights, where this one does not."""
+    named = next((each for each in _ROUNDING if each in left), "")
+    if not named or "quantize" in known:
+        return
+    if str(left[named]).lower() in _NO:
+        del left[named]
+        return
+    other = "glmkit finetune qlora" if recipe == "lora" else "qlora or ptuning"
+    raise UsageError(f"{named}: the recipe {recipe!r} keeps weights as they are; use {other}")
+
+
+_ROUNDING = ("quantize", "quantization_bit", "quant_bits")
+
+
+def _pace(found: dict[str, Any], left: dict[str, Any]) -> None:
+    """Take what says when to warm up, to save and to evaluate."""
+    for name, setting in _STRATEGIES.items():
+        _strategy(found, setting, name, left.pop(name, None))
+    steps = left.pop("warmup_steps", None)
+    if steps is None or not float(steps):
+        return
+    most = float(found.get("max_steps", 0))
+    if not most:
+        raise UsageError(
+            f"warmup_steps is {steps}, and how many steps there are is not known; give --max-steps "
+            "too, or the share of the steps: --warmup-ratio 0.03"
+        )
+    _add(found, "warmup_ratio", min(1.0, float(steps) / most), "warmup_steps")
+
+
+def _strategy(found: dict[str, Any], setting: str, name: str, value: object) -> None:
+    """Take steps, or epoch: that is what a setting without steps means."""
+    said = "steps" if value is None else str(value).lower()
+    evaluates = setting == "eval_steps" and (found.get("eval_data") or found.get("val_size"))
+    if said == "epoch":
+        found.pop(setting, None)
+    elif said in _NO and setting == "eval_steps" and not evaluates:
+        found.pop(setting, None)
+    elif said in _NO:
+        raise UsageError(f"{name} is {value!r}; {_INSTEAD[setting]}")
+    elif said != "steps":
+        raise UsageError(f"{name} must be steps or epoch, got {value!r}")
+
+
+_INSTEAD = {
+    "save_steps": "a run leaves a checkpoint to go on from: keep one with --save-total-limit 1",
+    "eval_steps": "leave out what it is evaluated on: --eval-data, --val-size",
+}
+
+
+def _judge(found: dict[str, Any], left: dict[str, Any]) -> None:
+    """Take what says whether and how a run is evaluated."""
+    data = found.get("eval_data") or found.get("val_size")
+    if is_true(left.pop("do_eval", "no")) and not data:
+        raise UsageError(
+            "do_eval needs something to evaluate on: --eval-data FILE, --val-size 0.05"
+        )
+    if is_true(left.pop("predict_with_generate", "no")):
+        if data:
+            found.setdefault("eval_generate", _ANSWERED)
+        else:
+            log.warning("predict_with_generate: without --eval-data, left out; see glmkit evaluate")
+    if is_true(left.pop("do_predict", "no")):
+        if not is_true(left.get("do_train", "no")):
+            raise UsageError(
+                "do_predict is another command here: glmkit evaluate --model BASE --adapter OUTPUT "
+                "--data FILE"
+            )
+        log.warning("do_predict: predict when it is trained, with glmkit evaluate --data FILE")
+    if is_true(left.pop(_BEST, "no")) and not found.get("early_stopping"):
+        raise UsageError(f"{_BEST} needs --early-stopping N, which leaves the best; give that")
+
+
+_ANSWERED = 32
+"""Samples that ``predict_with_generate`` answers while training."""
+
+
 def _leave_out(left: dict[str, Any]) -> None:
     idle = [name for name in IDLE if left.pop(name, None) is not None]
     if idle:
@@ -175,16 +292,14 @@ def _leave_out(left: dict[str, Any]) -> None:
 
 def _check_kind(left: dict[str, Any], recipe: str) -> None:
     """Check what other trainers are told and a recipe's name says here."""
-    for name, allowed in _KINDS.items():
+    ours = recipe in _OURS
+    for name, (allowed, says) in _FIXED.items():
         value = left.pop(name, None)
-        if value is not None and str(value).lower() not in allowed:
-            raise UsageError(
-                f"{name} is {value!r}; glmkit finetune does {allowed[0]!r} only "
-                "(see glmkit finetune --list)"
-            )
+        if value is not None and ours and str(value).lower() not in allowed:
+            raise UsageError(f"{name} is {value!r}; {says}")
     for name in ("finetuning_type", "tuner_type"):
         value = left.pop(name, None)
-        if value is not None and str(value) not in (recipe, recipe.removeprefix("q")):
+        if value is not None and ours and str(value) not in (recipe, recipe.removeprefix("q")):
             raise UsageError(
                 f"{name} is {value!r}, and the recipe is {recipe!r}; run glmkit finetune {value}"
             )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from glmkit import UsageError
-from glmkit.dataset import ColumnNames, Data, opening
+from glmkit.dataset import Data, opening
+from glmkit.training.config import TrainConfig
 
+from .columns import reading_of, reading_options
 from .flags import normal
 
 if TYPE_CHECKING:
@@ -20,20 +22,7 @@ if TYPE_CHECKING:
     from glmkit.dataset.checks import Finding, Longest, Report
     from glmkit.dataset.statistics import Statistics
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-DEFAULT_LENGTH = 1024
-"""Tokens of a sample at most, as a recipe has it where nothing is said."""
 _FILE = click.Path(path_type=Path, dir_okay=False)
-_COLUMNS = {
-    "prompt": "Column of the questions, where it is not detected.",
-    "query": "Column of what follows the question, as alpaca's input does.",
-    "response": "Column of the answers.",
-    "history": "Column of earlier turns: [[question, answer], ...].",
-    "system": "Column of the system message.",
-    "messages": "Column of whole conversations.",
-    "tools": "Column of the tools that are offered.",
-}
 _SOURCES = click.argument("sources", nargs=-1, required=True, metavar="DATA...")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _SKIP = click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be learnt.")
@@ -50,26 +39,12 @@ _FAMILY = click.option("--family", help="What the model is, where its files do n
 _MAX_LENGTH = click.option(
     "--max-length",
     type=click.IntRange(8),
-    help=f"Tokens of a sample at most, with --model; default: {DEFAULT_LENGTH}.",
+    help=f"Tokens of a sample at most, with --model; default: {TrainConfig.max_length}.",
 )
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 _OUTPUT = click.option(
     "-o", "--output", type=_FILE, required=True, help="File to write: .jsonl or .json."
 )
-
-
-def _reading(command: Command) -> Command:
-    """Add the options that say where data is and what its columns hold."""
-    for name, text in reversed(_COLUMNS.items()):
-        command = click.option(f"--{name}-column", help=text)(command)
-    folder = click.Path(path_type=Path, file_okay=False)
-    return click.option("--dataset-dir", type=folder, help="Folder of dataset_info.json.")(command)
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of :func:`_reading` out of all, as arguments of the library."""
-    columns = ColumnNames(**{name: options.pop(f"{name}_column") for name in _COLUMNS})
-    return {"columns": columns, "dataset_dir": options.pop("dataset_dir")}
 
 
 @click.group(context_settings={"token_normalize_func": normal})
@@ -84,7 +59,7 @@ def data() -> None:
 
 @data.command()
 @_SOURCES
-@_reading
+@reading_options
 @_MODEL
 @_FAMILY
 @_MAX_LENGTH
@@ -110,7 +85,7 @@ def check(
     from glmkit.dataset.checks import check as look_through
 
     longest = _longest(app, model, family, max_length)
-    report: Report = app.watch(look_through(sources, longest=longest, **_given(options)))
+    report: Report = app.watch(look_through(sources, longest=longest, **reading_of(options)))
     if as_json:
         _echo_json(_as_dict(report))
     else:
@@ -167,7 +142,7 @@ def _marked(finding: Finding) -> str:
 )
 @_OUTPUT
 @_OVERWRITE
-@_reading
+@reading_options
 @_SKIP
 @_SEED
 @click.pass_obj
@@ -197,14 +172,14 @@ def _opened(
     **settings: Any,  # noqa: ANN401
 ) -> Data:
     """Read data through, and say on standard error what it is."""
-    found: Data = app.watch(opening(sources, **_given(options), **settings))
+    found: Data = app.watch(opening(sources, **reading_of(options), **settings))
     click.echo(found.described, err=True)
     return found
 
 
 @data.command()
 @_SOURCES
-@_reading
+@reading_options
 @_SKIP
 @_TRAIN_ON
 @_SEED
@@ -260,7 +235,7 @@ def _shares(counts: dict[str, int], whole: int) -> str:
 @data.command()
 @_SOURCES
 @click.option("-n", "count", default=1, show_default=True, help="How many samples, the first ones.")
-@_reading
+@reading_options
 @_SKIP
 @_TRAIN_ON
 @_SEED
@@ -292,7 +267,7 @@ def preview(
     """
     from .previews import as_dict, open_encoder, plain_lines, written_lines
 
-    length = options.pop("max_length") or DEFAULT_LENGTH
+    length = options.pop("max_length") or TrainConfig.max_length
     writing = {name: options.pop(name) for name in ("family", "overlong", "system")}
     settings = {name: options.pop(name) for name in ("skip_bad", "train_on", "seed")}
     if model is None and as_json:
@@ -375,7 +350,7 @@ def _longest(
         return None
     from .previews import counting
 
-    return counting(app, model, family, max_length or DEFAULT_LENGTH)
+    return counting(app, model, family, max_length or TrainConfig.max_length)
 
 
 def _echo_json(value: object) -> None:

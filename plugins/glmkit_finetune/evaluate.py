@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from glmkit import LOADING, UsageError, given_of, model_options
-from glmkit.dataset import ColumnNames, Data, opening
-from glmkit.evaluation.scores import METRICS, Scorer
+from glmkit.dataset import Data, opening
+from glmkit.evaluation.scores import LOSS, METRICS, Scorer
+from glmkit.training.config import TrainConfig
+
+from .columns import reading_of, reading_options
+from .flags import normal
 
 if TYPE_CHECKING:
     from glmkit import ChatModel, Glmkit
@@ -20,9 +24,6 @@ if TYPE_CHECKING:
 
     from .report import Report
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-LOSS = "loss"
 _ALL = (LOSS, *METRICS)
 _TASK = (
     *("system", "max_length", "batch_size"),
@@ -30,26 +31,16 @@ _TASK = (
 )
 RESULT = "evaluation.json"
 _FOLDER = click.Path(path_type=Path, file_okay=False)
-_COLUMNS = ("prompt", "response", "history")
 
 
-def _columns(command: Command) -> Command:
-    """Add the options that name columns."""
-    for name in reversed(_COLUMNS):
-        help = f"Column of the {name}, where it is not detected."
-        command = click.option(f"--{name}-column", name, help=help)(command)
-    return command
-
-
-@click.command()
+@click.command(context_settings={"token_normalize_func": normal})
 @click.option("--adapter", help="Adapter to measure; the model without it is measured beside it.")
 @click.option("--base", help="Another model to compare with: what --model was tuned from.")
 @click.option("--alone", is_flag=True, help="Measure the model with --adapter only.")
 @click.option(
     "--data", "sources", multiple=True, help="Files, folders or names in dataset_info.json."
 )
-@click.option("--dataset-dir", type=_FOLDER, help="Folder of dataset_info.json.")
-@_columns
+@reading_options
 @click.option("--skip-bad", is_flag=True, help="Leave out rows that are no samples.")
 @click.option("--limit", type=click.IntRange(1), help="Only so many samples, the first ones.")
 @click.option(
@@ -66,14 +57,14 @@ def _columns(command: Command) -> Command:
 @click.option(
     "--max-length",
     type=click.IntRange(8),
-    default=1024,
+    default=TrainConfig.max_length,
     show_default=True,
     help="Most tokens of a sample whose loss is measured; longer ones are cut.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    default=4,
+    default=TrainConfig.batch_size,
     show_default=True,
     help="Samples side by side while losses are measured.",
 )
@@ -188,7 +179,7 @@ class _Wanted:
         name = _worn(model, self.adapter)
         if not self.alone:
             yield Subject("base", model, {})
-        yield Subject(self.names[-1], model, name)
+        yield Subject(self.names[-1], model, name, Path(self.adapter).expanduser())
 
     def task(self, app: Glmkit) -> Task:
         """Read the data, and return what is measured."""
@@ -214,12 +205,7 @@ class _Wanted:
     def _data(self, app: Glmkit) -> Data:
         given = self.given
         found: Data = app.watch(
-            opening(
-                given["sources"],
-                dataset_dir=given["dataset_dir"],
-                columns=ColumnNames(**{name: given[name] for name in _COLUMNS}),
-                skip_bad=given["skip_bad"],
-            )
+            opening(given["sources"], **reading_of(dict(given)), skip_bad=given["skip_bad"])
         )
         click.echo(found.described, err=True)
         return found

@@ -13,7 +13,7 @@ import click
 
 from glmkit import ConfigError, UsageError
 
-from .aliases import ALIASES, IDLE, OTHERS, SWITCHES, translated
+from .aliases import ALIASES, LOOSE, OTHERS, translated
 from .settings import Setting, grouped, settings_of
 
 _OWN = {"config_file", "pairs", "as_json", "show_config"}
@@ -72,7 +72,7 @@ def _refuse_unknown(found: Mapping[str, Any], known: Mapping[str, Setting], wher
     from glmkit import refuse_unknown
 
     aliases = {each.name for each in ALIASES if not set(each.settings).isdisjoint(known)}
-    refuse_unknown(found, {*known, *aliases, *OTHERS, *IDLE, *SWITCHES}, where=where)
+    refuse_unknown(found, {*known, *aliases, *OTHERS, *LOOSE}, where=where)
     for name in found:
         if name not in known:  # an alias of what this recipe has not
             raise ConfigError(f"unknown key {name!r} in {where}; this recipe has no such setting")
@@ -167,8 +167,8 @@ def _options(settings: list[Setting]) -> list[click.Option]:
             several = meant.kind is tuple
             found.append(_option(alias.name, several=several, switch=alias.switch))
     taken = {each.name for each in found}
-    others = [name for name in (*OTHERS, *IDLE, *SWITCHES) if name not in taken]
-    found += [_option(each, several=False, switch=each in SWITCHES) for each in others]
+    others = [name for name in (*OTHERS, *LOOSE) if name not in taken]
+    found += [_option(each, several=False, switch=each in LOOSE) for each in others]
     return found
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from glmkit.evaluation.comparing import Difference, difference, mean
+from glmkit.evaluation.comparing import Difference, difference, mean, perplexity
 from glmkit.evaluation.forgetting import Forgetting
-from glmkit.training.measuring import LOSS, Figures, forgotten
+from glmkit.evaluation.scores import LOSS
+from glmkit.training.measuring import Figures, forgotten
 
 _ORDER = (
     *("loss", "perplexity", "bleu-4", "bleu-4-words"),
@@ -109,14 +109,14 @@ class Report:
 
 def _perplexity(loss: Line) -> Line:
     """Return what losses mean as perplexities; their quotient says what their difference does."""
-    values = tuple(None if each is None else _exp(each) for each in loss.values)
+    values = tuple(None if each is None else perplexity(each) for each in loss.values)
     found = loss.difference
-    ratio = None if found is None else Difference(*map(_exp, (found.value, found.low, found.high)))
+    ratio = (
+        None
+        if found is None
+        else Difference(*map(perplexity, (found.value, found.low, found.high)))
+    )
     return Line("perplexity", values, ratio)
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
 
 
 def _interval(found: Difference) -> dict[str, float]:

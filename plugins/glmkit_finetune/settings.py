@@ -19,7 +19,7 @@ from glmkit import UsageError
 from glmkit.training.config import TrainConfig
 
 _GROUP = re.compile(r"\s*#\s*-{3}\s*(.+?)\s*-{3}\s*$")
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,15 @@ def _text(value: object) -> str:
     return str(value)
 
 
+def is_true(value: object) -> bool:
+    """Tell whether a switch is on, however that is written."""
+    return str(value).strip().lower() in TRUE
+
+
 def _flag(value: object) -> bool:
-    text = str(value).strip().lower()
-    if text not in (*_TRUE, *_FALSE):
+    if str(value).strip().lower() not in (*TRUE, *FALSE):
         raise ValueError("neither true nor false")
-    return text in _TRUE
+    return is_true(value)
 
 
 def _whole(value: object) -> int:

@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from glmkit.dataset import Sample
+from glmkit.evaluation.comparing import perplexity
 from glmkit.evaluation.scores import Scorer
 from glmkit.models.tiny import IDS, tiny_checkpoint
 from glmkit.runtime.loading import load_local
 from glmkit.training.batches import Batch, Example, Feed, Listed
 from glmkit.training.crew import Alone
-from glmkit.training.evaluating import Evaluation, Generating, judged, losses, perplexity
+from glmkit.training.evaluating import Evaluation, Generating, judged, losses
 from glmkit.training.learner import Learner
 from glmkit.training.plan import Shape
 from glmkit.types import Message

@@ -98,6 +98,21 @@ FLAGS = [
     (["--set", "rank=3", "--set", "packing=yes"], {"rank": 3, "packing": True}),
     (["--set", "rank=3", "--rank", "5"], {"rank": 5}),
     (["--family", "none"], {"family": None}),
+    (["--trust_remote_code", "--packing", "--overwrite_cache", "true"], {"packing": True}),
+    (["--ddp_timeout", "180", "--do_predict", "--do_train"], {"eval_generate": 0}),
+    (["--val_size", "9", "--do_eval", "--predict_with_generate"], {"eval_generate": 32}),
+    (["--max_steps", "200", "--warmup_steps", "20"], {"warmup_ratio": 0.1}),
+    (["--warmup_steps", "0", "--evaluation_strategy", "no"], {"warmup_ratio": 0.03}),
+    (["--save_strategy", "epoch", "--save_steps", "9"], {"save_steps": 0}),
+    (["--save_strategy", "steps", "--save_steps", "9"], {"save_steps": 9}),
+    (["--torch_dtype", "torch.bfloat16", "--lora_bias", "none"], {"dtype": "bfloat16"}),
+    (["--torch_dtype", "fp32", "--double_quantization"], {"dtype": "float32"}),
+    (
+        ["--load_best_model_at_end", "--early_stopping_patience", "3", "--val_size", "9"],
+        {"early_stopping": 3},
+    ),
+    (["--merge_lora", "false", "--logging_strategy", "steps"], {}),
+    (["--adam_beta1", "0.9", "--adam_beta2", "0.999", "--push_to_hub", "no"], {}),
 ]
 
 
@@ -206,6 +221,18 @@ FAULTS = [
     (["--set", "packing=maybe"], "packing \\(--set\\) must be true or false, got 'maybe'"),
     (["--lora_rank", "4", "--rank", "5"], "lora_rank and rank are the same setting"),
     (["--stage", "dpo"], "stage is 'dpo'; glmkit finetune does 'sft' only"),
+    (["--quantization_bit", "4"], "the recipe 'lora' keeps weights as they are; use glmkit fine"),
+    (["--load_in_4bit"], "quantization_bit: the recipe 'lora' keeps.*qlora"),
+    (["--warmup_steps", "20"], "give --max-steps too, or the share of the steps: --warmup-ratio"),
+    (["--save_strategy", "no"], "--save-total-limit 1"),
+    (["--eval_strategy", "no", "--val_size", "9"], "leave out what it is evaluated on"),
+    (["--save_strategy", "best"], "save_strategy must be steps or epoch, got 'best'"),
+    (["--do_eval"], "do_eval needs something to evaluate on: --eval-data FILE"),
+    (["--do_predict"], "do_predict is another command here: glmkit evaluate"),
+    (["--load_best_model_at_end"], "needs --early-stopping N"),
+    (["--lora_bias", "all"], "lora_bias is 'all'; a LoRA trains no biases"),
+    (["--merge_lora"], "glmkit adapters merge BASE OUTPUT"),
+    (["--adam_beta2", "0.95"], "AdamW has 0.999 here"),
     (["--finetuning_type", "full"], "the recipe is 'lora'; run glmkit finetune full"),
     (["--set", "pre_seq_len=3"], "unknown key 'pre_seq_len' in --set"),
     (["--batch-size", "0"], "batch_size must be 1 or more, got 0"),
@@ -227,6 +254,13 @@ def test_what_is_wrong_is_said_in_one_line(finetune, base, tmp_path, flags, says
     with pytest.raises(UsageError, match=says):
         raise done.exception
     assert not SEEN
+
+
+def test_recipes_of_others_are_of_any_stage():
+    flags = {"stage": "dpo", "do_train": "true", "finetuning_type": "lora", "rank": "4"}
+    assert config_of(LoraConfig, "dpo", flags=flags).rank == 4
+    with pytest.raises(UsageError, match="stage is 'dpo'"):
+        config_of(LoraConfig, "lora", flags=flags)
 
 
 def test_a_misspelt_flag_names_the_nearest(finetune, base):

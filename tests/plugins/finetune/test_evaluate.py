@@ -1,6 +1,8 @@
 """``glmkit evaluate`` with tiny models, with an adapter and without."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from click.testing import CliRunner
 
 import glmkit_finetune
 from glmkit.errors import GlmkitError
+from glmkit.evaluation import contents
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.testing import make_app
 from glmkit.training import measuring
@@ -182,6 +185,43 @@ def test_another_run_does_not_write_into_the_same_file(run, model, adapter, data
         run(*args, "--max-new-tokens", "4", "--adapter", adapter, "--alone")
 
 
+def test_predictions_of_what_lay_there_before_are_not_taken(run, model, adapter, data, tmp_path):
+    """The same paths, other weights: an adapter that was trained again, then another model."""
+    base, worn = tmp_path / "base", tmp_path / "worn"
+    shutil.copytree(model, base)
+    shutil.copytree(adapter, worn)
+    args = ("--model", base, "--adapter", worn, "--data", data, "--limit", "1", "--alone")
+    args += ("--metrics", "exact", "--max-new-tokens", "2")
+    run(*args)
+    before = (tmp_path / "out" / "generated_predictions.jsonl").read_bytes()
+    run(*args)
+    from glmkit.runtime.loading import load_local
+
+    tiny_adapters.written(worn, tiny_adapters.lora(load_local(model), scale=3.0, seed=2))
+    with pytest.raises(GlmkitError, match="another state of the adapter"):
+        run(*args)
+    assert (tmp_path / "out" / "generated_predictions.jsonl").read_bytes() == before
+    shutil.copytree(adapter, worn, dirs_exist_ok=True)
+    for file in tiny_checkpoint(tmp_path / "new", layout="chatglm3", seed=6).iterdir():
+        shutil.copy(file, base)
+    with pytest.raises(GlmkitError, match="another state of the model"):
+        run(*args)
+
+
+def test_a_large_file_is_told_by_its_beginning_and_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(contents, "_WHOLE", 10)
+    (tmp_path / "checkpoint-1").mkdir()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(20))
+    os.utime(file, ns=(1, 1))
+    before = contents.state_of(tmp_path)
+    (tmp_path / "trainer_log.jsonl").write_text("{}")
+    assert contents.state_of(tmp_path) == before != ""
+    os.utime(file, ns=(2, 2))
+    assert contents.state_of(tmp_path) != before
+    assert contents.state_of(tmp_path / "absent") == ""
+
+
 def test_rows_without_an_answer_are_told(run, model, tmp_path):
     data = tmp_path / "long.jsonl"
     rows = [{"prompt": "hi", "response": "a"}, {"prompt": "x" * 3000, "response": "b"}]
@@ -194,7 +234,10 @@ def test_rows_without_an_answer_are_told(run, model, tmp_path):
 
 
 def test_the_first_samples_only(run, model, data):
-    done, folder = run("--model", model, "--data", data, "--limit", "2", *QUICK, "--json")
+    """The names of flags may have underscores, as people know them."""
+    args = ("--prompt_column", "instruction", "--response_column", "output", "--query_column")
+    args += ("input", "--max_new_tokens", "6", "--metrics", "loss,exact")
+    done, folder = run("--model", model, "--data", data, "--limit", "2", *args, "--json")
     assert json.loads(done.stdout)["samples"] == 2
     assert len(rows_of(folder / "generated_predictions.jsonl")) == 2
 
