@@ -1,4 +1,4 @@
-"""The ray engine over a real local cluster, as a user runs it; most of it with make test-ray."""
+"""The ray engine over a real local cluster, as a user runs it; with make test-ray."""
 
 import json
 import os
@@ -124,6 +124,7 @@ def started(*args):
     return job
 
 
+@pytest.mark.ray
 def test_a_cluster_answers_as_this_machine_does(tmp_path, model, source):
     output = tmp_path / "ray.jsonl"
     cluster = ("--engine", "ray", "--cpus-per-worker", "1", "--workers", "1")

@@ -13,10 +13,9 @@ from .together import model_in, train
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 HERE = Path(__file__).parent
-BOTH = ["ddp", pytest.param("fsdp", marks=pytest.mark.parallel)]
 _PROGRAM = f"""
 import faulthandler, runpy, sys
-faulthandler.dump_traceback_later(60, exit=True)
+faulthandler.dump_traceback_later(100, exit=True)
 sys.path.insert(0, {str(HERE)!r})
 runpy.run_path({str(HERE / "together.py")!r}, run_name="__main__")
 """
@@ -72,31 +71,43 @@ def plan(folder: Path, name: str, kind: str, parallel: str, **more) -> dict:
     return {"folder": str(folder), "name": name, "kind": kind, "told": told, **more}
 
 
-def test_two_processes_learn_what_one_does_and_go_on_from_each_others_checkpoints(tmp_path, two):
+def test_two_processes_learn_what_one_does_and_go_on_from_its_checkpoint(tmp_path, two):
     model_in(tmp_path)
-    alone = {kind: train(plan(tmp_path, f"one-{kind}", kind, "ddp")) for kind in ("low", "full")}
-    assert alone["low"]["losses"][-1] < alone["low"]["losses"][0]
+    alone = train(plan(tmp_path, "one", "low", "ddp"))
+    assert alone["losses"][-1] < alone["losses"][0]
     ended(
         two(
-            plan(tmp_path, "ddp-low", "low", "ddp"),
-            plan(tmp_path, "fsdp-low", "low", "fsdp"),
+            plan(tmp_path, "ddp", "low", "ddp"),
+            plan(tmp_path, "fsdp", "low", "fsdp"),
+            plan(tmp_path, "ddp-more", "low", "ddp", resume="one/checkpoint-3"),
+        )
+    )
+    same(alone, result(tmp_path, "ddp"))
+    same(alone, result(tmp_path, "fsdp"))
+    same(alone, result(tmp_path, "ddp-more"), steps=4)
+
+
+@pytest.mark.parallel
+def test_shards_of_all_weights_and_of_a_few_go_on_from_each_others_checkpoints(tmp_path, two):
+    model_in(tmp_path)
+    alone = {kind: train(plan(tmp_path, f"one-{kind}", kind, "ddp")) for kind in ("low", "full")}
+    ended(
+        two(
             plan(tmp_path, "fsdp-full", "full", "fsdp"),
-            plan(tmp_path, "ddp-low-more", "low", "ddp", resume="ddp-low/checkpoint-3"),
             plan(tmp_path, "fsdp-low-more", "low", "fsdp", resume="one-low/checkpoint-3"),
             plan(tmp_path, "fsdp-full-more", "full", "fsdp", resume="fsdp-full/checkpoint-3"),
         )
     )
+    same(alone["full"], result(tmp_path, "fsdp-full"))
     for kind in ("low", "full"):
-        same(alone[kind], result(tmp_path, f"fsdp-{kind}"))
         same(alone[kind], result(tmp_path, f"fsdp-{kind}-more"), steps=4)
-    same(alone["low"], result(tmp_path, "ddp-low"))
-    same(alone["low"], result(tmp_path, "ddp-low-more"), steps=4)
     # What two processes kept, one takes.
     more = plan(tmp_path, "one-more", "full", "ddp", resume="fsdp-full/checkpoint-3")
     same(alone["full"], train(more), steps=4)
 
 
-@pytest.mark.parametrize("parallel", BOTH)
+@pytest.mark.parallel
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_one_that_fails_ends_all_and_is_named(tmp_path, two, parallel):
     model_in(tmp_path)
     pair = two(plan(tmp_path, "failing", "low", parallel, fails=1))
@@ -106,6 +117,7 @@ def test_one_that_fails_ends_all_and_is_named(tmp_path, two, parallel):
     assert said in pair[0].said()
 
 
+@pytest.mark.parallel
 def test_one_that_is_killed_ends_all(tmp_path, two):
     model_in(tmp_path)
     pair = two(plan(tmp_path, "killed", "low", "ddp", told={"save_steps": 1}))
@@ -123,7 +135,8 @@ def until(fork, text: str) -> None:
     raise AssertionError(fork.said())
 
 
-@pytest.mark.parametrize("parallel", BOTH)
+@pytest.mark.parallel
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_processes_that_were_killed_go_on_as_if_nothing_had_been(tmp_path, two, parallel):
     model_in(tmp_path)
     told = {"save_steps": 1}
