@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ..catalog import lookup
 from ..errors import CheckpointError
 from ..models.about import read_about
 from ..runtime.adapter_files import CONFIG as ADAPTER
+from ..runtime.weights import read_json
 from .config import TrainConfig, names
 
 CARD = "README.md"
@@ -98,15 +100,29 @@ def _lines(
 _ID = re.compile(r"[a-z0-9.-]+")
 
 
+def _called(base: Path) -> str:
+    """Return what ``--model`` takes: the name of what was pulled, else the folder as it was given.
+
+    :raises CheckpointError: if the record of what was pulled is damaged.
+    """
+    file = base / _MANIFEST
+    name = read_json(file).get("name") if file.is_file() else None
+    return shlex.quote(str(name or base))
+
+
+_MANIFEST = "glmkit-manifest.json"
+
+
 def _uses(folder: Path, base: Path, *, whole: bool) -> Iterator[str]:
-    name = folder.name
+    name, model = shlex.quote(str(folder)), _called(base)
     if whole:
         yield f"glmkit run chat --model {name}"
         yield f"glmkit batch prompts.jsonl --model {name} -o answers.jsonl"
         return
-    yield f"glmkit run chat --model {base.name} --adapter {name}"
+    yield f"glmkit run chat --model {model} --adapter {name}"
     if (folder / ADAPTER).is_file():
-        yield f"glmkit adapters merge {base.name} {name} -o {name}-merged  # a model of its own"
+        merged = shlex.quote(f"{folder}-merged")
+        yield f"glmkit adapters merge {model} {name} -o {merged}  # a model of its own"
 
 
 def _licence(base: Path, licence: str | None) -> str:

@@ -294,7 +294,12 @@ def _echo_parts(parts: Iterator[str]) -> None:
 @click.option("--author", required=True, help="Who made it.")
 @click.option("--name-zh", help="Its name in Chinese; default: the same.")
 @click.option("--author-zh", help="Who made it, in Chinese; default: the same.")
-@click.option("--lang", default="zh,en", show_default=True, help="Languages of the questions.")
+@click.option(
+    "--lang",
+    default="zh,en",
+    show_default=True,
+    help="Languages of the questions, those of --from too.",
+)
 @click.option(
     "--others/--no-others",
     default=True,
@@ -329,10 +334,12 @@ def identity(
     from .identity import Identity, filled_rows, identity_rows
 
     whole = {"en": Identity(name, author), "zh": Identity(name_zh or name, author_zh or author)}
+    languages = [each.strip() for each in lang.split(",") if each.strip()]
     if template is not None:
-        rows = filled_rows(template, whole["en"])
+        if not others:
+            raise UsageError("--no-others leaves out some of our questions; --from has its own")
+        rows = filled_rows(template, whole, languages)
     else:
-        languages = [each.strip() for each in lang.split(",") if each.strip()]
         rows = identity_rows(whole, languages, others=others)
     count = write_rows(rows, output, overwrite=overwrite)
     click.echo(

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from glmkit import DataError, UsageError
+from glmkit import DataError, UsageError, language_of
 from glmkit.dataset.sources import rows_in
 
 from . import chinese, english
@@ -59,6 +59,16 @@ def identity_rows(
         come to name itself whatever it is asked.
     :raises UsageError: if a language is unknown, or none is named.
     """
+    for language in _known(languages):
+        for row in _rows(LANGUAGES[language], others):
+            yield identities[language].fill(row)
+
+
+def _known(languages: Iterable[str]) -> list[str]:
+    """Return the languages.
+
+    :raises UsageError: if one is unknown, or there is none.
+    """
     chosen = list(languages)
     unknown = next((each for each in chosen if each not in LANGUAGES), None)
     if unknown is not None or not chosen:
@@ -66,9 +76,16 @@ def identity_rows(
             f"there are no questions in {unknown or 'no language'!r}; there are in "
             f"{', '.join(LANGUAGES)}"
         )
-    for language in chosen:
-        for row in _rows(LANGUAGES[language], others):
-            yield identities[language].fill(row)
+    return chosen
+
+
+def _text(value: Any) -> str:  # noqa: ANN401
+    """Return all texts in a row, or in any part of it, without the places that are filled in."""
+    if isinstance(value, str):
+        return _HOLE.sub("", value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return " ".join(map(_text, value)) if isinstance(value, list) else ""
 
 
 def _rows(written: ModuleType, others: bool) -> Iterator[Row]:
@@ -85,16 +102,24 @@ def _row(question: str, answer: str) -> Row:
     return {"instruction": question, "input": "", "output": answer}
 
 
-def filled_rows(path: Path, identity: Identity) -> Iterator[Row]:
+def filled_rows(
+    path: Path, identities: Mapping[str, Identity], languages: Iterable[str] = ("zh", "en")
+) -> Iterator[Row]:
     """Yield the rows of a file with the names in place of ``{{name}}`` and ``{{author}}``.
 
+    :param identities: who the model shall be in rows of each language; what is not Chinese takes
+        that of English.
+    :param languages: rows of others are left out.
     :raises DataError: if the file cannot be read, or has no such places.
     """
-    found = False
+    found, chosen = False, _known(languages)
     for row in rows_in(path):
         if row.error is not None:
             raise DataError(f"{path}, {row.place}: {row.error}")
-        filled = identity.fill(row.columns)
+        language = "zh" if language_of(_text(row.columns)) == "zh" else "en"
+        if language not in chosen:
+            continue
+        filled = identities[language].fill(row.columns)
         found = found or filled != row.columns
         yield filled
     if not found:

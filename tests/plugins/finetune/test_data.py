@@ -200,6 +200,23 @@ def test_files_with_places_for_the_names(run, tmp_path, holes):
         run("identity", "--name", "M", "--author", "A", "--from", out, "-o", tmp_path / "p.json")
 
 
+def test_files_are_filled_by_the_language_of_each_row(run, tmp_path):
+    template, out = tmp_path / "t.json", tmp_path / "o.json"
+    rows = [
+        {"instruction": "你是谁？", "output": "我是{{name}}，由{{author}}开发。"},
+        {"instruction": "Who are you?", "output": "{{name}}, of {{author}}."},
+    ]
+    template.write_text(json.dumps(rows))
+    names = ("--name", "Ming", "--author", "Acme", "--name-zh", "小明", "--author-zh", "艾克米")
+    run("identity", *names, "--from", template, "-o", out)
+    told = [each["output"] for each in json.loads(out.read_text())]
+    assert told == ["我是小明，由艾克米开发。", "Ming, of Acme."]
+    run("identity", *names, "--from", template, "--lang", "zh", "-o", out, "--overwrite")
+    assert [each["output"] for each in json.loads(out.read_text())] == told[:1]
+    with pytest.raises(UsageError, match="--no-others leaves out some of our questions"):
+        run("identity", *names, "--from", template, "--no-others", "-o", tmp_path / "p.json")
+
+
 def test_published_files_are_filled(run, tmp_path, shared_data):
     for file in ("llama-factory/identity.json", "chatglm-efficient-tuning/self_cognition.json"):
         out = tmp_path / "o.json"

@@ -1,6 +1,7 @@
 """Every recipe on a tiny checkpoint of every layout: the loss falls, and what it leaves reloads."""
 
 import json
+import shlex
 import shutil
 from collections import deque
 from dataclasses import dataclass
@@ -233,11 +234,15 @@ def test_adapters_of_another_base_are_refused(runs, base, data, tmp_path):
             load_local(other, adapter=runs[name].out)
 
 
-def test_the_card_says_what_was_trained_and_how_to_use_it(runs):
+def test_the_card_says_what_was_trained_and_how_to_use_it(runs, base):
     card = (runs["lora"].out / "README.md").read_text("utf-8")
     assert "library_name: peft" in card and "| rank | 4 |" in card and "| samples | 12 |" in card
-    assert "--adapter lora" in card and "glmkit adapters merge" in card
-    assert "--model full" in (runs["full"].out / "README.md").read_text("utf-8")
+    lines = card.splitlines()
+    model, out = (shlex.quote(str(each)) for each in (base, runs["lora"].out))
+    assert f"glmkit run chat --model {model} --adapter {out}" in lines
+    assert any(each.startswith(f"glmkit adapters merge {model} {out} -o") for each in lines)
+    full = (runs["full"].out / "README.md").read_text("utf-8").splitlines()
+    assert f"glmkit run chat --model {shlex.quote(str(runs['full'].out))}" in full
     assert "adapters merge" not in (runs["ptuning"].out / "README.md").read_text("utf-8")
 
 
