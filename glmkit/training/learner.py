@@ -5,8 +5,11 @@ Letters: N tokens of a batch, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..models.causal import CausalModel
@@ -28,14 +31,20 @@ class Learner(nn.Module):
     """A causal model that is asked for its loss.
 
     :param model: may carry adapters; whatever of it requires gradients is trained.
+    :param computing: what products are taken in, where weights that learn lie in single precision;
+        see `precision.py`.
     """
 
-    def __init__(self, model: CausalModel) -> None:
+    def __init__(self, model: CausalModel, *, computing: torch.dtype | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.computing = model, computing
 
     def forward(self, batch: Batch) -> Loss:
         """Return the loss of next tokens, each times its weight."""
+        with computing_in(self.computing, batch.ids.device):
+            return self._loss(batch)
+
+    def _loss(self, batch: Batch) -> Loss:
         hidden = self._hidden(batch)  # (N, hidden)
         # The hidden state before a token foretells it.
         wanted = batch.weights[1:].nonzero().squeeze(-1)
@@ -49,3 +58,13 @@ class Learner(nn.Module):
         """Return the hidden states (N, hidden), one example after another."""
         positions, blocks = placed(self.model, batch.ids, batch.lengths)
         return self.model.hidden(batch.ids[None], positions, past=blocks)[0]
+
+
+@contextmanager
+def computing_in(dtype: torch.dtype | None, device: torch.device) -> Iterator[None]:
+    """Take products in half precision, whatever their factors lie in; None: as they are."""
+    if dtype is None:
+        yield
+        return
+    with torch.autocast(device.type, dtype=dtype):
+        yield

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import nn
 
 from ..runtime.kernels import has_own_kernel
 from ..runtime.loading import DTYPES
@@ -18,12 +20,43 @@ _FASTER = 1.3
 """Half precision is worth its rounding where it is faster by this."""
 
 
+@dataclass(frozen=True)
+class Precision:
+    """What weights lie in, and what is computed in."""
+
+    weights: torch.dtype
+    """That weights are loaded in; frozen ones keep it."""
+    computing: torch.dtype | None = None
+    """What products are taken in where weights that learn lie in single precision; None: what
+    meets is of one kind already."""
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, tuning: Tuning, *, masters: bool = False) -> Precision:
+        """Keep weights that are trained themselves in single precision.
+
+        Steps of a small learning rate are lost in half precision: what they add is less than half
+        of the last digit.
+
+        :param dtype: as :func:`training_dtype` has it.
+        :param masters: somebody else keeps them so (DeepSpeed).
+        """
+        if tuning.kind != "full" or dtype == torch.float32 or masters:
+            return cls(dtype)
+        # Where all are trained, none is rounded even once.
+        return cls(torch.float32 if getattr(tuning, "whole", False) else dtype, dtype)
+
+    def keep(self, model: nn.Module) -> None:
+        """Let what is trained lie in single precision, in place."""
+        for each in model.parameters():
+            if self.computing is not None and each.requires_grad:
+                each.data = each.data.float()
+
+
 def training_dtype(config: TrainConfig, tuning: Tuning, device: torch.device) -> torch.dtype:
     """Return the precision of the frozen weights, and of all computing beside them.
 
-    ``auto`` is single precision where the weights themselves learn: their steps are lost in half.
-    Elsewhere it is bfloat16 where the device multiplies that faster, else what is left: float16 on
-    cards, float32 on processors.
+    ``auto`` is single precision where the weights themselves learn. Elsewhere it is bfloat16 where
+    the device multiplies that faster, else what is left: float16 on cards, float32 on processors.
     """
     if config.dtype != "auto":
         return DTYPES[config.dtype]

@@ -196,6 +196,7 @@ class Several:
 
     home: str | None
     """Where the model is loaded."""
+    masters = False
 
     def __init__(self, device: torch.device) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()

@@ -32,7 +32,7 @@ from .loop import Work, learn, log, restore, total_steps
 from .noise import add_noise
 from .optimizers import check_optimizer, optimizer_of, schedule_of
 from .parallel import agreed, crew_of, home_of, refuse_carried
-from .precision import quantisation, training_dtype
+from .precision import Precision, quantisation, training_dtype
 from .preflight import foresee, job_of, ran_out_in, refuse_too_large
 from .processes import Launched, Replicas
 from .recording import Record, check_trackers, trackers_of
@@ -81,6 +81,7 @@ class _Run:
             training_dtype(self.config, self.tuning, self.devices[0]), self.crew
         )
         self.quantize = quantisation(self.config, self.tuning, self.devices[0], self.dtype)
+        self.precision = Precision.of(self.dtype, self.tuning, masters=self.crew.masters)
         self.answers = isinstance(self.crew, (Alone, Replicas))
         """Each process has the whole model, so that it can answer by itself."""
         self.checkpoints = Checkpoints(self.folder, self.tuning, self.config.save_total_limit)
@@ -165,7 +166,7 @@ class _Run:
             self.base,
             device=home_of(self.config, self.crew, quantize=self.quantize),
             max_memory=self.config.max_memory,
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=str(self.precision.weights).removeprefix("torch."),
             quantize=self.quantize,
             family=self.config.family,
             job=job,
@@ -173,7 +174,9 @@ class _Run:
         refuse_carried(local.model)
         torch.manual_seed(self.config.seed)  # new weights are drawn
         self.tuning.dress(local.model)
-        fuse(local.model)
+        self.precision.keep(local.model)
+        if self.precision.computing is None:  # else autocast rounds, which our own steps don't ask
+            fuse(local.model)
         if self.config.gradient_checkpointing:
             local.model.stack.gradient_checkpointing = True
         return local
@@ -183,7 +186,7 @@ class _Run:
         config, model = self.config, local.model
         optimizer = optimizer_of(config, self.tuning.groups(model, config))
         total = total_steps(config, intake.feed.steps())
-        plain = Learner(model)
+        plain = Learner(model, computing=self.precision.computing)
         if config.neftune:
             add_noise(plain, config.neftune)
         learner, prepared = self.crew.prepare(plain, optimizer)
@@ -209,9 +212,13 @@ class _Run:
             return None
         from ..evaluation.scores import Scorer
 
-        most = self.config.eval_max_tokens
-        samples = intake.asked(self.config.eval_generate)
-        return Generating(local, samples, Scorer(), max_new_tokens=most)
+        return Generating(
+            local,
+            intake.asked(self.config.eval_generate),
+            Scorer(),
+            max_new_tokens=self.config.eval_max_tokens,
+            computing=self.precision.computing,
+        )
 
     def _begin(self, work: Work) -> None:
         """Go on from a checkpoint or an adapter, where that is asked for."""

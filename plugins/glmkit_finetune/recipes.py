@@ -128,7 +128,7 @@ def _refuse_half(config: TrainConfig) -> None:
     if config.dtype == "float16":
         raise UsageError(
             "weights in float16 cannot be trained themselves: their steps are lost to rounding; "
-            "give --dtype bfloat16 or float32, or take the recipe lora"
+            "give --dtype bfloat16, which keeps what is trained in float32, or take the recipe lora"
         )
 
 

@@ -90,6 +90,8 @@ class WholeTuning:
         self, base: Path, chosen: Chosen = everything, *, family: str | None = None
     ) -> None:
         self.base, self.chosen, self.family = base, chosen, family
+        self.whole = chosen is everything
+        """Nothing is frozen."""
 
     def dress(self, model: CausalModel) -> None:
         """Make the chosen weights trainable, as copies of what was mapped from disk.
