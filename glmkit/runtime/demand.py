@@ -22,8 +22,8 @@ from .quantize import GROUP
 Training = Literal["lora", "full", "ptuning"]
 TRAININGS: tuple[Training, ...] = ("lora", "full", "ptuning")
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
-OPTIMIZERS = {"adamw": None, "adamw_8bit": 1}
-"""Bytes of a number of AdamW's two states; None: as the weights."""
+OPTIMIZERS = {"adamw": None, "adamw_8bit": 1, "adafactor": 0, "sgd": 0}
+"""Bytes of a number of the two states; None: as the weights. Adafactor's are rows and columns."""
 QUANTIZATIONS = ("int8", "int4")
 PER_PASS = 2_048
 """Prompt tokens that run together; longer prompts come in in pieces, ChatGLM-6B's run whole."""
@@ -230,8 +230,14 @@ def _turned(numbers: int, job: Job) -> int:
 def _full(job: Job) -> Parts:
     """Return what a trained weight takes beside itself."""
     size = SIZES[job.dtype]
-    states = 2 * (OPTIMIZERS[job.optimizer] or (_EXACT if _copy(job) else size))
+    states = _states(job, _EXACT if _copy(job) else size)
     return Parts(gradients=size, optimizer=states + _copy(job))
+
+
+def _states(job: Job, size: int) -> int:
+    """Return what an optimizer keeps of a number that takes so many bytes."""
+    own = OPTIMIZERS[job.optimizer]
+    return 2 * (size if own is None else own)
 
 
 def _copy(job: Job) -> int:
@@ -241,7 +247,7 @@ def _copy(job: Job) -> int:
 
 def _exactly(job: Job) -> Parts:
     """Return what a number takes that is trained beside the weights, in single precision."""
-    states = 2 * (OPTIMIZERS[job.optimizer] or _EXACT)
+    states = _states(job, _EXACT)
     return Parts(weights=_EXACT, gradients=_EXACT, optimizer=states + _copy(job))
 
 

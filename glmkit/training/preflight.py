@@ -53,7 +53,6 @@ def job_of(
     :param parting: how processes share what it holds.
     """
     length = max(1, min(tokens, config.max_length))
-    optimizer = "adamw_8bit" if config.optimizer == "adamw_8bit" else "adamw"
     job = Job(
         batch=-(-tokens // length),
         length=length,
@@ -61,7 +60,7 @@ def job_of(
         quantize=quantize,
         train=tuning.kind,  # type: ignore[arg-type]  # checked by Job
         checkpointing=config.gradient_checkpointing,
-        optimizer=optimizer,
+        optimizer=config.optimizer,
         room=ROOM if device.type == "cpu" else ROOM_ELSEWHERE,
         parting=_parting(parting, quantize),
     )

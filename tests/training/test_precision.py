@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from glmkit.models.tiny import tiny_checkpoint
+from glmkit.runtime.demand import Job, _full
 from glmkit.runtime.loading import load_local
 from glmkit.training.config import TrainConfig
 from glmkit.training.precision import Precision
@@ -76,3 +77,11 @@ def test_only_what_learns_is_kept_exactly(base):
     assert Precision.of(torch.bfloat16, WholeTuning(base)).weights == torch.float32
     assert Precision.of(torch.bfloat16, tuning, masters=True) == Precision(torch.bfloat16)
     assert Precision.of(torch.float32, tuning) == Precision(torch.float32)
+
+
+def test_optimizers_without_states_are_foretold_as_such():
+    taken = {
+        each: _full(Job(train="full", dtype="float32", optimizer=each)).optimizer
+        for each in ("adamw", "adamw_8bit", "adafactor", "sgd")
+    }
+    assert taken == {"adamw": 8, "adamw_8bit": 2, "adafactor": 0, "sgd": 0}
