@@ -101,12 +101,24 @@ def _files(name: str, listing: Listing) -> Iterator[Entry]:
         yield Entry(name, file)
 
 
+def is_saved(folder: Path) -> bool:
+    """Tell whether a folder is one of `datasets.save_to_disk`."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
+
+
 def files_in(folder: Path) -> list[Path]:
     """Return the files of data in a folder and its folders, in order.
 
     :raises DataError: if there are none.
     """
     inside = (each for each in sorted(folder.rglob("*")) if each.suffix.lower() in SUFFIXES)
+    if is_saved(folder):
+        raise DataError(
+            f"{folder} holds tokenised data (datasets.save_to_disk), which 'glmkit finetune' alone "
+            "takes, without other data and without an amount; here give the files it was made of"
+        )
     found = [each for each in inside if each.is_file() and not _aside(each.relative_to(folder))]
     if not found:
         raise DataError(f"the folder {folder} holds no data; files end in {', '.join(SUFFIXES)}")

@@ -11,6 +11,7 @@ from typing import TypeVar
 from ..dataset.columns import ColumnNames
 from ..dataset.data import Data, opening
 from ..dataset.samples import Sample
+from ..dataset.specs import is_saved
 from ..errors import UsageError
 from ..models.layouts import read_model
 from ..recipes import StepLog
@@ -19,7 +20,7 @@ from ..types import Progress
 from .batches import Batch, Example, Feed
 from .config import TrainConfig
 from .plan import Plan, Shape
-from .saved import SavedData, is_saved, reading_saved
+from .saved import SavedData, reading_saved
 from .tokens import Reading, Tokens, tokenizing
 
 ResultT = TypeVar("ResultT")
@@ -89,6 +90,11 @@ def _opened(
     if any(is_saved(Path(each)) for each in specs):
         if len(specs) > 1:
             raise UsageError("tokenised data is not mixed with other data; name one folder alone")
+        if config.train_on != "all":
+            raise UsageError(
+                f"train_on {config.train_on!r} chooses answers, and tokenised data says itself "
+                "what is learnt; leave it out"
+            )
         return SavedData(Path(specs[0]))
     columns = ColumnNames(
         prompt=config.prompt_column,

@@ -29,13 +29,6 @@ _AT_ONCE = 1024
 """Rows that are stored at once."""
 
 
-def is_saved(path: Path) -> bool:
-    """Tell whether a folder is one of `datasets.save_to_disk`."""
-    return (path / "dataset_dict.json").is_file() or (
-        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
-    )
-
-
 @dataclass(frozen=True)
 class SavedData:
     """A tokenised data set in a folder; of one with several splits, ``train``."""
@@ -86,13 +79,14 @@ def reading_saved(
     def made(done: int) -> Iterator[Made]:
         first = 0
         for file in data.files:
+            before = first
             for columns in _batches(file):
                 count = len(columns["input_ids"])
                 if first >= done:
                     yield _made(
                         columns,
                         f"{file.name}, row ",
-                        first,
+                        first - before + 1,
                         vocab_size,
                         max_length,
                         skip=overlong == "skip",

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from glmkit.console import drain
+from glmkit.dataset import open_data
+from glmkit.dataset.specs import is_saved
 from glmkit.errors import DataError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.training.config import TrainConfig
 from glmkit.training.intake import taken_in
-from glmkit.training.saved import SavedData, is_saved, reading_saved
+from glmkit.training.saved import SavedData, reading_saved
 from glmkit.training.tokens import Tokens
 
 pa = pytest.importorskip("pyarrow")
@@ -89,7 +91,7 @@ def test_of_several_splits_train_is_read(tmp_path):
     [
         ({"text": ["a"]}, "has the columns text, and no input_ids"),
         ({"input_ids": ["a"]}, "input_ids is string; expected lists of whole numbers"),
-        ({"input_ids": [[1, 2]], "labels": [[1]]}, "row 0: input_ids, labels and attention_mask"),
+        ({"input_ids": [[1, 2]], "labels": [[1]]}, "row 1: input_ids, labels and attention_mask"),
         ({"input_ids": [[1, 2]], "labels": [[2, -100]]}, "labels must not be shifted"),
         ({"input_ids": [[1, 64]]}, "token ids are 1 to 64, and the model knows 0 to 63"),
         ({"input_ids": [[1], None]}, "input_ids is missing in 1 rows"),
@@ -131,3 +133,25 @@ def test_a_run_takes_tokenised_data_in(tmp_path):
     for wrong in ({"val_size": 2.0, "eval_data": ()}, {"data": (str(folder), str(model))}):
         with pytest.raises(UsageError, match=r"val_size keeps samples|not mixed"):
             drain(taken_in(replace(config, **wrong), 1))
+
+
+def test_rows_are_counted_in_their_file(tmp_path):
+    columns = {"input_ids": [[1, 2], [3, 4], [5, 99]]}
+    with pytest.raises(
+        DataError, match=r"data-00001-of-00002\.arrow, row 1: token ids are 5 to 99"
+    ):
+        read(saved(tmp_path / "data", columns), vocab_size=64)
+
+
+@pytest.mark.parametrize("amount", ["", "#2"])
+def test_commands_that_read_texts_say_who_takes_tokens(tmp_path, amount):
+    folder = saved(tmp_path / "data")
+    with pytest.raises(DataError, match="'glmkit finetune' alone takes.*give the files it was"):
+        open_data([f"{folder}{amount}"])
+
+
+def test_tokens_say_themselves_what_is_learnt(tmp_path):
+    folder = saved(tmp_path / "data")
+    config = TrainConfig(data=(str(folder),), train_on="last", output=str(tmp_path / "out"))
+    with pytest.raises(UsageError, match="train_on 'last' chooses answers, and tokenised data"):
+        drain(taken_in(config, 1))
