@@ -25,6 +25,7 @@ def draw(curves: Mapping[str, Curve], file: Path, *, title: str, label: str) -> 
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise MissingExtraError("a picture of curves", "matplotlib", "finetune") from error
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -39,7 +40,7 @@ def draw(curves: Mapping[str, Curve], file: Path, *, title: str, label: str) -> 
         if many:
             axes.plot(steps, smooth(values), color=color, label=f"{name}, smoothed")
     axes.set(title=title, xlabel="step", ylabel=label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[1]:
         axes.legend()

@@ -77,20 +77,23 @@ class _Run:
         self.folder = Path(self.config.output).expanduser()
         alone = self.crew.world == 1
         self.devices = devices_of(self.config.device) if alone else [self.crew.device]
-        self.dtype = self._recorded_dtype() or agreed(
-            training_dtype(self.config, self.tuning, self.devices[0]), self.crew
+        before, device = self._before(), self.devices[0]
+        self.dtype = DTYPES.get(str(before.get("dtype"))) or agreed(
+            training_dtype(self.config, self.tuning, device), self.crew
         )
-        self.quantize = quantisation(self.config, self.tuning, self.devices[0], self.dtype)
+        self.quantize: str | None = before.get(
+            "quantize", quantisation(self.config, self.tuning, device, self.dtype)
+        )
         self.precision = Precision.of(self.dtype, self.tuning, masters=self.crew.masters)
         self.answers = isinstance(self.crew, (Alone, Replicas))
         """Each process has the whole model, so that it can answer by itself."""
         self.checkpoints = Checkpoints(self.folder, self.tuning, self.config.save_total_limit)
 
-    def _recorded_dtype(self) -> torch.dtype | None:
-        """Return what a resumed run computed in, since ``auto`` may choose otherwise today."""
+    def _before(self) -> dict[str, Any]:
+        """Return what is recorded of a resumed run: ``auto`` may choose otherwise today."""
         if not self.config.resume or not (self.folder / RUN).is_file():
-            return None
-        return DTYPES.get(str(read(self.folder).get("dtype")))
+            return {}
+        return read(self.folder)
 
     def steps(self) -> Iterator[StepLog]:
         """Do all of it."""
@@ -112,16 +115,17 @@ class _Run:
             if self.config.memory_check:
                 yield StepLog(0, 0, note=self._foresee(job))
             yield StepLog(0, 0, note=f"loading {self.base.name}")
-            work = self._work(intake, self._loaded(job))
-            yield StepLog(0, work.total, note=_trained_share(work))
+            local = self._loaded(job)
+            work = self._work(intake, local)
+            yield StepLog(0, work.total, note=_trained_share(work, local.config.parameters))
             if self.config.eval_generate and not self.answers:
                 yield StepLog(0, work.total, note=_NO_ANSWERS)
+            self._begin(work)
             if self.leads and not self.config.resume:  # only now: nothing more can be refused
                 clear(self.folder)
                 write(self.folder, run)
                 write_generated(self.config, self.folder)
             self.crew.wait()
-            self._begin(work)
             yield from self._kept(work)
 
     def _described(self, intake: Intake) -> dict[str, Any]:
@@ -133,6 +137,7 @@ class _Run:
             world=self.crew.world,
         )
         run["dtype"] = str(self.dtype).removeprefix("torch.")
+        run["quantize"] = self.quantize
         if self.config.resume and self.leads:
             refuse_other(read(self.folder), run)
         return run
@@ -143,7 +148,8 @@ class _Run:
             self.config,
             self.tuning,
             tokens=intake.longest,
-            dtype=self.dtype,
+            # What learns lies in single precision, and so do its gradients.
+            dtype=self.dtype if self.precision.computing is None else torch.float32,
             quantize=self.quantize,
             device=self.devices[0],
             parting=self.crew.parting,
@@ -272,13 +278,17 @@ _NO_ANSWERS = (
 )
 
 
-def _trained_share(work: Work) -> str:
-    """Say how much of the model is trained."""
+def _trained_share(work: Work, parameters: int) -> str:
+    """Say how much of the model is trained.
+
+    :param parameters: numbers that the model's matrices hold.
+    """
     sizes = [(_size(each), each.requires_grad) for each in work.learner.parameters()]
     trained = sum(size for size, learns in sizes if learns)
     if not trained:
         raise UsageError("nothing of the model is trained; check the recipe's settings")
-    share = trained / sum(size for size, _ in sizes)
+    # Rounded weights are no parameters.
+    share = trained / max(sum(size for size, _ in sizes), parameters)
     digits = max(0, 1 - math.floor(math.log10(100 * share)))
     said = f"{trained:,} parameters are trained, {100 * share:.{digits}f}% of all"
     return f"{said}; {work.total:,} steps"

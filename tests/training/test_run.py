@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glmkit.errors import DataError, OutOfMemoryError, UsageError
+from glmkit.errors import CheckpointError, DataError, OutOfMemoryError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.loading import load_local
 from glmkit.training import run as running
@@ -123,6 +123,9 @@ def test_refused_start_leaves_the_folder_free(config, monkeypatch, tmp_path):
     with monkeypatch.context() as patched, pytest.raises(OutOfMemoryError):
         patched.setattr("glmkit.training.preflight.memory_of", lambda device: 200_000)
         done(config())
+    nowhere = {"init_adapter": str(tmp_path / "nowhere")}
+    with pytest.raises(CheckpointError):
+        done(config(**nowhere), PrefixTuning(Path(config().model), length=3))
     assert len(done(config(max_steps=1))) == 1
 
 
