@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Processes that the suite is shared by; tests of a file stay together.
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-ray test-parallel lint format bench pull install clean
@@ -13,7 +15,7 @@ demo: pull
 	@$(BIN)/glmkit run knowledge-chat --kb knowledge --ask 'What is the deepest lake in the world?'
 
 test: pull
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-ray: install
 	@$(BIN)/python -m pytest -m ray

@@ -55,7 +55,8 @@ def _as_computed(*factors: Tensor) -> Iterator[Tensor]:
     """Yield the factors of a product as autocast would give them to torch's own."""
     for each in factors:
         kind = each.device.type
-        wanted = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else each.dtype
+        half = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        wanted = torch.get_autocast_dtype(kind) if half else each.dtype
         yield each.to(wanted)
 
 
