@@ -59,7 +59,9 @@ def test_a_model_without_biases_is_refused(app, tmp_path):
 
     asked = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "train", lambda config, tuning, *, recipe: iter(asked.append(tuning) or ()))
+        patch.setattr(
+            run, "train", lambda config, tuning, **named: iter(asked.append(tuning) or ())
+        )
         list(recipe.run(recipe.config_type(model=str(tmp_path), norms=False)))
     with pytest.raises(UsageError, match="has no biases; leave out --no-norms"):
         asked[0].chosen(Glm(replace(TINY, qkv_bias=False)))
