@@ -1,4 +1,4 @@
-"""Freed memory stays with the process within, and goes at the end; in processes that begin clean."""
+"""Freed memory stays with the process within, and goes at the end; in clean processes."""
 
 import sys
 
