@@ -78,7 +78,7 @@ def learn(work: Work) -> Iterator[StepLog]:
     """
     state = work.state
     state.max_steps = work.total
-    while state.global_step < work.total:
+    while state.global_step < work.total and not _is_enough(work):
         place = _Place(*divmod(state.global_step, work.feed.steps()))
         done = _step(work, place)
         state.open_total += done.total
@@ -87,9 +87,8 @@ def learn(work: Work) -> Iterator[StepLog]:
         if ends or state.global_step % work.config.logging_steps == 0:
             yield _noted(work, _line(work, done))
         yield from _between(work, place, ends)
-        if _is_enough(work):
-            yield log(work, note="stopped early: the loss of evaluations falls no more")
-            return
+    if _is_enough(work):
+        yield log(work, note="stopped early: the loss of evaluations falls no more")
 
 
 def log(work: Work, *, metrics: Mapping[str, float] | None = None, note: str = "") -> StepLog:
@@ -231,7 +230,7 @@ def _gradients(work: Work, place: _Place) -> _Done:
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step) * 4_099 + rank & (2**63 - 1)
+    return ((seed * 1_000_003 + step) * 4_099 + rank) & (2**63 - 1)
 
 
 def _refuse_nonsense(work: Work, done: _Done) -> None:

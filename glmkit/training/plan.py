@@ -128,10 +128,6 @@ class Plan:
         parts = balanced(self._row_lengths[rows], self._parts(len(rows)))
         return [self._examples(rows[each]) for each in parts]
 
-    def of_rank(self, epoch: int, step: int, rank: int) -> Rows:
-        """Return the examples of one process's passes; it may have none in the last step."""
-        return self.passes(epoch, step)[rank :: self.shape.world]
-
     def _parts(self, rows: int) -> int:
         """Return how many passes so many rows become: as few as may be, no process without."""
         shape = self.shape

@@ -205,15 +205,8 @@ class Several:
 
     def summed(self, *values: float) -> list[float]:
         """Return each value, summed over all processes."""
-        return self._reduced(values, dist.ReduceOp.SUM)
-
-    def greatest(self, value: int) -> int:
-        """Return the greatest of all processes' values."""
-        return int(self._reduced([value], dist.ReduceOp.MAX)[0])
-
-    def _reduced(self, values: object, how: dist.ReduceOp.RedOpType) -> list[float]:
         numbers = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(numbers, how)
+        dist.all_reduce(numbers)
         return [float(each) for each in numbers.tolist()]
 
     def wait(self) -> None:

@@ -180,18 +180,6 @@ class Shards(Several):
         return kept
 
 
-@contextmanager
-def _views_allowed() -> Iterator[None]:
-    """Keep quiet of blocks that return views, which our steps make of what they give.
-
-    FSDP warns of such: written to in place, a view loses the hook that fetches weights for the way
-    back. Nobody writes to what a block returned: the next one adds out of place.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
-        yield
-
-
 def _trained(learner: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield parts of trained parameters; what an evaluation fetched of others is dropped."""
     for module in learner.modules():

@@ -104,6 +104,7 @@ def test_stops_early_and_keeps_the_best(tmp_path):
     assert lines[-1].note.startswith("stopped early") and lines[-1].step == 4
     assert run.state.best_step == 2
     assert run.checkpoints.at(2).is_dir()
+    assert [each.note for each in learn(run)] == [lines[-1].note]  # gone on with, it has enough
 
 
 def test_old_checkpoints_go(tmp_path):
