@@ -54,6 +54,11 @@ if TYPE_CHECKING:
         hookimpl as hookimpl,
         hookspec as hookspec,
     )
+    from .pictures import (
+        DrawOptions as DrawOptions,
+        ImageModel as ImageModel,
+        Picture as Picture,
+    )
     from .plugins import (
         Plugins as Plugins,
         RegisterCommand as RegisterCommand,
@@ -122,6 +127,7 @@ _HOMES = {
         "UsageError",
     ),
     "hookspecs": ("hookimpl", "hookspec"),
+    "pictures": ("DrawOptions", "ImageModel", "Picture"),
     "plugins": (
         "Plugins",
         "RegisterCommand",

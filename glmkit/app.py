@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from .chat import Chat, Policy
 from .config import Config
 from .console import drain
-from .errors import PluginError, UnknownNameError, UsageError
+from .errors import CheckpointError, PluginError, UnknownNameError, UsageError
 from .plugins import Plugins, Registry, Spec, load_target
 from .recipes import Recipe, RecipeSpec
 from .servers import Server
 
 if TYPE_CHECKING:
+    from .pictures import ImageModel
     from .runtime.adapters import Adapter
     from .runtime.engines.local import LocalModel
     from .runtime.engines.ray.cluster import Cluster
@@ -67,6 +68,11 @@ class Glmkit:
     @cached_property
     def _encoders(self) -> Registry[Spec]:
         return self.plugins.encoders()
+
+    @cached_property
+    def image_models(self) -> Registry[Spec]:
+        """What draws, as plugins registered it."""
+        return self.plugins.image_models()
 
     @cached_property
     def recipes(self) -> Registry[RecipeSpec]:
@@ -261,6 +267,41 @@ class Glmkit:
         from .runtime.encoding import load_encoder
 
         return load_encoder(located.path, device=self.config.first_device, name=located.name)
+
+    def load_image_model(self, name: str | None = None) -> ImageModel:
+        """Load what draws, by the name a plugin gave it, hub id or folder.
+
+        :param name: None for the first that is registered.
+        :raises UnknownNameError: if nobody knows the name.
+        :raises CheckpointError: if no loader knows the folder's format.
+        """
+        specs = self.image_models
+        if name is None and not specs.names():
+            raise UsageError(
+                "no plugin draws; install one: pip install 'glmkit[drawing]'. "
+                "'glmkit plugins' shows what is wrong with those installed"
+            )
+        name = name or specs.names()[0]
+        spec = specs.get(name)
+        if spec is not None:
+            return cast("ImageModel", load_target(spec.loader)(name, self))
+        located = self._locate(name, "image model", specs)
+        for spec in specs:
+            if spec.accepts is not None and spec.accepts(located.path):
+                return cast("ImageModel", load_target(spec.loader)(str(located.path), self))
+        raise CheckpointError(f"{located.path} is no picture model that a plugin knows")
+
+    def knowledge_model(self, path: Path, model: ChatModel) -> ChatModel:
+        """Return a model that answers from the documents at ``path`` and speaks through ``model``.
+
+        :raises UsageError: if no plugin reads them, or there is nothing there.
+        """
+        found = self.plugins.hook.knowledge_model(path=path, model=model, app=self)
+        if found is None:
+            raise UsageError(
+                f"no plugin answers from {path}; install one: pip install 'glmkit[knowledge]'"
+            )
+        return cast("ChatModel", found)
 
     def _locate(self, name: str, kind: str, registry: Registry[Spec]) -> Located:
         from . import sources

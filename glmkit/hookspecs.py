@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .app import Glmkit
     from .plugins import RegisterCommand, RegisterRecipe, RegisterSpec
     from .runtime.adapters import Adapter
-    from .types import InspectableModel, Passage, Reply, Request
+    from .types import ChatModel, InspectableModel, Passage, Reply, Request
 
 hookspec = pluggy.HookspecMarker("glmkit")
 hookimpl = pluggy.HookimplMarker("glmkit")
@@ -58,6 +58,16 @@ def register_encoders(register: RegisterSpec) -> None:
 
 
 @hookspec
+def register_image_models(register: RegisterSpec) -> None:
+    """Add what draws: ``register(Spec(name, help, "module:function"))``.
+
+    Called at the first lookup of an image model. The function takes ``(name_or_path, app)`` and
+    returns an :class:`~glmkit.pictures.ImageModel`; with ``accepts`` it takes every folder of its
+    format.
+    """
+
+
+@hookspec
 def register_recipes(register: RegisterRecipe) -> None:
     """Add ways to train: ``register(RecipeSpec(name, help, "module:attribute"))``.
 
@@ -72,6 +82,15 @@ def load_adapter(path: Path, model: InspectableModel, alpha: float | None) -> Ad
 
     Called when an adapter is asked for; the first answer counts, and the formats that glmkit reads
     are tried last. ``alpha`` is what the user gave. Whether the adapter fits is checked afterwards.
+    """
+
+
+@hookspec(firstresult=True)
+def knowledge_model(path: Path, model: ChatModel, app: Glmkit) -> ChatModel | None:
+    """Return a model that answers from the documents at ``path``; None where they are not yours.
+
+    Called when an app is asked to answer from documents. The model speaks through ``model``, names
+    its sources in the last chunk and keeps nothing between two conversations.
     """
 
 

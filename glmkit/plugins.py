@@ -257,6 +257,10 @@ class Plugins:
         """Collect the encoders of plugins."""
         return self._collect_specs("register_encoders", "encoder")
 
+    def image_models(self) -> Registry[Spec]:
+        """Collect what draws."""
+        return self._collect_specs("register_image_models", "image model")
+
     def recipes(self) -> Registry[RecipeSpec]:
         """Collect the ways to train."""
         registry: Registry[RecipeSpec] = Registry("recipe")
