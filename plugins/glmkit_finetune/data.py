@@ -16,6 +16,7 @@ from glmkit.training.config import TrainConfig
 
 from .columns import reading_of, reading_options
 from .flags import normal
+from .opinions import from_feedback
 
 if TYPE_CHECKING:
     from glmkit import Glmkit
@@ -55,6 +56,9 @@ def data() -> None:
     dataset_info.json; FILE#500 takes 500 samples of it, FILE@0.3 gives it this weight in a mixture.
     Formats are detected by their columns.
     """
+
+
+data.add_command(from_feedback)
 
 
 @data.command()
