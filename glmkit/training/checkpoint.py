@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, GlmkitError
 from .state import FILE, TrainerState
-from .tuning import Tuning
+from .tuning import Kept
 
 OPTIMIZER = "optimizer.pt"
 EXACT = "trained.safetensors"
@@ -32,12 +32,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 class Checkpoints:
     """The checkpoints of a run folder.
 
-    :param tuning: writes and reads what was trained.
+    :param kept: writes and reads what was trained.
     :param limit: how many are kept beside the best; 0: all.
     """
 
-    def __init__(self, folder: Path, tuning: Tuning, limit: int) -> None:
-        self.folder, self.tuning, self.limit = folder, tuning, limit
+    def __init__(self, folder: Path, kept: Kept, limit: int) -> None:
+        self.folder, self.kept, self.limit = folder, kept, limit
 
     def save(
         self, state: TrainerState, trained: dict[str, Tensor], optimizer: dict[str, Any]
@@ -66,7 +66,7 @@ class Checkpoints:
         """
         partial = self.folder / ".trained.partial"
         with _writing(partial, self.folder):
-            self.tuning.save(inner(trained), partial)
+            self.kept.save(inner(trained), partial)
             _let_read(partial)
             files = sorted(partial.iterdir())
             for file in files:
@@ -84,8 +84,8 @@ class Checkpoints:
 
     def trained(self, checkpoint: Path) -> dict[str, Tensor]:
         """Return the trained parameters of a checkpoint, by their names in a learner."""
-        if self.tuning.lossless:
-            return outer(self.tuning.load(checkpoint))
+        if self.kept.lossless:
+            return outer(self.kept.load(checkpoint))
         return outer(read_tensors(checkpoint / EXACT))
 
     def optimizer(self, checkpoint: Path) -> dict[str, Any]:
@@ -107,8 +107,8 @@ class Checkpoints:
         """Write what was trained, and its exact values where that rounds them."""
         from safetensors.torch import save_file
 
-        self.tuning.save(trained, folder)
-        if not self.tuning.lossless:
+        self.kept.save(trained, folder)
+        if not self.kept.lossless:
             exact = {name: each.contiguous() for name, each in trained.items()}
             save_file(exact, folder / EXACT, metadata={"format": "pt"})
 

@@ -8,8 +8,8 @@ from ..errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The settings that all recipes share; a recipe adds its own in a subclass.
+class RunConfig:
+    """What the loop and the run folder are told, whatever is trained.
 
     :raises UsageError: if a value is out of its range.
     """
@@ -17,6 +17,91 @@ class TrainConfig:
     # --- what is trained, on what, where to ---
     model: str = "default"
     """The model to train: a name of the catalog, a hub id or a folder."""
+    data: tuple[str, ...] = ()
+    """Training data."""
+    output: str = "output"
+    """The run folder."""
+
+    # --- optimisation ---
+    epochs: float = 3.0
+    """Times that all data is seen."""
+    max_steps: int = 0
+    """Stop after so many steps; 0: as epochs say."""
+    batch_size: int = 4
+    """Samples (with packing: rows) of one pass on one device."""
+    gradient_accumulation: int = 1
+    """Passes of one step."""
+    learning_rate: float = 1e-4
+    """The highest."""
+    scheduler: str = "cosine"
+    """How it falls: cosine, linear, constant, ... as transformers names them."""
+    warmup_ratio: float = 0.03
+    """Share of the steps in which it rises."""
+    optimizer: str = "adamw"
+    """adamw, adamw_8bit, adafactor or sgd."""
+    weight_decay: float = 0.0
+    """Of the optimizer."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0: never."""
+    seed: int = 42
+    """Of the order of the data, the new weights and dropout."""
+
+    # --- device, memory ---
+    dtype: str = "auto"
+    """Precision of the frozen weights: auto, float32, bfloat16, float16."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ...; default: the best."""
+    memory_check: bool = True
+    """Foretell the memory before anything is loaded, and refuse what does not fit."""
+    gradient_checkpointing: bool = False
+    """Work the inside of blocks out again when gradients need it: less memory, more time."""
+
+    # --- running ---
+    logging_steps: int = 1
+    """Steps between two lines of the log."""
+    save_steps: int = 0
+    """Steps between checkpoints; 0: one at the end of each epoch."""
+    save_total_limit: int = 2
+    """Checkpoints that are kept; 0: all."""
+    eval_steps: int = 0
+    """Steps between evaluations; 0: at the end of each epoch."""
+    early_stopping: int = 0
+    """Stop after so many evaluations without a lower loss; 0: never."""
+    report_to: tuple[str, ...] = ("tensorboard",)
+    """Who is told the figures: tensorboard, wandb, swanlab, mlflow; none."""
+    resume: bool = False
+    """Go on from the last checkpoint in output."""
+    init_adapter: str | None = None
+    """Begin with the weights of this adapter; everything else begins anew."""
+    overwrite: bool = False
+    """Replace what output holds."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges; a subclass calls this first."""
+        for name, least in _LEAST.items():
+            value = getattr(self, name, least)
+            if not value >= least:
+                raise UsageError(f"{name} must be {least} or more, got {value!r}")
+        for name, most in _MOST.items():
+            value = getattr(self, name, most)
+            if not value <= most:
+                raise UsageError(f"{name} must be {most} or less, got {value!r}")
+        if not self.epochs and not self.max_steps:
+            raise UsageError("epochs is 0 and max_steps too: nothing would be trained")
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name, allowed[0])
+            if value not in allowed:
+                raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """The settings that all recipes for language models share; each adds its own in a subclass.
+
+    :raises UsageError: if a value is out of its range.
+    """
+
+    # --- what is trained, on what, where to ---
     family: str | None = None
     """What the model is, where its files do not say: chatglm2, chatglm3, ..."""
     data: tuple[str, ...] = ()
@@ -28,8 +113,6 @@ class TrainConfig:
     """Data to evaluate on while training."""
     val_size: float = 0.0
     """Keep this share of the data (below 1) or so many samples of it for evaluation."""
-    output: str = "output"
-    """The run folder."""
 
     # --- data ---
     max_length: int = 1024
@@ -59,42 +142,14 @@ class TrainConfig:
     """Processes that tokenise; 0: one for each core."""
 
     # --- optimisation ---
-    epochs: float = 3.0
-    """Times that all data is seen."""
-    max_steps: int = 0
-    """Stop after so many steps; 0: as epochs say."""
-    batch_size: int = 4
-    """Samples (with packing: rows) of one pass on one device."""
-    gradient_accumulation: int = 1
-    """Passes of one step."""
-    learning_rate: float = 1e-4
-    """The highest."""
-    scheduler: str = "cosine"
-    """How it falls: cosine, linear, constant, ... as transformers names them."""
-    warmup_ratio: float = 0.03
-    """Share of the steps in which it rises."""
-    optimizer: str = "adamw"
-    """adamw, adamw_8bit, adafactor or sgd."""
-    weight_decay: float = 0.0
-    """Of the optimizer."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0: never."""
     neftune: float = 0.0
     """Noise on the embeddings (NEFTune's alpha, 5 for example); 0: none."""
-    seed: int = 42
-    """Of the order of the data, the new weights and dropout."""
 
     # --- device, memory ---
-    dtype: str = "auto"
-    """Precision of the frozen weights: auto, float32, bfloat16, float16."""
     device: str | None = None
     """cpu, cuda, cuda:1, or several that share the layers: cuda:0,cuda:1; default: the best."""
     max_memory: str | None = None
     """Most that may be taken of each device: 0=10GiB,cpu=30GiB."""
-    memory_check: bool = True
-    """Foretell the memory before anything is loaded, and refuse what does not fit."""
-    gradient_checkpointing: bool = False
-    """Work the inside of blocks out again when gradients need it: less memory, more time."""
     parallel: str = "ddp"
     """How several processes share the work: ddp, fsdp, zero1, zero2, zero3."""
     offload: bool = False
@@ -105,48 +160,14 @@ class TrainConfig:
     """A DeepSpeed configuration of your own."""
 
     # --- running ---
-    logging_steps: int = 1
-    """Steps between two lines of the log."""
-    save_steps: int = 0
-    """Steps between checkpoints; 0: one at the end of each epoch."""
-    save_total_limit: int = 2
-    """Checkpoints that are kept; 0: all."""
-    eval_steps: int = 0
-    """Steps between evaluations; 0: at the end of each epoch."""
     eval_generate: int = 0
     """Answer so many samples of the evaluation data each time, too, and score the answers."""
     eval_max_tokens: int = 128
     """Tokens of such an answer at most."""
-    early_stopping: int = 0
-    """Stop after so many evaluations without a lower loss; 0: never."""
-    report_to: tuple[str, ...] = ("tensorboard",)
-    """Who is told the figures: tensorboard, wandb, swanlab, mlflow; none."""
-    resume: bool = False
-    """Go on from the last checkpoint in output."""
-    init_adapter: str | None = None
-    """Begin with the weights of this adapter; everything else begins anew."""
-    overwrite: bool = False
-    """Replace what output holds."""
 
     def __post_init__(self) -> None:
         """Check the ranges; a subclass calls this first."""
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not value >= least:
-                raise UsageError(f"{name} must be {least} or more, got {value!r}")
-        for name, most in _MOST.items():
-            value = getattr(self, name)
-            if not value <= most:
-                raise UsageError(f"{name} must be {most} or less, got {value!r}")
-        if not self.epochs and not self.max_steps:
-            raise UsageError("epochs is 0 and max_steps too: nothing would be trained")
-        self._check_evaluation()
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-    def _check_evaluation(self) -> None:
+        super().__post_init__()
         for name in ("early_stopping", "eval_generate", "eval_steps"):
             if getattr(self, name) and not self.eval_data and not self.val_size:
                 raise UsageError(
@@ -191,6 +212,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def names(config_type: type[TrainConfig]) -> list[str]:
+def names(config_type: type[RunConfig]) -> list[str]:
     """Return the names of all settings of a recipe."""
     return [each.name for each in fields(config_type)]

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -21,15 +21,21 @@ from filelock import FileLock, Timeout
 
 from ..errors import CheckpointError, UsageError
 from .card import CARD
-from .config import TrainConfig
+from .config import RunConfig
 from .recording import LOG, PICTURE
 from .state import FILE as STATE
 
 RUN = "run.json"
 _LOCK = ".glmkit-run.lock"
-_AROUND = (_LOCK, ".tokens", "evaluation")
+CLASS_PICTURES = "class_pictures"
+_AROUND = (_LOCK, ".tokens", "evaluation", CLASS_PICTURES)
 """What is there before a run has begun, and what `glmkit evaluate` leaves."""
-RECORDS = (LOG, PICTURE, STATE, CARD, "runs", "accelerate.yaml", "ds_config.json", RUN)
+VALIDATION = "validation"
+"""Pictures that were drawn while a picture model was trained."""
+RECORDS = (
+    *(LOG, PICTURE, STATE, CARD, VALIDATION, "runs", "accelerate.yaml", "ds_config.json"),
+    RUN,
+)
 """What tells of a run; ``run.json`` goes last, which says whose the rest is."""
 _RESULTS = frozenset(
     {
@@ -38,7 +44,7 @@ _RESULTS = frozenset(
     }
 )
 _STEPS = ("checkpoint-", ".checkpoint-")
-_PACKAGES = ("glmkit", "torch", "transformers", "peft", "accelerate", "deepspeed")
+_PACKAGES = ("glmkit", "torch", "transformers", "peft", "accelerate", "deepspeed", "diffusers")
 _FREE = frozenset(
     {
         *("output", "resume", "overwrite", "report_to", "logging_steps"),
@@ -52,7 +58,7 @@ of a step) are looked at together."""
 
 
 @contextmanager
-def claimed(config: TrainConfig) -> Iterator[Path]:
+def claimed(config: RunConfig) -> Iterator[Path]:
     """Hold a run folder.
 
     :raises UsageError: if another process holds it, or it holds what would be lost.
@@ -78,7 +84,7 @@ def claimed(config: TrainConfig) -> Iterator[Path]:
         lock.release()
 
 
-def _refuse_full(folder: Path, config: TrainConfig) -> None:
+def _refuse_full(folder: Path, config: RunConfig) -> None:
     held = [each.name for each in folder.iterdir() if each.name not in _AROUND]
     if config.resume:
         if not (folder / RUN).is_file():
@@ -116,7 +122,7 @@ def clear(folder: Path) -> None:
 
 
 def described(
-    config: TrainConfig, *, recipe: str, data: Mapping[str, Any], world: int
+    config: RunConfig, *, recipe: str, data: Mapping[str, Any], world: int
 ) -> dict[str, Any]:
     """Return what a run is told and made from.
 
@@ -180,14 +186,17 @@ def read(folder: Path) -> dict[str, Any]:
     return found
 
 
-def refuse_other(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def refuse_other(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, free: Iterable[str] = ()
+) -> None:
     """Refuse to resume what is another run.
 
     :param before: what ``run.json`` says.
     :param now: what :func:`described` says.
+    :param free: the recipe's own settings that may differ.
     :raises UsageError: naming what differs.
     """
-    differs = list(_differences(before, now))
+    differs = list(_differences(before, now, _FREE.union(free)))
     if differs:
         raise UsageError(
             f"this is another run than the one in the folder: {'; '.join(differs)}. Give the same "
@@ -196,14 +205,16 @@ def refuse_other(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Set[str]
+) -> Iterator[str]:
     if before["recipe"] != now["recipe"]:
         yield f"the recipe was {before['recipe']}, now {now['recipe']}"
         return
     known = json.loads(json.dumps(now["config"]))  # tuples are lists in the file
     for name in known.keys() | before["config"].keys():
         old, new = before["config"].get(name), known.get(name)
-        if name not in _FREE and old != new:
+        if name not in free and old != new:
             yield f"{name} was {old!r}, now {new!r}"
     if before["data"].get("fingerprint") != now["data"].get("fingerprint"):
         yield "the data was changed"

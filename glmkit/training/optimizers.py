@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ..errors import UsageError
-from .config import TrainConfig
+from .config import RunConfig
 
 Group = dict[str, Any]
 """Parameters, and a learning rate of their own where they have one."""
 
 
-def check_optimizer(config: TrainConfig) -> None:
+def check_optimizer(config: RunConfig) -> None:
     """See that the optimizer and the scheduler are known, before anything is loaded.
 
     :raises UsageError: naming those that are.
@@ -29,7 +29,7 @@ def check_optimizer(config: TrainConfig) -> None:
         _check_theirs(config.scheduler)
 
 
-def optimizer_of(config: TrainConfig, groups: Iterable[Group]) -> Optimizer:
+def optimizer_of(config: RunConfig, groups: Iterable[Group]) -> Optimizer:
     """Return the optimizer that a configuration names.
 
     :raises UsageError: if nobody knows the name, or it needs a package that is not installed.
@@ -38,7 +38,7 @@ def optimizer_of(config: TrainConfig, groups: Iterable[Group]) -> Optimizer:
     return _OPTIMIZERS[config.optimizer](list(groups), config)
 
 
-def _adamw(groups: list[Group], config: TrainConfig) -> Optimizer:
+def _adamw(groups: list[Group], config: RunConfig) -> Optimizer:
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=_fusable(groups)
     )
@@ -49,7 +49,7 @@ def _fusable(groups: list[Group]) -> bool:
     return devices <= {"cpu"} or devices <= {"cuda"}
 
 
-def _adamw_8bit(groups: list[Group], config: TrainConfig) -> Optimizer:
+def _adamw_8bit(groups: list[Group], config: RunConfig) -> Optimizer:
     try:
         import bitsandbytes
     except ImportError as error:
@@ -63,7 +63,7 @@ def _adamw_8bit(groups: list[Group], config: TrainConfig) -> Optimizer:
     return optimizer
 
 
-def _adafactor(groups: list[Group], config: TrainConfig) -> Optimizer:
+def _adafactor(groups: list[Group], config: RunConfig) -> Optimizer:
     from transformers.optimization import Adafactor
 
     build: Callable[..., Optimizer] = Adafactor
@@ -76,7 +76,7 @@ def _adafactor(groups: list[Group], config: TrainConfig) -> Optimizer:
     )
 
 
-def _sgd(groups: list[Group], config: TrainConfig) -> Optimizer:
+def _sgd(groups: list[Group], config: RunConfig) -> Optimizer:
     return torch.optim.SGD(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
@@ -88,7 +88,7 @@ _OPTIMIZERS = {
 }
 
 
-def schedule_of(config: TrainConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
+def schedule_of(config: RunConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
     """Return how the learning rate rises and falls over a run.
 
     The usual shapes are worked out here, since importing transformers takes seconds; it is asked

@@ -13,23 +13,11 @@ from .config import TrainConfig
 from .optimizers import Group
 
 
-class Tuning(Protocol):
-    """One way of training a model."""
+class Kept(Protocol):
+    """How what was trained is kept in files."""
 
-    kind: str
-    """What the memory forecast calls it: ``lora``, ``full``, ``ptuning``."""
     lossless: bool
     """:meth:`load` returns what :meth:`save` was given, to the bit."""
-    forecast: Mapping[str, Any]
-    """What else :class:`~glmkit.runtime.demand.Job` is told: ``rank``, ``targets``, ``prefix``."""
-
-    def dress(self, model: CausalModel) -> None:
-        """Freeze what is not trained, and add what is new, in place."""
-        ...
-
-    def groups(self, model: CausalModel, config: TrainConfig) -> list[Group]:
-        """Return what is trained as groups, each with a learning rate of its own if it has one."""
-        ...
 
     def save(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write what was trained, so that ``--adapter`` (or ``--model``) takes the folder.
@@ -44,6 +32,23 @@ class Tuning(Protocol):
 
         :raises CheckpointError: if it is damaged, or for another base.
         """
+        ...
+
+
+class Tuning(Kept, Protocol):
+    """One way of training a language model."""
+
+    kind: str
+    """What the memory forecast calls it: ``lora``, ``full``, ``ptuning``."""
+    forecast: Mapping[str, Any]
+    """What else :class:`~glmkit.runtime.demand.Job` is told: ``rank``, ``targets``, ``prefix``."""
+
+    def dress(self, model: CausalModel) -> None:
+        """Freeze what is not trained, and add what is new, in place."""
+        ...
+
+    def groups(self, model: CausalModel, config: TrainConfig) -> list[Group]:
+        """Return what is trained as groups, each with a learning rate of its own if it has one."""
         ...
 
 

@@ -16,7 +16,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from glmkit import UsageError
-from glmkit.training.config import TrainConfig
+from glmkit.training.config import RunConfig, TrainConfig
 
 _GROUP = re.compile(r"\s*#\s*-{3}\s*(.+?)\s*-{3}\s*$")
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
@@ -190,8 +190,11 @@ _EXPECTED = {
 
 
 def grouped(settings: list[Setting]) -> Iterator[tuple[str, list[Setting]]]:
-    """Yield groups with their settings; what a recipe adds of its own comes first."""
-    shared = {each.group for each in settings_of(TrainConfig)}
+    """Yield groups with their settings: what a recipe adds of its own, on what, and how."""
+    every, (what, *how) = (
+        dict.fromkeys(each.group for each in settings_of(kind)) for kind in (TrainConfig, RunConfig)
+    )
+    ranks = dict.fromkeys(every, 2) | {what: 1} | dict.fromkeys(how, 3)
     order = dict.fromkeys(each.group for each in settings)
-    for name in sorted(order, key=shared.__contains__):
+    for name in sorted(order, key=lambda name: ranks.get(name, 0)):
         yield name, [each for each in settings if each.group == name]
