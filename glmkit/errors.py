@@ -15,6 +15,9 @@ traceback.
     ├── CheckpointError    files on disk are not a model that glmkit can run
     ├── MissingExtraError  an optional dependency is not installed
     ├── WorkerLostError    a row's workers on other machines ended, one after the other
+    ├── BusyError          as many wait as may; ask again in a while
+    ├── TimeLimitError     an answer was not ready in the time that it was given
+    ├── ClosedError        what was asked is being shut down
     ├── OutOfMemoryError   the work needs more memory than there is
     └── DataError          documents, indexes or data sets that cannot be read
 """
@@ -103,6 +106,22 @@ class MissingExtraError(GlmkitError):
 
 class WorkerLostError(GlmkitError):
     """A row's workers ended while they answered it."""
+
+
+class BusyError(GlmkitError):
+    """As many questions wait as may."""
+
+
+class TimeLimitError(GlmkitError):
+    """An answer was not ready in the time that it was given."""
+
+
+class ClosedError(GlmkitError):
+    """What was asked takes no more questions: it is being shut down."""
+
+
+class BadStepError(GlmkitError):
+    """A step of a training would spoil the model, such as by a reward that is no number."""
 
 
 class OutOfMemoryError(GlmkitError):

@@ -7,7 +7,7 @@ Shape letters used across the project: B rows, T tokens, V vocabulary, N texts, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -222,13 +222,19 @@ class Usage:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer; the last one carries all but text."""
+    """A piece of an answer; the last one carries all but text.
+
+    Calls in a piece before the last are being run by the chat; what they found comes as a piece of
+    its own.
+    """
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     sources: tuple[Passage, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    observations: tuple[str, ...] = ()
+    """What tools that the chat ran gave back, one text for each call."""
 
 
 @dataclass(frozen=True)
@@ -350,6 +356,34 @@ class Answers(Protocol):
         self, asked: Iterable[Ask], *, concurrency: int | None = None
     ) -> Iterator[tuple[int, Reply | GlmkitError]]:
         """Yield (key, reply) as answers finish; one that cannot be had is an error, not raised."""
+        ...
+
+
+News = tuple[int, Chunk | GlmkitError]
+"""The key of a question with the next piece of its answer, or the error that it ends in."""
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """A model that answers conversations which come and go, all in one batch."""
+
+    slots: int
+    """Answers that run side by side, where nothing else is said."""
+
+    def streams(
+        self,
+        asked: Iterable[Ask | None],
+        *,
+        concurrency: int | None = None,
+        gone: Container[int] = (),
+    ) -> Generator[Sequence[News], None, None]:
+        """Yield once per step what is new; each key ends in a chunk with a reason, or an error.
+
+        :param asked: drawn as room comes free; None among them says that there is none for now.
+        :param concurrency: answers side by side; None: what suits the model.
+        :param gone: keys whose asker has left, which may change on the way: their rows are freed
+            at the next step and end as ``"cancelled"``.
+        """
         ...
 
 

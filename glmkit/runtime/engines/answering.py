@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
 from ...answers import Outcome, SideBySideModel
 from ...errors import GlmkitError
-from ...types import Ask, Chunk, GenerationOptions, MessageLike, Reply
+from ...types import Ask, Chunk, GenerationOptions, MessageLike, News, Reply
 from ..answers import Answer
 from ..rows import Row
 from ..sampling import make_sampler
@@ -102,10 +102,41 @@ class Answering(SideBySideModel, ABC):
                         yield queue.running.pop(row).settled()
         yield from queue.failed()
 
+    def streams(
+        self,
+        asked: Iterable[Ask | None],
+        *,
+        concurrency: int | None = None,
+        gone: Container[int] = (),
+    ) -> Generator[list[News], None, None]:
+        """Yield once per step what is new; see :class:`glmkit.types.Streams`."""
+        queue = _Queue(self._answer, asked)
+        news: list[News] = []
+        with closing(self._decode(queue, slots=concurrency or self.slots)) as steps:
+            for column in steps:
+                for row in column:
+                    if row in queue.running:  # else it was cancelled before it ran
+                        news += queue.running[row].news()
+                    if row.finish is not None:
+                        queue.running.pop(row, None)
+                yield [*queue.failed(), *news]
+                news = queue.cancelled(gone)
+        yield [*queue.failed(), *news]
+
 
 class _Begun(NamedTuple):
     key: int
     answer: Answer
+
+    def news(self) -> list[News]:
+        """Return what the last column added, and the end where it is one."""
+        piece, row = self.answer.advance(), self.answer.row
+        news: list[News] = [(self.key, Chunk(piece))] if piece else []
+        if row.error is not None:
+            news.append((self.key, row.error))
+        elif row.finish is not None:
+            news.append((self.key, self.answer.last()))
+        return news
 
     def settled(self) -> Outcome:
         """Return what became of it."""
@@ -121,14 +152,18 @@ class _Queue:
     def __init__(
         self,
         begin: Callable[[Sequence[MessageLike], GenerationOptions], Answer],
-        asked: Iterable[Ask],
+        asked: Iterable[Ask | None],
     ) -> None:
         self.running: dict[Row, _Begun] = {}
         self._begin, self._asked = begin, asked
-        self._failed: list[Outcome] = []
+        self._failed: list[tuple[int, GlmkitError]] = []
 
     def __iter__(self) -> Iterator[Row | None]:
-        for key, messages, options in self._asked:
+        for ask in self._asked:
+            if ask is None:
+                yield None
+                continue
+            key, messages, options = ask
             try:
                 answer = self._begin(messages, options)
             except GlmkitError as error:
@@ -138,10 +173,17 @@ class _Queue:
             self.running[answer.row] = _Begun(key, answer)
             yield answer.row
 
-    def failed(self) -> list[Outcome]:
+    def failed(self) -> list[tuple[int, GlmkitError]]:
         """Return what was put aside since the last call."""
         found, self._failed = self._failed, []
         return found
+
+    def cancelled(self, gone: Container[int]) -> list[News]:
+        """End the rows whose asker has left; return their last chunks."""
+        left = [row for row, begun in self.running.items() if begun.key in gone]
+        for row in left:
+            row.finish = "cancelled"
+        return [(begun.key, begun.answer.last()) for begun in map(self.running.pop, left)]
 
 
 def _or(given: float | None, default: float) -> float:
