@@ -19,7 +19,7 @@ from ..evaluation.comparing import Measure, perplexity
 from ..evaluation.predicting import text_of
 from ..types import Ask, GenerationOptions, Progress, Reply
 from .crew import Crew
-from .learner import computing_in
+from .learner import Loss, computing_in
 
 if TYPE_CHECKING:
     from ..dataset.samples import Sample
@@ -63,16 +63,24 @@ def losses(
     steps = feed.steps()
     for step in range(steps):
         yield Progress("measuring the loss", step, steps)
-        with judged(learner):
-            for batch in feed.batches(0, step, rank):
-                total, weight = learner(batch.to(device))
-                found.append(Measure(float(total), float(weight)))
+        own = _losses_of(learner, feed.batches(0, step, rank), device)
+        found += [Measure(float(each.total), float(each.weight)) for each in own]
     yield Progress("measuring the loss", steps, steps)
     return found
 
 
+def _losses(learner: nn.Module, feed: EvalFeed, device: torch.device, rank: int) -> Iterator[Loss]:
+    for step in range(feed.steps()):
+        yield from _losses_of(learner, feed.batches(0, step, rank), device)
+
+
+def _losses_of(learner: nn.Module, batches: Sequence[Any], device: torch.device) -> list[Loss]:
+    with judged(learner):
+        return [learner(each.to(device)) for each in batches]
+
+
 class Evaluation:
-    """Measures ``eval_loss`` and ``eval_perplexity``, and what ``more`` measures.
+    """Measures ``eval_loss``, the learner's figures, and what ``more`` measures.
 
     :param learner: the one that trains, as the crew prepared it.
     :param more: measures something else, as a part of each process: sums by name, and the number
@@ -86,23 +94,33 @@ class Evaluation:
         crew: Crew,
         *,
         more: Callable[[int, int], Mapping[str, float]] | None = None,
+        perplexity: bool = True,
     ) -> None:
         self.learner, self.feed, self.crew, self.more = learner, feed, crew, more
+        self.perplexity = perplexity
 
     def __call__(self) -> dict[str, float]:
         """Return the figures of all processes together; all of them call it."""
-        loss, weight = self.crew.summed(*self._loss())
-        found = {"eval_loss": loss / weight if weight else math.nan}
-        found["eval_perplexity"] = perplexity(found["eval_loss"])
+        sums = self._sums()
+        sums = dict(zip(sums, self.crew.summed(*sums.values()), strict=True))
+        weight = sums.pop(_WEIGHT)
+        found = {
+            f"eval_{name}": each / weight if weight else math.nan for name, each in sums.items()
+        }
+        if self.perplexity:
+            found["eval_perplexity"] = perplexity(found["eval_loss"])
         if self.more is not None:
             found |= self._more(self.more)
         return found
 
-    def _loss(self) -> tuple[float, float]:
-        measures = _result(
-            losses(self.learner, self.feed, device=self.crew.device, rank=self.crew.rank)
-        )
-        return sum(each.total for each in measures), sum(each.weight for each in measures)
+    def _sums(self) -> dict[str, float]:
+        """Return loss, weight and figures of this process' share."""
+        sums = {"loss": 0.0, _WEIGHT: 0.0}
+        for found in _losses(self.learner, self.feed, self.crew.device, self.crew.rank):
+            own = {"loss": found.total, _WEIGHT: found.weight, **found.figures}
+            for name, each in own.items():
+                sums[name] = sums.get(name, 0.0) + float(each)
+        return sums
 
     def _more(self, more: Callable[[int, int], Mapping[str, float]]) -> dict[str, float]:
         own = more(self.crew.rank, self.crew.world)
@@ -112,15 +130,7 @@ class Evaluation:
 
 
 ROWS = "rows"
-
-
-def _result(events: Generator[Progress, None, list[Measure]]) -> list[Measure]:
-    while True:
-        try:
-            next(events)
-        except StopIteration as stop:
-            found: list[Measure] = stop.value
-            return found
+_WEIGHT = "weight"
 
 
 class Generating:

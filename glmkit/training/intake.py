@@ -17,8 +17,10 @@ from ..models.layouts import read_model
 from ..recipes import StepLog
 from ..runtime.loading import physical_cores
 from ..types import Progress
-from .batches import Batch, Example, Feed
+from .batches import Batch, Feed
 from .config import TrainConfig
+from .evaluating import EvalFeed
+from .loop import Feed as Steps
 from .plan import Plan, Shape
 from .saved import SavedData, reading_saved
 from .tokens import Reading, Tokens, tokenizing
@@ -32,8 +34,10 @@ TOKENS = ".tokens"
 class Intake:
     """What a run learns from."""
 
-    feed: Feed[Example, Batch]
-    held: Feed[Example, Batch] | None
+    feed: Steps
+    longest: int
+    """Tokens of the longest pass."""
+    held: EvalFeed | None
     """What it is evaluated on."""
     described: str
     """For a person."""
@@ -46,11 +50,6 @@ class Intake:
     def asked(self, count: int) -> list[Sample]:
         """Return the first samples of what it is evaluated on."""
         return [] if self.questions is None else list(islice(self.questions.samples(), count))
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest pass."""
-        return self.feed.plan.longest
 
 
 def taken_in(config: TrainConfig, world: int) -> Generator[StepLog, None, Intake]:
@@ -80,7 +79,8 @@ def taken_in(config: TrainConfig, world: int) -> Generator[StepLog, None, Intake
         watched = Feed(own, Shape(batch_size=config.batch_size, world=world), Batch.of)
     said = _described(data, tokens, feed.plan)
     questions = held if isinstance(held, Data) else None
-    return Intake(feed, watched, said, data.fingerprint, len(tokens), questions)
+    longest = feed.plan.longest
+    return Intake(feed, longest, watched, said, data.fingerprint, len(tokens), questions)
 
 
 def _opened(

@@ -5,8 +5,9 @@ Letters: N tokens of a batch, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,9 @@ class Loss(NamedTuple):
     """Sum of weighted losses, in nats; gradients are taken of it."""
     weight: Tensor
     """Sum of the weights that it is of."""
+    figures: Mapping[str, Tensor] = MappingProxyType({})
+    """What else is worth knowing, by name, as sums over the same weights: the log shows means over
+    a whole step. A learner gives the same names for every batch."""
 
 
 class Learner(nn.Module):

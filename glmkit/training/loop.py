@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..errors import GlmkitError
+from ..errors import BadStepError, GlmkitError
 from ..recipes import StepLog
 from .checkpoint import Checkpoints
 from .config import TrainConfig
 from .crew import Crew
+from .learner import Loss
 from .optimizers import plain
 from .state import TrainerState
 
@@ -53,7 +54,7 @@ class Work:
 
     config: TrainConfig
     learner: nn.Module
-    """Called with a batch, returns a total and a weight; see `learner.py`."""
+    """Called with a batch, returns a :class:`.learner.Loss`."""
     feed: Feed
     crew: Crew
     optimizer: Optimizer
@@ -75,14 +76,18 @@ def learn(work: Work) -> Iterator[StepLog]:
     """Train from where ``work.state`` stands to the end.
 
     :raises GlmkitError: if the loss is not a finite number.
+    :raises BadStepError: if the feed or the learner refuses a step; the model is saved as it was
+        before.
     """
     state = work.state
     state.max_steps = work.total
     while state.global_step < work.total and not _is_enough(work):
         place = _Place(*divmod(state.global_step, work.feed.steps()))
-        done = _step(work, place)
-        state.open_total += done.total
-        state.open_weight += done.weight
+        try:
+            done = _step(work, place)
+        except BadStepError as error:
+            raise BadStepError(f"{error}; {save(work)} holds the model as it was before") from error
+        _count(state, done)
         ends = state.global_step == work.total
         if ends or state.global_step % work.config.logging_steps == 0:
             yield _noted(work, _line(work, done))
@@ -190,6 +195,8 @@ class _Done(NamedTuple):
     total: float
     """Sum of weighted losses."""
     weight: float
+    figures: Mapping[str, float]
+    """Sums of what else the learner gave."""
     norm: float
     """Of the gradients."""
     rate: float
@@ -219,14 +226,26 @@ def _gradients(work: Work, place: _Place) -> _Done:
     batches = work.feed.batches(*place, crew.rank)
     work.learner.train()
     total = torch.zeros((), device=crew.device)
+    figures: dict[str, float] = {}
     for at, batch in enumerate(batches):
         with crew.turn(work.learner, last=at == len(batches) - 1):
-            found: Tensor = work.learner(batch.to(crew.device)).total
-            crew.backward(found / weight)
-        total += found.detach().to(total.device)
+            found: Loss = work.learner(batch.to(crew.device))
+            crew.backward(found.total / weight)
+        total += found.total.detach().to(total.device)
+        for name, each in found.figures.items():
+            figures[name] = figures.get(name, 0.0) + float(each)
     norm = crew.clipped(work.learner, work.config.max_grad_norm)
     rate = float(work.schedule.get_last_lr()[0])
-    return _Done(crew.summed(float(total))[0], weight, norm, rate)
+    whole, *others = crew.summed(float(total), *figures.values())
+    return _Done(whole, weight, dict(zip(figures, others, strict=True)), norm, rate)
+
+
+def _count(state: TrainerState, done: _Done) -> None:
+    """Add a step to what the next line of the log is about."""
+    state.open_total += done.total
+    state.open_weight += done.weight
+    for name, value in done.figures.items():
+        state.open_figures[name] = state.open_figures.get(name, 0.0) + value
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
@@ -259,7 +278,9 @@ def _line(work: Work, done: _Done) -> StepLog:
         tokens=state.tokens,
         tokens_per_s=(state.tokens - state.logged_tokens) / seconds,
         seconds_left=(work.total - state.global_step) * state.seconds / state.global_step,
+        metrics={name: each / state.open_weight for name, each in state.open_figures.items()},
     )
     state.logged_tokens, state.logged_seconds = state.tokens, state.seconds
     state.open_total = state.open_weight = 0.0
+    state.open_figures = {}
     return line

@@ -79,13 +79,19 @@ class Record:
     """Keeps a run's lines.
 
     :param history: lines of the run before it was resumed, as ``trainer_state.json`` has them.
+    :param drawn: figures that the picture shows.
     """
 
     def __init__(
-        self, folder: Path, trackers: Sequence[Tracker], history: Sequence[Mapping[str, Any]] = ()
+        self,
+        folder: Path,
+        trackers: Sequence[Tracker],
+        history: Sequence[Mapping[str, Any]] = (),
+        *,
+        drawn: Sequence[str] = ("loss", "eval_loss"),
     ) -> None:
         self.folder, self.trackers = folder, trackers
-        self.curves: dict[str, list[tuple[int, float]]] = {"loss": [], "eval_loss": []}
+        self.curves: dict[str, list[tuple[int, float]]] = {name: [] for name in drawn}
         for line in history:
             self._remember(int(line["step"]), line)
 
@@ -103,11 +109,11 @@ class Record:
             for tracker in self.trackers:
                 tracker.finish()
 
-    def draw(self, title: str) -> Path:
-        """Draw the curve of the loss; return the picture."""
+    def draw(self, title: str, unit: str = "loss per token (nats)") -> Path:
+        """Draw the curves; return the picture."""
         file = self.folder / PICTURE
         curves: dict[str, Curve] = {name: each for name, each in self.curves.items()}
-        draw(curves, file, title=title, label="loss per token (nats)")
+        draw(curves, file, title=title, label=unit)
         return file
 
     def _track(self, line: StepLog) -> None:

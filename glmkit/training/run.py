@@ -25,27 +25,29 @@ from .evaluating import Evaluation, Generating
 from .folder import RUN, claimed, clear, cut_log, described, read, refuse_other, write
 from .fusing import fuse
 from .generated import overruled, write_generated
-from .intake import Intake, taken_in
+from .intake import Intake
 from .keeping import freed_memory_kept
-from .learner import Learner
 from .loop import Work, learn, log, restore, total_steps
-from .noise import add_noise
 from .optimizers import check_optimizer, optimizer_of, schedule_of
 from .parallel import agreed, crew_of, home_of, refuse_carried
 from .precision import Precision, quantisation, training_dtype
 from .preflight import foresee, job_of, ran_out_in, refuse_too_large
 from .processes import Launched, Replicas
 from .recording import Record, check_trackers, trackers_of
+from .task import NextTokens, Task
 from .tuning import Tuning
 
 if TYPE_CHECKING:
     from ..runtime.engines.local import LocalModel
 
 
-def train(config: TrainConfig, tuning: Tuning, *, recipe: str | None = None) -> Iterator[StepLog]:
+def train(
+    config: TrainConfig, tuning: Tuning, *, recipe: str | None = None, task: Task | None = None
+) -> Iterator[StepLog]:
     """Train the model in the folder ``config.model``; the run folder is ``config.output``.
 
     :param recipe: the name that it was registered by; None: as the class of ``config`` says.
+    :param task: what is learnt; None: the next tokens of answers.
     :raises UsageError: if the configuration makes no sense, or the run folder is taken.
     :raises DataError: if there is nothing that could be learnt.
     :raises OutOfMemoryError: if it does not fit; names what helps.
@@ -55,7 +57,7 @@ def train(config: TrainConfig, tuning: Tuning, *, recipe: str | None = None) -> 
     with crew_of(config) as crew:
         try:
             name = recipe or type(config).__name__.removesuffix("Config").lower()
-            yield from _Run(config, tuning, crew, name).steps()
+            yield from _Run(config, tuning, crew, name, task or NextTokens()).steps()
         except (MemoryError, RuntimeError) as error:
             if not ran_out(error):
                 raise
@@ -70,6 +72,7 @@ class _Run:
     tuning: Tuning
     crew: Crew
     recipe: str
+    task: Task
 
     def __post_init__(self) -> None:
         self.leads = self.crew.rank == 0
@@ -106,7 +109,7 @@ class _Run:
                 held.enter_context(claimed(self.config))
             self.crew.wait()
             with self.crew.first():
-                intake = yield from taken_in(self.config, self.crew.world)
+                intake = yield from self.task.taken_in(self.config, self.crew.world)
             if said := overruled(self.config):
                 yield StepLog(0, 0, note=said)
             yield StepLog(0, 0, note=intake.described)
@@ -192,14 +195,14 @@ class _Run:
         config, model = self.config, local.model
         optimizer = optimizer_of(config, self.tuning.groups(model, config))
         total = total_steps(config, intake.feed.steps())
-        plain = Learner(model, computing=self.precision.computing)
-        if config.neftune:
-            add_noise(plain, config.neftune)
+        plain = self.task.learner(config, local, self.precision.computing)
         learner, prepared = self.crew.prepare(plain, optimizer)
         evaluate = None
         if intake.held is not None:
             more = self._answering(intake, local)
-            evaluate = Evaluation(learner, intake.held, self.crew, more=more)
+            evaluate = Evaluation(
+                learner, intake.held, self.crew, more=more, perplexity=self.task.per_token
+            )
         return Work(
             config,
             learner,
@@ -245,10 +248,11 @@ class _Run:
             return
         config = self.config
         trackers = trackers_of(config.report_to, self.folder, _plain_settings(config))
-        record = Record(self.folder, trackers, work.state.log_history)
+        history = work.state.log_history
+        record = Record(self.folder, trackers, history, drawn=self.task.drawn)
         yield from record.keep(learn(work))
         self._publish(work)
-        record.draw(f"{self.folder.absolute().name}: {self.base.name}")
+        record.draw(f"{self.folder.absolute().name}: {self.base.name}", self.task.unit)
         work.state.write(self.folder)
         write_card(
             self.folder,

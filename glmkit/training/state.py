@@ -34,6 +34,8 @@ class TrainerState:
     open_total: float = 0.0
     open_weight: float = 0.0
     """Loss and weight of the steps since then."""
+    open_figures: dict[str, float] = field(default_factory=dict)
+    """What else the learner gave since then, summed."""
     schedule: dict[str, Any] = field(default_factory=dict)
     """The numbers of the learning rate's schedule."""
     log_history: list[dict[str, Any]] = field(default_factory=list)

@@ -8,43 +8,7 @@ from pathlib import Path
 
 from glmkit import StepLog, UsageError
 from glmkit.training.config import TrainConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig(TrainConfig):
-    """Settings of ``lora``."""
-
-    # --- LoRA ---
-    rank: int = 8
-    """Of the small matrices."""
-    alpha: float = 16
-    """What they add is multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Share of their inputs that is left out at random."""
-    targets: tuple[str, ...] = ("all",)
-    """Which linears get them: all, or names such as query_key_value, dense or q_proj; q_proj,
-    k_proj and v_proj are one matrix here, which is trained as a whole."""
-    dora: bool = False
-    """Learn the length of each row of the matrices, too (DoRA)."""
-    rslora: bool = False
-    """Multiply by alpha / sqrt(rank) instead (rsLoRA)."""
-    loraplus: float = 1.0
-    """Times that B learns as fast as A (LoRA+, 16 for example)."""
-    init: str = "default"
-    """How A begins: default, gaussian, orthogonal."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        if self.rank < 1:
-            raise UsageError(f"rank must be 1 or more, got {self.rank}")
-        if not self.alpha > 0:
-            raise UsageError(f"alpha must be above 0, got {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout must be from 0 to below 1, got {self.dropout}")
-        if not self.loraplus > 0:
-            raise UsageError(f"loraplus must be above 0, got {self.loraplus}")
-        _check_choice("init", self.init, ("default", "gaussian", "orthogonal"))
+from glmkit.training.configs import FullConfig, LoraConfig, check_choice, lora_of, refuse_half
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +22,7 @@ class QloraConfig(LoraConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        _check_choice("quantize", self.quantize, ("auto", "int4", "int8"))
+        check_choice("quantize", self.quantize, ("auto", "int4", "int8"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +45,7 @@ class PtuningConfig(TrainConfig):
         if self.pre_seq_len < 1:
             raise UsageError(f"pre_seq_len must be 1 or more, got {self.pre_seq_len}")
         if self.quantize is not None:
-            _check_choice("quantize", self.quantize, ("int4", "int8"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FullConfig(TrainConfig):
-    """Settings of ``full``."""
-
-    learning_rate: float = 1e-5
-    """The highest."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        _refuse_half(self)
+            check_choice("quantize", self.quantize, ("int4", "int8"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,22 +65,9 @@ class FreezeConfig(TrainConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        _refuse_half(self)
+        refuse_half(self)
         if not self.layers and not self.extra_modules:
             raise UsageError("layers is 0 and there are no extra_modules: nothing is trained")
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _refuse_half(config: TrainConfig) -> None:
-    if config.dtype == "float16":
-        raise UsageError(
-            "weights in float16 cannot be trained themselves: their steps are lost to rounding; "
-            "give --dtype bfloat16, which keeps what is trained in float32, or take the recipe lora"
-        )
 
 
 class Lora:
@@ -141,21 +79,8 @@ class Lora:
     def run(self, config: LoraConfig) -> Iterator[StepLog]:
         """Train small matrices beside linear layers."""
         from glmkit.training.run import train
-        from glmkit.training.tunings.lora import LoraTuning
 
-        tuning = LoraTuning(
-            Path(config.model),
-            rank=config.rank,
-            alpha=config.alpha,
-            dropout=config.dropout,
-            targets=config.targets,
-            dora=config.dora,
-            rslora=config.rslora,
-            ratio=config.loraplus,
-            init=config.init,
-            family=config.family,
-        )
-        yield from train(config, tuning, recipe=self.name)
+        yield from train(config, lora_of(config), recipe=self.name)
 
 
 class Qlora(Lora):

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from glmkit.errors import CheckpointError, GlmkitError
+from glmkit.errors import BadStepError, CheckpointError, GlmkitError
 from glmkit.training.loop import learn, restore, save
 
-from .toy import Plain, examples, losses, work
+from .toy import Bigram, Plain, examples, losses, work
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -164,3 +164,44 @@ def test_nonsense_stops_the_run(tmp_path):
     with pytest.raises(GlmkitError, match="step 2.*--learning-rate"):
         list(lines)
     assert run.checkpoints.at(1).is_dir()
+
+
+class Counting(Bigram):
+    """Tells how many tokens a batch has for each unit of weight, and refuses one step."""
+
+    refused: int | None = None
+
+    def forward(self, batch):
+        found = super().forward(batch)
+        if self.refused == 0:
+            raise BadStepError("the reward of row 3 is nan")
+        self.refused = None if self.refused is None else self.refused - 1
+        return found._replace(figures={"tokens": torch.tensor(float(len(batch.ids)))})
+
+
+def test_figures_are_means_over_the_steps_of_a_line(tmp_path):
+    run = work(tmp_path, logging_steps=3, gradient_accumulation=2)
+    run.learner.__class__ = Counting
+    lines = [each for each in learn(run) if each.loss is not None]
+    assert len(lines) > 1
+    weights = [run.feed.weight(*divmod(step, run.feed.steps())) for step in range(run.total)]
+    tokens = [run.feed.tokens(*divmod(step, run.feed.steps())) for step in range(run.total)]
+    expected = [
+        sum(tokens[each.step - 3 : each.step]) / sum(weights[each.step - 3 : each.step])
+        for each in lines[:-1]
+    ]
+    assert [each.metrics["tokens"] for each in lines[:-1]] == pytest.approx(expected)
+
+
+def test_a_refused_step_leaves_a_checkpoint_to_go_on_from(tmp_path):
+    expected = losses(learn(work(tmp_path / "whole")))
+    (tmp_path / "run").mkdir()
+    run = work(tmp_path / "run")
+    run.learner.__class__ = Counting
+    run.learner.refused = 3
+    before = []
+    with pytest.raises(BadStepError, match="row 3 is nan; checkpoint-3 holds"):
+        before += learn(run)
+    again = work(tmp_path / "run")
+    restore(again, tmp_path / "run" / "checkpoint-3")
+    assert losses(learn(again)) == expected[3:]

@@ -65,7 +65,7 @@ def data(tmp_path_factory):
 def quick():
     """Draw no curves: that takes longer than training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.Record, "draw", lambda self, title: None)
+        patch.setattr(run.Record, "draw", lambda self, title, unit: None)
         yield patch
 
 
