@@ -120,9 +120,16 @@ def _uses(folder: Path, base: Path, *, whole: bool) -> Iterator[str]:
         yield f"glmkit batch prompts.jsonl --model {name} -o answers.jsonl"
         return
     yield f"glmkit run chat --model {model} --adapter {name}"
-    if (folder / ADAPTER).is_file():
+    if (folder / ADAPTER).is_file() and not _is_rounded(base):
         merged = shlex.quote(f"{folder}-merged")
         yield f"glmkit adapters merge {model} {name} -o {merged}  # a model of its own"
+
+
+def _is_rounded(base: Path) -> bool:
+    """Tell whether a model's files hold quantised weights, which nothing is merged into."""
+    file = base / "config.json"
+    said = read_json(file) if file.is_file() else {}
+    return any(said.get(name) for name in ("quantization_config", "quantization_bit"))
 
 
 def _licence(base: Path, licence: str | None) -> str:

@@ -40,3 +40,13 @@ def test_what_was_pulled_is_called_by_its_name(card, tmp_path):
     base.mkdir(parents=True)
     (base / "glmkit-manifest.json").write_text(json.dumps({"name": "org/thing"}))
     assert "glmkit run chat --model org/thing --adapter 'runs/my lora'" in card(base)
+
+
+@pytest.mark.parametrize("how", [{"quantization_bit": 4}, {"quantization_config": {"bits": 4}}])
+def test_nobody_is_told_to_merge_into_a_quantised_base(card, tmp_path, how):
+    base = tmp_path / "rounded"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps(how))
+    assert not any("merge" in each for each in card(base))
+    (base / "config.json").write_text(json.dumps({"quantization_bit": 0}))
+    assert any("merge" in each for each in card(base))
