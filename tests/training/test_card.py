@@ -47,6 +47,6 @@ def test_nobody_is_told_to_merge_into_a_quantised_base(card, tmp_path, how):
     base = tmp_path / "rounded"
     base.mkdir()
     (base / "config.json").write_text(json.dumps(how))
-    assert not any("merge" in each for each in card(base))
+    assert not any("adapters merge" in each for each in card(base))
     (base / "config.json").write_text(json.dumps({"quantization_bit": 0}))
-    assert any("merge" in each for each in card(base))
+    assert any("adapters merge" in each for each in card(base))
