@@ -80,6 +80,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "hf_token": Setting(_text, ("HF_TOKEN",), in_file=False),
         "modelscope_endpoint": Setting(_text, ("MODELSCOPE_ENDPOINT",)),
         "ray_address": Setting(_text, ("RAY_ADDRESS",)),
+        "api_keys": Setting(_names, ("GLMKIT_API_KEYS",), in_file=False),
     }
 )
 
@@ -117,6 +118,8 @@ class Config:
     """The cluster of the ray engine: ``local``, ``auto`` or ``HOST:PORT``."""
     openai: Server = Server()
     """The server of the openai engine: the ``[openai]`` table, OPENAI_BASE_URL, OPENAI_API_KEY."""
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    """What clients of a server of our own have to send, beside those in its own table."""
     generation: GenerationOptions = GenerationOptions()
     plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _EMPTY)
     """The ``[plugins.<name>]`` tables, checked by the plugins themselves."""
