@@ -86,6 +86,9 @@ if TYPE_CHECKING:
     from .servers import (
         Server as Server,
     )
+    from .tools import (
+        Tool as Tool,
+    )
     from .types import (
         Answers as Answers,
         Ask as Ask,
@@ -147,6 +150,7 @@ _HOMES = {
     "repl": ("Repl",),
     "runtime.adapters": ("Adapter", "LowRank", "read_adapter"),
     "servers": ("Server",),
+    "tools": ("Tool",),
     "types": (
         "Answers",
         "Ask",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from .errors import CheckpointError, PluginError, UnknownNameError, UsageError
 from .plugins import Plugins, Registry, Spec, load_target
 from .recipes import Recipe, RecipeSpec
 from .servers import Server
+from .tools import Tool
 
 if TYPE_CHECKING:
     from .pictures import ImageModel
@@ -73,6 +74,24 @@ class Glmkit:
     def image_models(self) -> Registry[Spec]:
         """What draws, as plugins registered it."""
         return self.plugins.image_models()
+
+    @cached_property
+    def tools(self) -> Registry[Spec]:
+        """What chat models may ask for, as plugins registered it."""
+        return self.plugins.tools()
+
+    def load_tool(self, name: str) -> Tool:
+        """Load a tool for :meth:`chat`.
+
+        :raises UnknownNameError: if nobody registered the name.
+        :raises UsageError: if its function has a parameter that a model cannot give.
+        """
+        spec = self.tools.get(name)
+        if spec is None:
+            hint = "'glmkit run chat --tools' lists them"
+            raise UnknownNameError("tool", name, self.tools.names(), hint=hint)
+        found = load_target(spec.loader)(name, self)
+        return found if isinstance(found, Tool) else Tool.of(found, name=name)
 
     @cached_property
     def recipes(self) -> Registry[RecipeSpec]:
@@ -320,15 +339,22 @@ class Glmkit:
         model: ChatModel,
         *,
         system: str | None = None,
+        tools: Sequence[str | Tool | Mapping[str, Any]] = (),
         options: GenerationOptions | None = None,
         policy: Policy = Policy.OPTIONAL,
         settings: Mapping[str, Any] | None = None,
     ) -> Chat:
-        """Begin a conversation that this application's plugins take part in."""
+        """Begin a conversation that this application's plugins take part in.
+
+        :param tools: functions that the model may ask for: registered ones by name, and all that
+            :class:`~glmkit.chat.Chat` takes.
+        :raises UnknownNameError: if nobody registered one of the names.
+        """
         return Chat(
             model,
             plugins=self.plugins,
             system=system,
+            tools=[self.load_tool(each) if isinstance(each, str) else each for each in tools],
             options=options or self.config.generation,
             policy=policy,
             settings=settings,

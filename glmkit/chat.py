@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from .types import Chunk, GenerationOptions, Message, Passage, Reply, Request, Usage
+from .errors import GlmkitError, UnknownNameError, UsageError
+from .tools import Tool
+from .types import (
+    Chunk,
+    GenerationOptions,
+    Message,
+    Passage,
+    Reply,
+    Request,
+    ToolCall,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from .plugins import Plugins
@@ -48,11 +59,13 @@ class Chat:
     :param model: who answers.
     :param plugins: who is asked for context; None for nobody.
     :param system: the system message, if any.
-    :param tools: functions that the model may ask for, as JSON schemas; a reply with
+    :param tools: functions that the model may ask for. A :class:`~glmkit.tools.Tool` is run here,
+        and the model goes on with what it found. A JSON schema is the caller's to run: a reply with
         ``tool_calls`` is answered by ``stream(Message("observation", result))``.
     :param options: how to pick tokens.
     :param policy: what to do when no plugin offers a passage.
     :param settings: what each turn asks of single plugins, by plugin name.
+    :param rounds: how often a turn's answer may ask for tools that are run here.
     """
 
     def __init__(
@@ -61,17 +74,22 @@ class Chat:
         *,
         plugins: Plugins | None = None,
         system: str | None = None,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Tool | Mapping[str, Any]] = (),
         options: GenerationOptions | None = None,
         policy: Policy = Policy.OPTIONAL,
         settings: Mapping[str, Any] | None = None,
+        rounds: int = 4,
     ) -> None:
         self.model = model
         self.options = options or GenerationOptions()
         self.policy = policy
         self.settings: Mapping[str, Any] = settings or {}
+        self.rounds = rounds
         self._plugins = plugins
-        first = Message("system", system or "", tools=tuple(tools))
+        self._tools = {each.name: each for each in tools if isinstance(each, Tool)}
+        offered = tuple(each.schema if isinstance(each, Tool) else each for each in tools)
+        self._foreign = {_name_of(each) for each in offered} - set(self._tools)
+        first = Message("system", system or "", tools=offered)
         self._system = [first] if system or tools else []
         self.history: list[Message] = []
         """The turns so far, without passages: evidence belongs to the question it was found for."""
@@ -90,20 +108,20 @@ class Chat:
         asked = Message("user", question) if isinstance(question, str) else question
         request = Request((*self._system, *self.history, asked), self.options, self.settings)
         reply = Reply("", "error", Usage())
-        said: list[str] = []
+        turn = _Turn()
         try:
             sources = self._context(request)
-            for chunk in self._answer(request, sources):
-                said.append(chunk.text)
+            for chunk in self._answer(request, sources, turn):
+                turn.say(chunk.text)
                 if chunk.finish_reason is not None:
                     chunk = replace(chunk, sources=sources)
-                    reply = Reply.join([replace(chunk, text="".join(said))])
+                    reply = Reply.join([replace(chunk, text=turn.whole)])
                 yield chunk
         except (GeneratorExit, KeyboardInterrupt):
-            reply = Reply("".join(said), "cancelled", Usage(), sources)
+            reply = Reply(turn.whole, "cancelled", Usage(), sources)
             raise
         finally:
-            self._done(request, reply)
+            self._done(request, reply, turn)
 
     def reply(self, question: str | Message) -> Reply:
         """Return the whole answer to ``question``."""
@@ -116,17 +134,101 @@ class Chat:
         merged = [passage for offer in offers for passage in offer]
         return tuple(sorted(merged, key=lambda passage: -passage.score))
 
-    def _answer(self, request: Request, sources: tuple[Passage, ...]) -> Iterator[Chunk]:
+    def _answer(
+        self, request: Request, sources: tuple[Passage, ...], turn: _Turn
+    ) -> Iterator[Chunk]:
         asked = request.messages[-1].role == "user"
         if asked and not sources and self.policy is Policy.REFUSE:
             yield Chunk(REFUSALS[language_of(request.question)], "refused", Usage())
             return
         *before, question = request.messages
-        yield from self.model.stream([*before, replace(question, passages=sources)], self.options)
+        yield from self._converse([*before, replace(question, passages=sources)], turn)
 
-    def _done(self, request: Request, reply: Reply) -> None:
+    def _converse(self, messages: list[Message], turn: _Turn) -> Iterator[Chunk]:
+        """Yield the answer, running the tools that it asks for, ``rounds`` times at most.
+
+        Only what the model itself asks for is run: passages and results are text to it.
+        """
+        usage, left = Usage(), self.rounds
+        while True:
+            last = yield from self._ask([*messages, *turn.made])
+            if last is None:
+                return
+            usage = _sum(usage, last.usage)
+            if left < 0 or not self._ours(last.tool_calls):
+                yield replace(last, usage=usage)
+                return
+            yield Chunk(last.text, tool_calls=last.tool_calls)
+            found = tuple(self._run(call, allowed=left > 0) for call in last.tool_calls)
+            turn.close(last.tool_calls, found)
+            yield Chunk("", observations=found)
+            left -= 1
+
+    def _ask(self, messages: list[Message]) -> Generator[Chunk, None, Chunk | None]:
+        """Yield one answer but for its last chunk, which is the result."""
+        for chunk in self.model.stream(messages, self.options):
+            if chunk.finish_reason is not None:
+                return chunk
+            yield chunk
+        return None
+
+    def _ours(self, calls: tuple[ToolCall, ...]) -> bool:
+        """Tell whether calls are run here: there are tools, and no call is for the caller's."""
+        return bool(calls and self._tools) and not self._foreign & {each.name for each in calls}
+
+    def _run(self, call: ToolCall, *, allowed: bool) -> str:
+        """Return what a call found, or why it failed: the model may mend it."""
+        tool = self._tools.get(call.name)
+        try:
+            if not allowed:
+                raise UsageError(
+                    f"this question has had its {self.rounds} rounds of calls; answer it now"
+                )
+            if tool is None:
+                raise UnknownNameError("tool", call.name, self._tools)
+            return tool.call(call.arguments)
+        except GlmkitError as error:
+            return f"error: {error}"
+
+    def _done(self, request: Request, reply: Reply, turn: _Turn) -> None:
         if reply.finish_reason != "error":
-            answer = Message("assistant", reply.text, tool_calls=reply.tool_calls)
-            self.history += [request.messages[-1], answer]
+            answer = Message("assistant", turn.text, tool_calls=reply.tool_calls)
+            self.history += [request.messages[-1], *turn.made, answer]
         if self._plugins is not None:
             self._plugins.hook.response_done(request=request, reply=reply)
+
+
+@dataclass
+class _Turn:
+    """What came of one question so far."""
+
+    text: str = ""
+    """What was said since the last call."""
+    made: list[Message] = field(default_factory=list)
+    """The calls before, each with what it found."""
+    whole: str = ""
+    """All that was said."""
+
+    def say(self, text: str) -> None:
+        """Take a piece of the answer."""
+        self.text += text
+        self.whole += text
+
+    def close(self, calls: tuple[ToolCall, ...], found: tuple[str, ...]) -> None:
+        """Keep calls that were run."""
+        self.made.append(Message("assistant", self.text, tool_calls=calls))
+        self.made += [Message("observation", each) for each in found]
+        self.text = ""
+
+
+def _sum(before: Usage, more: Usage | None) -> Usage:
+    more = more or Usage()
+    return Usage(
+        before.prompt_tokens + more.prompt_tokens,
+        before.completion_tokens + more.completion_tokens,
+    )
+
+
+def _name_of(schema: Mapping[str, Any]) -> str:
+    inner = schema.get("function", schema)
+    return str(inner.get("name", schema.get("type", "")))

@@ -68,6 +68,15 @@ def register_image_models(register: RegisterSpec) -> None:
 
 
 @hookspec
+def register_tools(register: RegisterSpec) -> None:
+    """Add tools of chat models: ``register(Spec(name, help, "module:function"))``.
+
+    Called at the first lookup of a tool. The function takes ``(name, app)`` and returns a typed
+    function, whose signature and docstring the models are shown, or a :class:`~glmkit.tools.Tool`.
+    """
+
+
+@hookspec
 def register_recipes(register: RegisterRecipe) -> None:
     """Add ways to train: ``register(RecipeSpec(name, help, "module:attribute"))``.
 

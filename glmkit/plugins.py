@@ -37,7 +37,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Spec:
-    """A model or encoder that a plugin can load."""
+    """A model, encoder or tool that a plugin can load."""
 
     name: str
     help: str
@@ -260,6 +260,10 @@ class Plugins:
     def image_models(self) -> Registry[Spec]:
         """Collect what draws."""
         return self._collect_specs("register_image_models", "image model")
+
+    def tools(self) -> Registry[Spec]:
+        """Collect what chat models may ask for."""
+        return self._collect_specs("register_tools", "tool")
 
     def recipes(self) -> Registry[RecipeSpec]:
         """Collect the ways to train."""

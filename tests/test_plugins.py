@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 import glmkit.plugins
-from glmkit import CheckpointError, PluginError, Plugins, Spec, hookimpl, hookspecs
+from glmkit import (
+    CheckpointError,
+    ImageModel,
+    Picture,
+    PluginError,
+    Plugins,
+    Spec,
+    UnknownNameError,
+    UsageError,
+    hookimpl,
+    hookspecs,
+)
 from glmkit.plugins import Command, Registry, load_target
 from glmkit.testing import EchoModel, HashEncoder, make_app
 
@@ -216,6 +227,76 @@ def test_hook_register_encoders(tmp_path):
             register(Spec("hash", "hashes", f"{__name__}:load_hash"))
 
     assert make_app(tmp_path, mine=Plugin()).load_encoder("hash").dimensions == 16
+
+
+class Brush:
+    name = "brush"
+
+    def draw(self, wish, options=None):
+        yield from ()
+        return [Picture(b"png", wish, 0)]
+
+
+def load_brush(name, app):
+    return Brush()
+
+
+def test_hook_register_image_models(tmp_path):
+    class Plugin:
+        @hookimpl
+        def register_image_models(self, register):
+            loader = f"{__name__}:load_brush"
+            register(Spec("brush", "Paints.", loader, accepts=lambda path: path.suffix == ".ink"))
+
+    app = make_app(tmp_path, mine=Plugin())
+    (tmp_path / "black.ink").mkdir()
+    for name in (None, "brush", str(tmp_path / "black.ink")):
+        assert isinstance(app.load_image_model(name), ImageModel)
+    with pytest.raises(CheckpointError, match="no picture model that a plugin knows"):
+        app.load_image_model(str(tmp_path))
+    with pytest.raises(UnknownNameError, match="unknown image model 'brash'"):
+        app.load_image_model("brash")
+    with pytest.raises(UsageError, match="no plugin draws"):
+        make_app(tmp_path).load_image_model()
+
+
+def test_hook_knowledge_model(tmp_path):
+    class Plugin:
+        @hookimpl
+        def knowledge_model(self, path, model, app):
+            return EchoModel(f"{model.name} read {path.name}") if path.is_dir() else None
+
+    app = make_app(tmp_path / "home", mine=Plugin())
+    reply = app.knowledge_model(tmp_path, EchoModel()).reply([{"role": "user", "content": "?"}])
+    assert reply.text == f"echo read {tmp_path.name}"
+    with pytest.raises(UsageError, match="no plugin answers from"):
+        app.knowledge_model(tmp_path / "absent", EchoModel())
+
+
+def load_roll(name, app):
+    def roll(sides: int = 6) -> str:
+        """Roll a die."""
+        return f"{sides} of {sides} at {app.config.home.name}"
+
+    return roll
+
+
+def test_hook_register_tools(tmp_path):
+    class Plugin:
+        @hookimpl
+        def register_tools(self, register):
+            register(Spec("roll", "Roll a die.", f"{__name__}:load_roll"))
+
+    app = make_app(tmp_path / "home", mine=Plugin())
+    assert app.tools.names() == ["roll"]
+    tool = app.load_tool("roll")
+    assert tool.description == "Roll a die."
+    assert tool.call({"sides": 20}) == "20 of 20 at home"
+    chat = app.chat(EchoModel(), tools=["roll"])
+    chat.reply("hello")
+    assert chat.model.seen[0][0].tools == (tool.schema,)
+    with pytest.raises(UnknownNameError, match="did you mean 'roll'"):
+        app.load_tool("rol")
 
 
 def test_hook_register_recipes(tmp_path):
