@@ -2,6 +2,15 @@
 
 from .columns import ColumnNames, Tags
 from .data import Data, open_data, opening
-from .samples import BadRow, Sample
+from .samples import BadRow, Preference, Sample
 
-__all__ = ["BadRow", "ColumnNames", "Data", "Sample", "Tags", "open_data", "opening"]
+__all__ = [
+    "BadRow",
+    "ColumnNames",
+    "Data",
+    "Preference",
+    "Sample",
+    "Tags",
+    "open_data",
+    "opening",
+]

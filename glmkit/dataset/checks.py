@@ -17,17 +17,18 @@ from ..types import Message, Progress
 from .columns import ColumnNames
 from .data import over
 from .info import Listing
-from .samples import BadRow, Sample
+from .samples import BadRow, Preference, Sample, compared
 from .sources import Source, open_source
 from .specs import wanted
 
-Fault = Literal["file", "row", "duplicate", "overlong", "markup", "damaged text"]
+Fault = Literal["file", "row", "contradiction", "duplicate", "overlong", "markup", "damaged text"]
 _EVERY = 20_000
 _MARKUP = re.compile(
     r"<\|(?:user|assistant|system|observation|im_start|im_end|endoftext)\|>|\[gMASK\]|<eop>|</?s>"
 )
 Measure = Callable[[Sample], int]
 """Returns the tokens of a sample; a DataError says why a model cannot read it."""
+Row = Sample | Preference
 
 
 class Finding(NamedTuple):
@@ -56,6 +57,10 @@ class Report:
     """A line for each file that could be read: its format and its rows."""
     rows: int = 0
     samples: int = 0
+    pairs: int = 0
+    """Preferences among the samples."""
+    longer: int = 0
+    """Pairs whose better answer is the longer one, in characters."""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -92,9 +97,9 @@ def check(
     :raises UsageError: if nothing is named.
     """
     report, seen = Report(), _Seen()
-    for each in wanted(specs, Listing.read(dataset_dir)):
+    for each in wanted(specs, Listing.read(dataset_dir), None):
         try:
-            source = open_source(each.path, over(each.names, columns))
+            source = open_source(each.path, over(each.names, columns), None)
             yield from _look_through(source, report, seen, longest)
         except DataError as error:
             report.findings.append(Finding("file", str(each.path), None, str(error)))
@@ -107,15 +112,19 @@ def _look_through(
     rows = 0
     for rows, row in enumerate(source.read(), 1):
         report.rows += 1
-        report.samples += isinstance(row, Sample)
+        report.samples += not isinstance(row, BadRow)
+        if isinstance(row, Preference):
+            report.pairs += 1
+            report.longer += len(row.chosen.content) > len(row.rejected.content)
         report.findings += _faults(row, source.name, seen, longest)
         if rows % _EVERY == 0:
             yield Progress(f"checking {source.name}", rows)
-    report.files.append(f"{source.name}: {source.shape.name}, {rows:,} rows")
+    unit = "pairs" if source.compares else "rows"
+    report.files.append(f"{source.name}: {source.shape.name}, {rows:,} {unit}")
 
 
 def _faults(
-    row: Sample | BadRow, file: str, seen: _Seen, longest: Longest | None
+    row: Row | BadRow, file: str, seen: _Seen, longest: Longest | None
 ) -> Iterator[Finding]:
     if isinstance(row, BadRow):
         yield Finding("row", file, row.place, row.reason)
@@ -125,11 +134,13 @@ def _faults(
     except DataError as error:
         yield Finding("row", file, row.place, str(error))
         return
+    messages = row.messages if isinstance(row, Sample) else (*row.conversations[0], row.rejected)
     said: dict[Fault, str] = {
+        "contradiction": seen.contradiction(row) if isinstance(row, Preference) else "",
         "duplicate": seen.duplicate(row),
         "overlong": overlong,
-        "markup": _markup(row.messages),
-        "damaged text": _damaged(row.messages),
+        "markup": _markup(messages),
+        "damaged text": _damaged(messages),
     }
     for fault, reason in said.items():
         if reason:
@@ -142,14 +153,26 @@ class _Seen:
     def __init__(self) -> None:
         self._whole: dict[bytes, tuple[str, Place]] = {}
 
-    def duplicate(self, sample: Sample) -> str:
-        """Say where the same conversation stood before; empty: nowhere."""
-        key = _key(sample.messages)
-        here = (sample.source, sample.place)
+    def duplicate(self, row: Row) -> str:
+        """Say where the same conversation, or pair, stood before; empty: nowhere."""
+        if isinstance(row, Sample):
+            key, what = _key(row.messages), "conversation"
+        else:
+            key, what = _key((*row.prompt, row.chosen, row.rejected)), "pair"
+        here = (row.source, row.place)
         file, place = self._whole.setdefault(key, here)
         if (file, place) == here:
             return ""
-        return "the same conversation as " + (str(place) if file == here[0] else f"{file}, {place}")
+        return f"the same {what} as " + _where(file, place, row)
+
+    def contradiction(self, row: Preference) -> str:
+        """Say where the same two answers stood the other way round; empty: nowhere."""
+        found = self._whole.get(_key((*row.prompt, row.rejected, row.chosen)))
+        return "" if found is None else f"{_where(*found, row)} prefers the other of these answers"
+
+
+def _where(file: str, place: Place, row: Row) -> str:
+    return str(place) if file == row.source else f"{file}, {place}"
 
 
 def _key(messages: Sequence[Message]) -> bytes:
@@ -167,11 +190,18 @@ def _key(messages: Sequence[Message]) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
-def _overlong(sample: Sample, longest: Longest | None) -> str:
+def _overlong(row: Row, longest: Longest | None) -> str:
     if longest is None:
         return ""
-    tokens = longest.measure(sample)
+    tokens = max(map(longest.measure, _samples(row)))
     return f"{tokens:,} tokens, of {longest.tokens:,} at most" if tokens > longest.tokens else ""
+
+
+def _samples(row: Row) -> list[Sample]:
+    """Return a row as conversations, of a preference one with each answer."""
+    if isinstance(row, Sample):
+        return [row]
+    return [compared(row, at) for at in (0, 1)]
 
 
 def _markup(messages: Sequence[Message]) -> str:

@@ -43,6 +43,10 @@ class ColumnNames:
     """A whole conversation."""
     tools: str | None = None
     """The functions that the model may call, as JSON schemas."""
+    chosen: str | None = None
+    """The better answer; without ``rejected``: several answers, the best first."""
+    rejected: str | None = None
+    """The worse answer."""
     tags: Tags = Tags()
 
     @property

@@ -16,7 +16,7 @@ from ..errors import DataError, UsageError
 from ..types import Progress
 from .columns import ColumnNames
 from .info import Listing
-from .samples import TRAIN_ON, BadRow, Sample
+from .samples import RANKED, TRAIN_ON, BadRow, Kind, Preference, Sample
 from .sources import Source, open_source
 from .specs import wanted
 
@@ -37,7 +37,7 @@ class Part:
 
     source: Source
     count: int
-    """Rows that are samples."""
+    """Rows that are samples; of preference data, the pairs that its rows make."""
     skipped: int
     """Rows that are none."""
     bad: tuple[BadRow, ...]
@@ -50,13 +50,14 @@ class Part:
     def __len__(self) -> int:
         return sum(each.count(1) for each in self.passes)
 
-    def samples(self, train_on: str) -> Iterator[Sample]:
+    def samples(self, train_on: str, ranked: str = "all") -> Iterator[Sample | Preference]:
         """Yield its samples, in the order of the file.
 
         :raises DataError: if it was changed since it was opened.
         """
         for taken in self.passes:
-            good = (each for each in self.source.read(train_on) if isinstance(each, Sample))
+            rows = self.source.read(train_on, ranked)
+            good = (each for each in rows if not isinstance(each, BadRow))
             seen = 0
             for sample in good:
                 if seen < len(taken) and taken[seen]:
@@ -71,9 +72,11 @@ class Part:
     @property
     def described(self) -> str:
         """What it is, for a person: ``"a.json: alpaca, 1,000 rows"``."""
-        said = f"{self.source.name}: {self.source.shape.name}, {self.count:,} {_s(self.count)}"
+        pairs = self.source.compares
+        unit = ("pair" if self.count == 1 else "pairs") if pairs else _s(self.count)
+        said = f"{self.source.name}: {self.source.shape.name}, {self.count:,} {unit}"
         if len(self.passes) > 1:
-            said += f", {len(self):,} samples of them"
+            said += f", {len(self):,} {'pairs' if pairs else 'samples'} of them"
         elif len(self) != self.count:
             said += f", of which {len(self):,} are taken"
         return said + (f", {self.skipped:,} bad {_s(self.skipped)} skipped" if self.bad else "")
@@ -81,18 +84,34 @@ class Part:
 
 @dataclass(frozen=True)
 class Data:
-    """Samples of one or several files."""
+    """Samples of one or several files; or preferences, where it was opened for these."""
 
     parts: tuple[Part, ...]
     train_on: str = "all"
+    ranked: str = "all"
+    """Which pairs ranked answers make."""
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
+    @property
+    def compares(self) -> bool:
+        """Whether it holds preferences, and no samples."""
+        return any(part.source.compares for part in self.parts)
+
     def samples(self) -> Iterator[Sample]:
         """Yield the samples, file after file, always in the same order."""
         for part in self.parts:
-            yield from part.samples(self.train_on)
+            for each in part.samples(self.train_on, self.ranked):
+                if isinstance(each, Sample):
+                    yield each
+
+    def preferences(self) -> Iterator[Preference]:
+        """Yield the preferences, file after file, always in the same order."""
+        for part in self.parts:
+            for each in part.samples(self.train_on, self.ranked):
+                if isinstance(each, Preference):
+                    yield each
 
     @property
     def skipped(self) -> int:
@@ -112,7 +131,8 @@ class Data:
     @property
     def fingerprint(self) -> str:
         """A digest of all that the samples come from: equal data, equal fingerprint."""
-        whole = hashlib.sha256(f"{_VERSION} {self.train_on}".encode())
+        how = self.ranked if self.compares else self.train_on
+        whole = hashlib.sha256(f"{_VERSION} {how}".encode())
         for part in self.parts:
             names = json.dumps(asdict(part.source.shape.names), sort_keys=True)
             whole.update(f"{part.digest} {part.source.kind} {names}".encode())
@@ -157,6 +177,8 @@ def open_data(
     train_on: str = "all",
     seed: int = 42,
     skip_bad: bool = False,
+    kind: Kind | None = "answers",
+    ranked: str = "all",
 ) -> Data:
     """Return data in silence; the parameters and errors are those of :func:`opening`."""
     from ..console import drain
@@ -169,6 +191,8 @@ def open_data(
             train_on=train_on,
             seed=seed,
             skip_bad=skip_bad,
+            kind=kind,
+            ranked=ranked,
         )
     )
 
@@ -181,6 +205,8 @@ def opening(
     train_on: str = "all",
     seed: int = 42,
     skip_bad: bool = False,
+    kind: Kind | None = "answers",
+    ranked: str = "all",
 ) -> Generator[Progress, None, Data]:
     """Find, read through and mix files of data.
 
@@ -191,23 +217,37 @@ def opening(
     :param train_on: which answers are learnt: ``all`` of a conversation or the ``last``.
     :param seed: of what is picked.
     :param skip_bad: leave out rows that are no samples, rather than refuse them all.
+    :param kind: what is wanted: ``answers`` to learn, or ``preferences``; None: what the files
+        hold, all of them the same.
+    :param ranked: which pairs ranked answers make: ``all``, or the ``best`` with each other one.
     :raises DataError: if something does not exist, cannot be read or holds bad rows.
     :raises UsageError: if nothing is named, or an amount makes no sense.
     """
-    if train_on not in TRAIN_ON:
-        raise UsageError(f"train_on must be one of {', '.join(TRAIN_ON)}, got {train_on!r}")
-    found = wanted(specs, Listing.read(dataset_dir))
-    parts = []
+    _check_choices(train_on, ranked)
+    found = wanted(specs, Listing.read(dataset_dir), kind)
+    parts: list[Part] = []
     for number, each in enumerate(found):
-        source = open_source(each.path, over(each.names, columns))
-        part = yield from _read_through(source, train_on)
+        source = open_source(each.path, over(each.names, columns), kind)
+        if parts and parts[0].source.compares != source.compares:
+            raise DataError(_MIXED.format(parts[0].source.path, source.path))
+        part = yield from _read_through(source, train_on, ranked)
         parts.append(replace(part, passes=(_taken(part, each.take, f"{seed} {number}"),)))
     if not skip_bad:
         refuse_bad(parts)
     for part in parts:
         if not part.count:
             raise DataError(f"no row of {part.source.path} is a sample: {part.bad[0].reason}")
-    return Data(tuple(_mixed(parts, [each.weight for each in found], seed)), train_on)
+    return Data(tuple(_mixed(parts, [each.weight for each in found], seed)), train_on, ranked)
+
+
+def _check_choices(train_on: str, ranked: str) -> None:
+    if train_on not in TRAIN_ON:
+        raise UsageError(f"train_on must be one of {', '.join(TRAIN_ON)}, got {train_on!r}")
+    if ranked not in RANKED:
+        raise UsageError(f"ranked must be one of {', '.join(RANKED)}, got {ranked!r}")
+
+
+_MIXED = "one of {} and {} holds preferences and the other answers to learn; name one kind of data"
 
 
 def refuse_bad(parts: Sequence[Part]) -> None:
@@ -234,16 +274,16 @@ def over(listed: ColumnNames, given: ColumnNames) -> ColumnNames:
     return ColumnNames(**{**listed.named, **given.named}, tags=tags)
 
 
-def _read_through(source: Source, train_on: str) -> Generator[Progress, None, Part]:
+def _read_through(source: Source, train_on: str, ranked: str) -> Generator[Progress, None, Part]:
     """Count the samples of a file, and find its bad rows."""
     count, skipped = 0, 0
     bad: list[BadRow] = []
-    for number, row in enumerate(source.read(train_on), 1):
-        if isinstance(row, Sample):
-            count += 1
-        else:
+    for number, row in enumerate(source.read(train_on, ranked), 1):
+        if isinstance(row, BadRow):
             skipped += 1
             bad += [row] if skipped <= _KEPT else []
+        else:
+            count += 1
         if number % _EVERY == 0:
             yield Progress(f"reading {source.name}", number)
     return Part(source, count, skipped, tuple(bad), _digest(source.path), ())

@@ -10,12 +10,16 @@ from typing import Any
 from ..errors import DataError
 from ..tables.files import parsed_json, plain_errors
 from .columns import ColumnNames, Tags
+from .samples import Kind
 
 FILE_NAME = "dataset_info.json"
 _HUBS = ("hf_hub_url", "ms_hub_url", "om_hub_url")
 _MEDIA = ("images", "videos", "audios")
 _PREFERENCE = ("chosen", "rejected", "kto_tag")
-_NAMES = ("prompt", "query", "response", "history", "system", "messages", "tools")
+_NAMES = (
+    *("prompt", "query", "response", "history", "system", "messages", "tools"),
+    *("chosen", "rejected"),
+)
 _TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user"}
 _TAGS |= {"assistant_tag": "assistant", "observation_tag": "observation"}
 _TAGS |= {"function_tag": "function", "system_tag": "system"}
@@ -57,14 +61,15 @@ class Listing:
             text = path.read_bytes()
         return cls(path.parent, _objects(text, path))
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str, wanted: Kind | None = "answers") -> Entry:
         """Return a data set by its name.
 
-        :raises DataError: if it is none that answers can be learnt from, or not at hand.
+        :param wanted: what it is read for; None: anything.
+        :raises DataError: if it is none of that kind, or not at hand.
         """
         told = self.entries[name]
         columns = told.get("columns") or {}
-        _refuse(name, told, columns)
+        _refuse(name, told, columns, wanted)
         file = (self.folder or Path()) / str(told["file_name"])
         if not file.exists():
             raise DataError(f"the data set {name!r} is listed as {file}, which does not exist")
@@ -90,11 +95,19 @@ def _objects(text: bytes, path: Path) -> Mapping[str, Mapping[str, Any]]:
     return value
 
 
-def _refuse(name: str, told: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
-    """Refuse what is no file of answers."""
-    if told.get("ranking") or any(each in columns for each in _PREFERENCE):
+def _refuse(
+    name: str, told: Mapping[str, Any], columns: Mapping[str, Any], wanted: Kind | None
+) -> None:
+    """Refuse what is no file of that kind."""
+    ranks = told.get("ranking") or any(each in columns for each in _PREFERENCE)
+    if ranks and wanted == "answers":
         raise DataError(
             f"the data set {name!r} is preference data, and answers to learn are wanted here"
+        )
+    if wanted == "preferences" and not told.get("ranking"):
+        raise DataError(
+            f"the data set {name!r} is listed without ranking: true, and preferences are wanted "
+            "here: name one that has it, or the file itself"
         )
     media = next((each for each in _MEDIA if each in columns), None)
     if media is not None:

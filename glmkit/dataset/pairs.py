@@ -26,14 +26,40 @@ def pair_of(row: Mapping[str, Any], names: ColumnNames) -> list[Turn]:
         return turns_of(
             [*_as_messages(prompt, "user"), *_as_messages(response, "assistant")], names.tags
         )
+    turns = asked_of(row, names)
+    return offering(
+        [*turns, Turn(Message("assistant", _text(row, names.response)))],
+        row.get(names.tools or ""),
+    )
+
+
+def asked_of(row: Mapping[str, Any], names: ColumnNames) -> list[Turn]:
+    """Return what is said before the answer: the system message, earlier turns, the question.
+
+    :raises DataError: if the row lacks a column, or one holds something else.
+    """
     turns: list[Turn] = []
     system = _text(row, names.system)
     if system:
         turns.append(Turn(Message("system", system)))
     turns += _history(row.get(names.history or ""))
-    turns += _question(_text(row, names.prompt), _text(row, names.query))
-    turns.append(Turn(Message("assistant", _text(row, names.response))))
-    return offering(turns, row.get(names.tools or ""))
+    return [*turns, *_question(_text(row, names.prompt), _text(row, names.query))]
+
+
+def dialogue_of(text: str) -> list[Turn]:
+    """Return the turns of a text in which ``Human:`` and ``Assistant:`` say who speaks.
+
+    :raises DataError: if they do not.
+    """
+    before, *parts = _SPEAKER.split(text)
+    if before.strip() or not parts:
+        raise DataError(
+            f"nobody says who speaks: expected 'Human: ...', 'Assistant: ...', got {text!r:.60}"
+        )
+    return [
+        Turn(Message("user" if speaker == "Human" else "assistant", said.strip()))
+        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
 
 
 def _value(row: Mapping[str, Any], name: str | None) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..errors import DataError
 from ..tables.files import Place
@@ -11,6 +11,10 @@ from ..types import Message
 
 TRAIN_ON = ("all", "last")
 """Which answers of a conversation are learnt."""
+RANKED = ("all", "best")
+"""Which pairs ranked answers make: each with every worse one, or only the best with the others."""
+Kind = Literal["answers", "preferences"]
+"""What data is read for: answers to learn, or answers to compare."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,54 @@ class Sample:
                 )
         if not any(self.weights):
             raise DataError("nothing in the sample is learnt: all weights are 0")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers in the same place, of which one is better.
+
+    :raises DataError: if something other than two different answers follows a question.
+    """
+
+    prompt: tuple[Message, ...]
+    """What was said before; ends with a question, or what a tool returned."""
+    chosen: Message
+    """The better answer."""
+    rejected: Message
+    """The worse one."""
+    margin: float | None = None
+    """How much better it is, where somebody said so; 0 or more."""
+    source: str = ""
+    """The file that it was read from."""
+    place: Place = Place()
+    """Where in there."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt or self.prompt[-1].role not in ("user", "observation"):
+            raise DataError("a preference needs a question in front of its answers")
+        for each in (self.chosen, self.rejected):
+            if each.role != "assistant":
+                raise DataError(f"answers are the assistant's, got one of the role {each.role!r}")
+        if self.margin is not None and not 0 <= self.margin < float("inf"):
+            raise DataError(f"the margin must be a number from 0, got {self.margin!r}")
+        if _said(self.chosen) == _said(self.rejected):
+            raise DataError("chosen and rejected are the same answer: nothing to compare")
+
+    @property
+    def conversations(self) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+        """What was said with the better answer, and with the worse one."""
+        return (*self.prompt, self.chosen), (*self.prompt, self.rejected)
+
+
+def compared(pair: Preference, which: int) -> Sample:
+    """Return the conversation with the better answer (0) or the worse one (1), which is learnt."""
+    messages = pair.conversations[which]
+    weights = (*(0.0 for _ in pair.prompt), 1.0)
+    return Sample(messages, weights, pair.source, pair.place)
+
+
+def _said(answer: Message) -> tuple[str, list[tuple[str, str]]]:
+    return answer.content.strip(), [(each.name, repr(each.arguments)) for each in answer.tool_calls]
 
 
 class BadRow(NamedTuple):

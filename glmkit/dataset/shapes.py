@@ -9,15 +9,15 @@ from typing import Any, Literal
 from .columns import ColumnNames, Tags
 
 Row = Mapping[str, Any]
-Kind = Literal["pairs", "turns", "preference", "text"]
+Kind = Literal["pairs", "turns", "preference", "verdict", "text"]
 
 
 @dataclass(frozen=True)
 class Shape:
     """One format.
 
-    Preference data and plain text have shapes too, so that they are known for what they are; what
-    reads answers to learn refuses them.
+    Verdicts and plain text have shapes too, so that they are known for what they are and refused;
+    preference data is refused where answers to learn are wanted.
     """
 
     name: str
@@ -31,7 +31,8 @@ class Shape:
     @property
     def required(self) -> tuple[str, ...]:
         """The columns that every row must have."""
-        told = (self.names.prompt, self.names.response, self.names.messages)
+        names = self.names
+        told = (names.prompt, names.response, names.messages, names.chosen, names.rejected)
         return self.needs or tuple(each for each in told if each)
 
     def matches(self, row: Row) -> bool:
@@ -52,8 +53,20 @@ def _pairs(name: str, prompt: str, response: str, query: str | None = None) -> S
     return Shape(name, "pairs", names)
 
 
-def _preference(name: str, *needs: str, fits: Callable[[Row], bool] | None = None) -> Shape:
-    return Shape(name, "preference", ColumnNames(), needs, fits)
+def _preference(name: str, names: ColumnNames, fits: Callable[[Row], bool] | None = None) -> Shape:
+    beside = replace(names, system="system", tools="tools", history="history")
+    return Shape(name, "preference", beside, (), fits)
+
+
+def _comparing(
+    chosen: str, rejected: str, names: ColumnNames, fits: Callable[[Row], bool] | None = None
+) -> Shape:
+    whole = replace(names, chosen=chosen, rejected=rejected)
+    return _preference("chosen and rejected answers", whole, fits)
+
+
+def _verdict(*needs: str, fits: Callable[[Row], bool] | None = None) -> Shape:
+    return Shape("answers with a verdict (KTO)", "verdict", ColumnNames(), needs, fits)
 
 
 def _says(key: str, column: str) -> Callable[[Row], bool]:
@@ -79,15 +92,41 @@ def _ranked(row: Row) -> bool:
     return isinstance(row["output"], list)
 
 
+def _whole(row: Row) -> bool:
+    """Tell whether the answers to compare are whole conversations, questions and all."""
+    value = row["chosen"]
+    first = value[0] if isinstance(value, list) and value else None
+    speaker = first.get("role", first.get("from")) if isinstance(first, dict) else None
+    return speaker in ("system", "user", "human")
+
+
+_PROMPTS = (
+    ColumnNames(messages="conversations"),
+    ColumnNames(messages="messages"),
+    ColumnNames(prompt="prompt"),
+    ColumnNames(prompt="instruction", query="input"),
+    ColumnNames(prompt="question"),
+    ColumnNames(prompt="query"),
+    ColumnNames(),
+)
+"""Where the question stands that two answers are compared of, in this order; at last: with them."""
+
 SHAPES = (
-    _preference("chosen and rejected answers", "chosen", "rejected"),
-    _preference("chosen and rejected answers", "messages", "rejected_response"),
-    _preference("chosen and rejected answers", "response", "rejected_response"),
-    _preference("answers with a verdict (KTO)", "messages", "label", fits=_judged),
-    _preference("answers with a verdict (KTO)", "messages", "kto_tag"),
-    _preference("answers with a verdict (KTO)", "conversations", "kto_tag"),
-    _preference("answers with a verdict (KTO)", "prompt", "completion", "label", fits=_judged),
-    _preference("ranked answers", "instruction", "output", fits=_ranked),
+    _comparing("chosen", "rejected", ColumnNames(), _whole),
+    *(_comparing("chosen", "rejected", each) for each in _PROMPTS),
+    _comparing("messages", "rejected_response", ColumnNames(messages="messages")),
+    _comparing("messages", "rejected_messages", ColumnNames(messages="messages")),
+    _comparing("response", "rejected_response", ColumnNames(prompt="query")),
+    _comparing("response", "rejected_response", ColumnNames(prompt="prompt")),
+    _verdict("messages", "label", fits=_judged),
+    _verdict("messages", "kto_tag"),
+    _verdict("conversations", "kto_tag"),
+    _verdict("prompt", "completion", "label", fits=_judged),
+    _preference(
+        "ranked answers",
+        ColumnNames(prompt="instruction", query="input", chosen="output"),
+        _ranked,
+    ),
     _turns("messages", "messages"),
     _turns("sharegpt", "conversations", _says("from", "conversations")),
     _turns("chatglm3", "conversations", _says("role", "conversations")),
@@ -116,12 +155,22 @@ def shape_of(row: Row) -> Shape | None:
     return next((each for each in SHAPES if each.matches(row)), None)
 
 
+def _compares(shape: Shape | None) -> bool:
+    return shape is not None and shape.kind == "preference"
+
+
 def custom(names: ColumnNames, found: Shape | None) -> Shape:
     """Return a format with columns that somebody named, the others as they were found."""
     kind: Kind = "turns" if names.messages else "pairs"
+    if names.chosen or names.rejected or (_compares(found) and not names.response):
+        kind = "preference"
     base = found.names if found is not None and found.kind == kind else ColumnNames()
     if names.prompt and names.prompt != base.prompt:
         base = replace(base, query=None)  # which belongs to the prompt that was found
+    if kind == "preference" and names.prompt:
+        base = replace(base, messages=None)
+    if kind == "preference" and names.messages:
+        base = replace(base, prompt=None, query=None)
     tags = names.tags if names.tags != Tags() else base.tags
     whole = replace(base, **names.named, tags=tags)
     if found is not None and whole == found.names:

@@ -14,7 +14,8 @@ from .columns import ColumnNames
 from .encodings import check_encoding
 from .order import sample_of
 from .pairs import pair_of
-from .samples import BadRow, Sample
+from .preferences import preferences_of
+from .samples import BadRow, Kind as Wanted, Preference, Sample
 from .shapes import ACCEPTED, Shape, custom, shape_of
 from .turns import Turn, turns_of
 
@@ -38,8 +39,15 @@ class Source:
         """What messages call it."""
         return self.path.name
 
-    def read(self, train_on: str = "all") -> Iterator[Sample | BadRow]:
-        """Yield every row, as a sample or as why it is none.
+    @property
+    def compares(self) -> bool:
+        """Whether its rows are answers to compare."""
+        return self.shape.kind == "preference"
+
+    def read(
+        self, train_on: str = "all", ranked: str = "all"
+    ) -> Iterator[Sample | Preference | BadRow]:
+        """Yield every row, as a sample, as the preferences that it states, or as why it is none.
 
         :raises DataError: if the file itself cannot be read any more.
         """
@@ -48,14 +56,29 @@ class Source:
                 yield BadRow(self.name, found.place, found.error)
                 continue
             try:
-                yield sample_of(self._turns(found.columns), train_on, self.name, found.place)
+                if self.compares:
+                    yield from self._preferences(found, ranked)
+                else:
+                    yield sample_of(self._turns(found.columns), train_on, self.name, found.place)
             except (DataError, UsageError) as error:
                 yield BadRow(self.name, found.place, str(error))
 
-    def _turns(self, row: dict[str, Any]) -> list[Turn]:
+    def _preferences(self, found: Found, ranked: str) -> Iterator[Preference | BadRow]:
+        self._refuse_lacking(found.columns)
+        pairs = preferences_of(found.columns, self.shape.names, ranked, self.name, found.place)
+        for each in pairs:
+            if isinstance(each, DataError):
+                yield BadRow(self.name, found.place, str(each))
+            else:
+                yield each
+
+    def _refuse_lacking(self, row: dict[str, Any]) -> None:
         lacking = [each for each in self.shape.required if each not in row]
         if lacking:
             raise DataError(_lacks(row, lacking, self.shape))
+
+    def _turns(self, row: dict[str, Any]) -> list[Turn]:
+        self._refuse_lacking(row)
         names = self.shape.names
         if self.shape.kind == "pairs":
             return pair_of(row, names)
@@ -63,21 +86,37 @@ class Source:
         return turns_of(row[names.messages or ""], names.tags, **beside)
 
 
-def open_source(path: Path, names: ColumnNames = ColumnNames()) -> Source:  # noqa: B008
+def open_source(
+    path: Path,
+    names: ColumnNames = ColumnNames(),  # noqa: B008
+    wanted: Wanted | None = "answers",
+) -> Source:
     """Find out what format a file is in.
 
     :param names: columns that somebody named; the others are as detected.
-    :raises DataError: if it cannot be read, is empty, or is no data of questions and answers.
+    :param wanted: what it is read for; None: either.
+    :raises DataError: if it cannot be read, is empty, or is no such data.
     """
     shape = shape_in(path, names)
-    if shape.kind in ("preference", "text"):
-        raise DataError(f"{path} {_REFUSED[shape.kind].format(shape.name)}")
+    if shape.kind == "preference":
+        refused = wanted == "answers"
+    else:
+        refused = shape.kind in _REFUSED or wanted == "preferences"
+    if refused:
+        said = _REFUSED["answers" if wanted == "preferences" else shape.kind]
+        raise DataError(f"{path} {said.format(shape.name)}")
     return Source(path, kind_in(path), shape)
 
 
 _REFUSED = {
-    "preference": "holds preference data ({}), and answers to learn are wanted here: give a file "
-    "of questions and answers",
+    **dict.fromkeys(
+        ("preference", "verdict"),
+        "holds preference data ({}), and answers to learn are wanted here: give a file of "
+        "questions and answers",
+    ),
+    "answers": "holds {}, and preferences are wanted here: rows with a question, the column "
+    "chosen and the column rejected, or output: [best, ...]; other columns can be named: "
+    "--prompt-column, --chosen-column, --rejected-column",
     "text": "holds plain text without questions and answers, and those are wanted here: name "
     "--prompt-column and --response-column if it has them",
 }
@@ -151,6 +190,11 @@ def _named(path: Path, shape: Shape, rows: list[dict[str, Any]]) -> Shape:
         raise DataError(
             f"{path}: beside {given}, name the columns of questions and answers "
             f"(--prompt-column, --response-column); it has {listed(rows[0])}"
+        )
+    if shape.kind == "preference" and not shape.names.chosen:
+        raise DataError(
+            f"{path}: name the column of the better answers, too: --chosen-column; it has "
+            f"{listed(rows[0])}"
         )
     for column in shape.names.named.values():
         if column in shape.required and not any(column in each for each in rows):

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import DataError, UsageError, nearest
 from .columns import ColumnNames
 from .info import FILE_NAME, Entry, Listing
+from .samples import Kind
 
 _AMOUNT = re.compile(r"(?P<name>.+?)(?P<amount>(?:#\d+|@[0-9.eE+-]+){1,2})\Z", re.DOTALL)
 _TAKE, _WEIGHT = re.compile(r"#(\d+)"), re.compile(r"@([0-9.eE+-]+)")
@@ -29,13 +30,14 @@ class Wanted:
     """Its weight in the mixture."""
 
 
-def wanted(specs: Iterable[str], listing: Listing) -> list[Wanted]:
+def wanted(specs: Iterable[str], listing: Listing, kind: Kind | None = "answers") -> list[Wanted]:
     """Return the files that are named: ``FILE``, ``FOLDER``, ``NAME``, ``FILE#500``, ``FILE@0.3``.
 
+    :param kind: what they are read for; None: anything.
     :raises DataError: if something does not exist.
     :raises UsageError: if nothing is named, or an amount makes no sense.
     """
-    found = [each for spec in _parted(specs, listing) for each in _wanted(spec, listing)]
+    found = [each for spec in _parted(specs, listing) for each in _wanted(spec, listing, kind)]
     if not found:
         raise UsageError("no data is named; give files, folders or names of data sets: --data FILE")
     return found
@@ -52,13 +54,13 @@ def _is_there(name: str, listing: Listing) -> bool:
     return name in listing.entries or Path(name).expanduser().exists()
 
 
-def _wanted(spec: str, listing: Listing) -> Iterator[Wanted]:
+def _wanted(spec: str, listing: Listing, kind: Kind | None) -> Iterator[Wanted]:
     name, take, weight = spec, None, None
     found = None if _is_there(spec, listing) else _AMOUNT.match(spec)
     if found is not None:
         name = found["name"]
         take, weight = _take(found["amount"], spec), _weight(found["amount"], spec)
-    files = list(_files(name, listing))
+    files = list(_files(name, listing, kind))
     if len(files) > 1 and (take is not None or weight is not None):
         raise UsageError(f"{spec}: {name} is {len(files)} files; say of each how much of it")
     for each in files:
@@ -86,9 +88,9 @@ def _weight(amount: str, spec: str) -> float | None:
     return value
 
 
-def _files(name: str, listing: Listing) -> Iterator[Entry]:
+def _files(name: str, listing: Listing, kind: Kind | None) -> Iterator[Entry]:
     if name in listing.entries:
-        entry = listing.entry(name)
+        entry = listing.entry(name, kind)
         for path in files_in(entry.path) if entry.path.is_dir() else [entry.path]:
             yield replace(entry, path=path)
         return
