@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -31,6 +31,22 @@ class StepLog:
     """What else happened, for a person: ``"saved checkpoint-40"``."""
 
 
+@dataclass(frozen=True)
+class Alias:
+    """A name by which people know a setting from another tool.
+
+    A recipe has its own in ``aliases``, a ``ClassVar`` of its config.
+    """
+
+    name: str
+    settings: tuple[str, ...] = ()
+    """What it sets, the first of these that a recipe has; none: it is left out, with a warning."""
+    read: Callable[[Any], Any] = lambda value: value
+    """Returns the value as the setting is written."""
+    switch: bool = False
+    """On the command line it needs no value."""
+
+
 ConfigT_contra = TypeVar("ConfigT_contra", contravariant=True)
 
 
@@ -39,7 +55,9 @@ class Recipe(Protocol[ConfigT_contra]):
     """A way to train: one frozen config dataclass, and one generator."""
 
     config_type: type[Any]
-    """A frozen dataclass; the docstrings of its attributes are the help of its flags."""
+    """A frozen dataclass; the docstrings of its attributes are the help of its flags. Where it is
+    no :class:`~glmkit.training.config.TrainConfig`, ``glmkit finetune`` finds no model and no cache
+    for it; the recipe's own ``prepared(config, app)`` may, which returns the config to run."""
 
     def run(self, config: ConfigT_contra) -> Iterator[StepLog]:
         """Train to the end; closing the iterator stops at once, and keeps the checkpoints."""

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..errors import BadStepError, GlmkitError
 from ..recipes import StepLog
 from .checkpoint import Checkpoints
-from .config import TrainConfig
+from .config import RunConfig
 from .crew import Crew
 from .learner import Loss
 from .optimizers import plain
@@ -52,7 +52,7 @@ class Feed(Protocol):
 class Work:
     """All that a run trains with."""
 
-    config: TrainConfig
+    config: RunConfig
     learner: nn.Module
     """Called with a batch, returns a :class:`.learner.Loss`."""
     feed: Feed
@@ -67,7 +67,7 @@ class Work:
     state: TrainerState = field(default_factory=TrainerState)
 
 
-def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+def total_steps(config: RunConfig, steps_per_epoch: int) -> int:
     """Return how many steps a run has."""
     return config.max_steps or max(1, math.ceil(config.epochs * steps_per_epoch))
 

@@ -6,11 +6,11 @@ LF LLaMA-Factory, HF transformers' TrainingArguments, SW ms-swift, GLM the origi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from glmkit import UsageError
+from glmkit.recipes import Alias
 
 from .settings import FALSE, TRUE, is_true
 
@@ -18,19 +18,6 @@ log = logging.getLogger(__name__)
 
 Given = Mapping[str, Any]
 """Values by alias, as they were written."""
-
-
-@dataclass(frozen=True)
-class Alias:
-    """A name that people know."""
-
-    name: str
-    settings: tuple[str, ...]
-    """What it sets, the first of these that a recipe has; empty: nothing, see ``says``."""
-    read: Callable[[Any], Any] = lambda value: value
-    """Returns the value as the setting is written."""
-    switch: bool = False
-    """On the command line it needs no value."""
 
 
 def _aliases(setting: str, names: str) -> list[Alias]:
@@ -103,6 +90,7 @@ _STRATEGIES = {
     "eval_strategy": "eval_steps",
     "evaluation_strategy": "eval_steps",
 }
+_WARMING = ("warmup_steps", "lr_warmup_steps")
 SWITCHES = (
     *(*_DTYPES, *_LOADED, "do_eval", "do_predict", "plot_loss"),
     *("predict_with_generate", "resume_from_checkpoint"),
@@ -110,7 +98,7 @@ SWITCHES = (
 """Names that need no value and stand for no setting of the same kind."""
 OTHERS = (
     *("stage", "finetuning_type", "tuner_type", "template", "max_samples", *_SPOKEN),
-    *(*_STRATEGIES, "warmup_steps", "quantize", "quantization_bit", "quant_bits"),
+    *(*_STRATEGIES, *_WARMING, "quantize", "quantization_bit", "quant_bits"),
 )
 """Names that need a value."""
 IDLE = (
@@ -142,12 +130,22 @@ LOOSE = (*SWITCHES, *IDLE, *(each for each in _FIXED if each != "stage"), _BEST)
 """Names that need no value on the command line, and may have one."""
 
 
-def translated(given: Given, known: set[str], recipe: str) -> dict[str, Any]:
+def aliases_of(config_type: type[Any]) -> tuple[Alias, ...]:
+    """Return the names that settings of a recipe may be given, its own first."""
+    own: tuple[Alias, ...] = getattr(config_type, "aliases", ())
+    names = {each.name for each in own}
+    return (*own, *(each for each in ALIASES if each.name not in names))
+
+
+def translated(
+    given: Given, known: set[str], recipe: str, aliases: Iterable[Alias] = ALIASES
+) -> dict[str, Any]:
     """Return values by the names of settings.
 
     :param given: by setting or alias.
     :param known: the settings of the recipe.
     :param recipe: its name.
+    :param aliases: see :func:`aliases_of`.
     :raises UsageError: if two names say different things of one setting, or one says what the
         recipe cannot do.
     """
@@ -156,10 +154,13 @@ def translated(given: Given, known: set[str], recipe: str) -> dict[str, Any]:
         if is_true(left.pop(name, "no")):
             left.setdefault("quantization_bit", bits)
     found = {name: left.pop(name) for name in list(left) if name in known}
-    for alias in ALIASES:
+    for alias in aliases:
         if alias.name in left:
             setting = next((each for each in alias.settings if each in known), None)
-            if setting is not None:
+            if not alias.settings:
+                del left[alias.name]
+                log.warning("%s: without a counterpart in glmkit, left out", alias.name)
+            elif setting is not None:
                 _add(found, setting, alias.read(left.pop(alias.name)), alias.name)
     for name, dtype in _DTYPES.items():
         if name in left and is_true(left.pop(name)):
@@ -191,7 +192,7 @@ def _resume(found: dict[str, Any], left: dict[str, Any]) -> None:
     value = left.pop("resume_from_checkpoint", None)
     if value is None or str(value).lower() in ("false", "none", "null"):
         return
-    if not is_true(value):
+    if not is_true(value) and str(value) != "latest":
         folder = str(value).rstrip("/").rpartition("/")[0] or "."
         _add(found, "output", folder, "the folder of resume_from_checkpoint")
     found["resume"] = True
@@ -225,16 +226,17 @@ def _pace(found: dict[str, Any], left: dict[str, Any]) -> None:
     """Take what says when to warm up, to save and to evaluate."""
     for name, setting in _STRATEGIES.items():
         _strategy(found, setting, name, left.pop(name, None))
-    steps = left.pop("warmup_steps", None)
-    if steps is None or not float(steps):
+    said = [float(left.pop(name)) for name in _WARMING if name in left]
+    steps = max(said, default=0.0)
+    if not steps:
         return
     most = float(found.get("max_steps", 0))
     if not most:
         raise UsageError(
-            f"warmup_steps is {steps}, and how many steps there are is not known; give --max-steps "
-            "too, or the share of the steps: --warmup-ratio 0.03"
+            f"warmup_steps is {steps:g}, and how many steps there are is not known; give "
+            "--max-steps too, or the share of the steps: --warmup-ratio 0.03"
         )
-    _add(found, "warmup_ratio", min(1.0, float(steps) / most), "warmup_steps")
+    _add(found, "warmup_ratio", min(1.0, steps / most), "warmup_steps")
 
 
 def _strategy(found: dict[str, Any], setting: str, name: str, value: object) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import glmkit
+from glmkit.training.config import TrainConfig
 
+from .aliases import aliases_of
 from .flags import RecipeCommand, config_of, given_of, normal
 from .settings import settings_of
 
@@ -74,6 +76,8 @@ def _command(app: Glmkit, name: str) -> click.Command:
             file=parsed["config_file"],
         )
         if parsed["show_config"]:
+            if not isinstance(config, TrainConfig):
+                raise glmkit.UsageError(f"{name} trains in one process, which needs no such files")
             _show_config(config)
             return
         _train(app, recipe, config, as_json=parsed["as_json"])
@@ -84,6 +88,7 @@ def _command(app: Glmkit, name: str) -> click.Command:
         help=f"Train a model with the recipe {name}: {spec.help}",
         params=_PARAMS,
         settings=settings_of(recipe.config_type),
+        aliases=aliases_of(recipe.config_type),
         context_settings={
             "token_normalize_func": normal,
             "help_option_names": ["-h", "--help"],
@@ -130,18 +135,29 @@ def _train(app: Glmkit, recipe: Recipe[Any], config: Any, *, as_json: bool) -> N
 
     from .showing import show
 
-    if not config.data:
-        raise glmkit.UsageError("nothing to train on: give --data FILE, several times if need be")
-    located = app.locate_model(None if config.model == "default" else config.model)
-    if needed(config):
+    config = _prepared(app, recipe, config)
+    if isinstance(config, TrainConfig) and needed(config):
         launch(sys.argv[1:], config.nproc, device=config.device)
         return
-    cache = config.cache or str(app.config.home / "cache" / "tokens")
-    logs = recipe.run(replace(config, model=str(located.path), cache=cache))
+    logs = recipe.run(config)
     if _is_first():
         show(logs, as_json=as_json)
     else:
         deque(logs, maxlen=0)
+
+
+def _prepared(app: Glmkit, recipe: Recipe[Any], config: Any) -> Any:  # noqa: ANN401
+    """Return a config with what is found on this machine: the model's folder, the cache."""
+    own = getattr(recipe, "prepared", None)
+    if own is not None:
+        return own(config, app)
+    if not isinstance(config, TrainConfig):
+        return config
+    if not config.data:
+        raise glmkit.UsageError("nothing to train on: give --data FILE, several times if need be")
+    located = app.locate_model(None if config.model == "default" else config.model)
+    cache = config.cache or str(app.config.home / "cache" / "tokens")
+    return replace(config, model=str(located.path), cache=cache)
 
 
 def _is_first() -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from glmkit import ConfigError, UsageError
+from glmkit.recipes import Alias
 
-from .aliases import ALIASES, LOOSE, OTHERS, translated
+from .aliases import ALIASES, LOOSE, OTHERS, aliases_of, translated
 from .settings import Setting, grouped, settings_of
 
 _OWN = {"config_file", "pairs", "as_json", "show_config"}
@@ -38,13 +39,14 @@ def config_of(
     :raises UsageError: if a name is unknown, a value is none of its setting's, or a range is left.
     """
     known = {each.name: each for each in settings_of(config_type)}
+    aliases = aliases_of(config_type)
     values: dict[str, Any] = {}
     sources: list[tuple[Mapping[str, Any], str]] = [(_read(file), str(file))] if file else []
     sources += [(_pairs(pairs), "--set"), (flags, "the command line")]
     for given, where in sources:
         plain = {key.replace("-", "_"): value for key, value in given.items()}
-        found = translated(plain, set(known), recipe)
-        _refuse_unknown(found, known, where)
+        found = translated(plain, set(known), recipe, aliases)
+        _refuse_unknown(found, known, aliases, where)
         values |= {
             name: known[name].read(value, f"{name} ({where})") for name, value in found.items()
         }
@@ -68,11 +70,13 @@ _ANEW = {"resume", "output", "overwrite", "nproc"}
 """Settings that a resumed run does not take over."""
 
 
-def _refuse_unknown(found: Mapping[str, Any], known: Mapping[str, Setting], where: str) -> None:
+def _refuse_unknown(
+    found: Mapping[str, Any], known: Mapping[str, Setting], aliases: Iterable[Alias], where: str
+) -> None:
     from glmkit import refuse_unknown
 
-    aliases = {each.name for each in ALIASES if not set(each.settings).isdisjoint(known)}
-    refuse_unknown(found, {*known, *aliases, *OTHERS, *LOOSE}, where=where)
+    others = {each.name for each in aliases if not set(each.settings).isdisjoint(known)}
+    refuse_unknown(found, {*known, *others, *OTHERS, *LOOSE}, where=where)
     for name in found:
         if name not in known:  # an alias of what this recipe has not
             raise ConfigError(f"unknown key {name!r} in {where}; this recipe has no such setting")
@@ -128,6 +132,7 @@ class RecipeCommand(click.Command):
     """The command of one recipe: its settings are its flags, in groups.
 
     :param settings: of the recipe's config.
+    :param aliases: other names of them.
     :param params: what it takes beside them.
     """
 
@@ -136,23 +141,27 @@ class RecipeCommand(click.Command):
         name: str,
         *,
         settings: list[Setting],
+        aliases: Iterable[Alias] = ALIASES,
         params: Iterable[click.Option],
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        self._settings, self._own = settings, list(params)
-        super().__init__(name, params=[*_options(settings), *self._own], **kwargs)
+        self._settings, self._aliases, self._own = settings, tuple(aliases), list(params)
+        options = _options(settings, self._aliases)
+        super().__init__(name, params=[*options, *self._own], **kwargs)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the flags, group by group."""
         for name, settings in grouped(self._settings):
             with formatter.section(name[0].upper() + name[1:]):
-                formatter.write_dl([(_usage(each), _help(each)) for each in settings])
+                formatter.write_dl(
+                    [(_usage(each), _help(each, self._aliases)) for each in settings]
+                )
         rows = [each.get_help_record(ctx) for each in self._own]
         with formatter.section("More"):
             formatter.write_dl([row for row in rows if row] + [("-h, --help", "Show this.")])
 
 
-def _options(settings: list[Setting]) -> list[click.Option]:
+def _options(settings: list[Setting], aliases: Iterable[Alias]) -> list[click.Option]:
     """Return an option for each setting, and hidden ones for each name that others give it."""
     found = [_option(each.name, several=each.kind is tuple, switch=_on(each)) for each in settings]
     found += [
@@ -161,9 +170,11 @@ def _options(settings: list[Setting]) -> list[click.Option]:
         if each.kind is bool
     ]
     by_name = {each.name: each for each in settings}
-    for alias in ALIASES:
+    for alias in aliases:
         meant = next((by_name[each] for each in alias.settings if each in by_name), None)
-        if meant is not None and alias.name not in by_name:
+        if not alias.settings:
+            found.append(_option(alias.name, several=False, switch=True))
+        elif meant is not None and alias.name not in by_name:
             several = meant.kind is tuple
             found.append(_option(alias.name, several=several, switch=alias.switch))
     taken = {each.name for each in found}
@@ -210,10 +221,8 @@ def _usage(setting: Setting) -> str:
     return f"{setting.flag} {_METAVARS[setting.kind]}".rstrip()
 
 
-def _help(setting: Setting) -> str:
-    names = [
-        f"--{each.name}" for each in ALIASES if setting.name in each.settings[:1] and each.name
-    ]
+def _help(setting: Setting, aliases: Iterable[Alias]) -> str:
+    names = [f"--{each.name}" for each in aliases if setting.name in each.settings[:1]]
     also = f" (also {', '.join(names)})" if names else ""
     return f"{setting.help}{also}{_default(setting)}"
 
