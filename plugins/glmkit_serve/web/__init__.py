@@ -1,0 +1,1 @@
+"""The page to chat on: ``glmkit run web``."""

@@ -1,0 +1,88 @@
+"""What models and documents say, as the page may show it: text, never markup of the page."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from glmkit import Passage
+
+    from .words import Words
+
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+# Code between equal runs of backticks, within one paragraph.
+_SPAN = re.compile(r"(?<!`)(`+)(?!`)(?:(?!\n[ \t]*\n).)+?(?<!`)\1(?!`)", re.DOTALL)
+_SHOWN_PATH = 80
+
+
+def as_markdown(text: str) -> str:
+    """Return a model's Markdown without HTML and pictures; code stays as it is.
+
+    A picture in an answer would be fetched by the browser from wherever the answer says.
+    """
+    return "".join(part if code else _outside_spans(part) for part, code in _parts(text))
+
+
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield the text in order, fenced code apart; an open fence reaches to the end."""
+    held: list[str] = []
+    fence = ""
+    for line in text.splitlines(keepends=True):
+        opening = _FENCE.match(line)
+        if not fence and opening:
+            yield "".join(held), False
+            held, fence = [line], opening[1]
+            continue
+        held.append(line)
+        if fence and opening and opening[1].startswith(fence) and not line.strip(" `~\r\n"):
+            yield "".join(held), True
+            held, fence = [], ""
+    yield "".join(held), bool(fence)
+
+
+def _outside_spans(text: str) -> str:
+    parts: list[str] = []
+    at = 0
+    for span in _SPAN.finditer(text):
+        parts += [_defused(text[at : span.start()]), span[0]]
+        at = span.end()
+    return "".join(parts) + _defused(text[at:])
+
+
+def _defused(text: str) -> str:
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    return text.replace("![", "!\\[")
+
+
+def as_text(text: str) -> str:
+    """Return plain text as HTML of one line, which Markdown leaves alone.
+
+    Line ends become references: an empty line would end a block of HTML in Markdown.
+    """
+    return html.escape(text).replace("\r", "").replace("\n", "&#10;")
+
+
+def sources_html(passages: Sequence[Passage], words: Words) -> str:
+    """Return passages as a list in which each opens; empty where there are none."""
+    if not passages:
+        return ""
+    items = "".join(_source(number, each, words) for number, each in enumerate(passages, 1))
+    head = as_text(words("sources"))
+    return f'\n\n<div class="sources"><p class="sources-head">{head}</p>{items}</div>'
+
+
+def _source(number: int, passage: Passage, words: Words) -> str:
+    place = ", ".join(each for each in (_short(passage.path), passage.location) if each)
+    score = words("score", score=f"{passage.score:.2f}")
+    return (
+        f'<details class="source"><summary><b>[{number}]</b> {as_text(place)} '
+        f'<span class="score">{as_text(score)}</span></summary>'
+        f'<div class="passage">{as_text(passage.text.strip())}</div></details>'
+    )
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= _SHOWN_PATH else "…" + path[-_SHOWN_PATH:]

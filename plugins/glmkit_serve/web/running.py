@@ -1,0 +1,174 @@
+"""From what was asked for to a page that is served."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glmkit import MissingExtraError, UsageError
+from glmkit.feedback import FeedbackStore, default_path
+from glmkit.live import Live
+
+from ..limits import check_exposure, is_local
+from ..settings import Settings
+from .drawing import Drawing
+from .library import Library
+from .settings import WebSettings
+from .tabs import tabs_of
+from .talk import Talk
+from .visits import Visits
+from .voices import Voice, Voices, worn_by
+from .words import Words
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from glmkit import ChatModel, Glmkit
+
+    from .page import Page
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asked for."""
+
+    model: str | None = None
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    """The other parameters of ``Glmkit.load_model``."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Paths by name."""
+    bases: Mapping[str, str] = field(default_factory=dict)
+    """Folders by name."""
+    image_models: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of :class:`~.settings.WebSettings`; None: as configured."""
+    show: bool = False
+
+
+def run(app: Glmkit, wishes: Wishes) -> None:
+    """Serve the page until it is interrupted.
+
+    :raises UsageError: if others could reach it without a key, or the port is taken.
+    :raises MissingExtraError: if the page's libraries are not installed.
+    """
+    table = app.plugin_config("serve")
+    keys = Settings.of(table).api_keys + wishes.keys
+    settings = WebSettings.of(table.get("web", {}), **wishes.flags)
+    check_exposure(settings.host, keys)
+    bases = _folders(wishes.bases)
+    _check_installed()
+    with listening(settings) as door, _live(app, wishes, settings) as model:
+        page = page_of(app, settings, voices_of(model, wishes.adapters), bases, wishes)
+        address = address_of(settings.host, door)
+        click.echo(f"glmkit is on {address} (Ctrl-C ends it)", err=True)
+        if wishes.show:
+            click.launch(address)
+        _serve(site_of(page, keys), door)
+
+
+def _folders(bases: Mapping[str, str]) -> dict[str, Path]:
+    found = {name: Path(path).expanduser() for name, path in bases.items()}
+    for path in found.values():
+        if not path.exists():
+            raise UsageError(f"--kb: no such folder or file: {path}; name one that holds documents")
+    return found
+
+
+def _check_installed() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import gradio  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("the web page", error.name or "gradio", "serve") from error
+
+
+@contextmanager
+def _live(app: Glmkit, wishes: Wishes, settings: WebSettings) -> Iterator[Live]:
+    model = app.load_model(wishes.model, **wishes.loading)
+    worn_by(model, wishes.adapters)
+    with Live(model, queue=settings.concurrency) as live:
+        yield live
+
+
+def voices_of(model: ChatModel, adapters: Mapping[str, str]) -> Voices:
+    """Return what visitors choose from: the model alone first, then with each adapter."""
+    bare = Voice(model.name, model, "" if adapters else None)
+    return Voices([bare, *(Voice(f"{model.name} + {each}", model, each) for each in adapters)])
+
+
+def page_of(
+    app: Glmkit,
+    settings: WebSettings,
+    voices: Voices,
+    bases: Mapping[str, Path],
+    wishes: Wishes,
+) -> Page:
+    """Return what the tabs are built from; in English."""
+    from .page import Page
+
+    home = app.config.home
+    library = Library(app.knowledge_model, fixed=bases, shelf=home / "web" / "bases")
+    drawn: list[str | None] = list(wishes.image_models)
+    if not drawn and app.image_models.names():
+        drawn = [None]
+    return Page(
+        app=app,
+        words=Words("en"),
+        settings=settings,
+        talk=Talk(voices, library, settings),
+        visits=Visits(),
+        store=FeedbackStore(settings.feedback or default_path(home)),
+        drawing=Drawing(app, drawn),
+    )
+
+
+def site_of(page: Page, keys: tuple[str, ...]) -> FastAPI:
+    """Return the site with the tabs of plugins."""
+    from .site import local_names, site
+
+    local = is_local(page.settings.host) and not keys
+    return site(page, tabs_of(page.app), keys=keys, hosts=local_names() if local else None)
+
+
+@contextmanager
+def listening(settings: WebSettings) -> Iterator[socket.socket]:
+    """Take the port, before anything is loaded for nothing.
+
+    :raises UsageError: if somebody else has it.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    door = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind((settings.host, settings.port))
+    except OSError as error:
+        door.close()
+        raise UsageError(
+            f"cannot listen on {settings.host}, port {settings.port} ({error.strerror or error}); "
+            "choose another with --port, 0 for a free one"
+        ) from error
+    with door:
+        yield door
+
+
+def address_of(host: str, door: socket.socket) -> str:
+    """Return what to type into a browser."""
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{door.getsockname()[1]}"
+
+
+def _serve(site: FastAPI, door: socket.socket) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        site, log_level="warning", ws="none", timeout_graceful_shutdown=5, server_header=False
+    )
+    uvicorn.Server(config).run(sockets=[door])

@@ -1,0 +1,74 @@
+"""Who may be asked on the page: models, and what each of them wears."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from glmkit import UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from glmkit import ChatModel
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A model with one of its adapters, or with none."""
+
+    name: str
+    """What the page calls it."""
+    model: ChatModel
+    """May be asked by several threads at a time."""
+    adapter: str | None = None
+    """None: the model wears what it wears; empty: the base alone."""
+
+    @property
+    def worn(self) -> str | Mapping[str, float] | None:
+        """The adapter as :class:`~glmkit.GenerationOptions` takes it."""
+        return {} if self.adapter == "" else self.adapter
+
+
+class Voices:
+    """The choices, the first of which is asked where nobody chooses."""
+
+    def __init__(self, voices: Sequence[Voice]) -> None:
+        if not voices:
+            raise UsageError("the page needs a model to talk to")
+        self._voices: dict[str, Voice] = {}
+        for each in voices:
+            if each.name in self._voices:
+                raise UsageError(f"two models or adapters are called {each.name!r}; rename one")
+            self._voices[each.name] = each
+
+    def names(self) -> list[str]:
+        """Return what can be chosen."""
+        return list(self._voices)
+
+    def of(self, name: str | None) -> Voice:
+        """Return the voice with this name, the first for None.
+
+        :raises UnknownNameError: if there is none; names come from browsers.
+        """
+        found = self._voices.get(name or next(iter(self._voices)))
+        if found is None:
+            raise UnknownNameError("model", str(name), self._voices)
+        return found
+
+    def __iter__(self) -> Iterator[Voice]:
+        return iter(self._voices.values())
+
+
+def worn_by(model: Any, adapters: Mapping[str, str]) -> list[str]:  # noqa: ANN401
+    """Load adapters into ``model`` by the names that they shall have; it still answers bare.
+
+    :raises UsageError: if the model takes none.
+    :raises CheckpointError: if one does not fit.
+    """
+    if adapters and not hasattr(model, "load_adapter"):
+        raise UsageError(f"the model {model.name!r} takes no adapters; leave --adapter out")
+    for name, path in adapters.items():
+        model.load_adapter(path, name)
+    if adapters:
+        model.set_adapter(None)
+    return list(adapters)
