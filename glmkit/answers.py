@@ -25,7 +25,7 @@ def answered(
         return
     for ask in asked:
         try:
-            yield ask.key, model.reply(ask.messages, ask.options)
+            yield ask.key, model.reply(ask.conversation, ask.options)
         except GlmkitError as error:
             yield ask.key, error
 

@@ -130,13 +130,15 @@ class Live(StreamedModel):
 
     def ask(
         self,
-        messages: Sequence[MessageLike],
+        messages: Sequence[MessageLike] | str,
         options: GenerationOptions | None = None,
         *,
         wake: Callable[[], None],
     ) -> Ticket:
         """Put a question into the batch; what comes of it is taken from the ticket.
 
+        :param messages: a conversation, or a plain text to go on with; see
+            :class:`~glmkit.types.Ask`.
         :param wake: called from another thread when there is something to take; see
             :class:`Ticket`.
         :raises BusyError: if as many wait as may.
@@ -317,7 +319,7 @@ def _alone(
     model: ChatModel, ask: Ask, gone: Container[int]
 ) -> Generator[Sequence[News], None, Chunk]:
     """Stream one answer; return its last chunk."""
-    chunks = model.stream(ask.messages, ask.options)
+    chunks = model.stream(ask.conversation, ask.options)
     try:
         for chunk in chunks:
             if chunk.finish_reason is not None:

@@ -344,8 +344,21 @@ class Ask(NamedTuple):
     """One conversation to answer, under a key of the caller's."""
 
     key: int
-    messages: Sequence[MessageLike]
+    messages: Sequence[MessageLike] | str
+    """A conversation; or, for models that run in this process, a plain text to go on with."""
     options: GenerationOptions
+
+    @property
+    def conversation(self) -> Sequence[MessageLike]:
+        """The conversation.
+
+        :raises UsageError: if it is a plain text.
+        """
+        if isinstance(self.messages, str):
+            raise UsageError(
+                "this model goes on with no plain text; ask it as a conversation (messages)"
+            )
+        return self.messages
 
 
 @runtime_checkable

@@ -88,6 +88,15 @@ def test_what_cannot_be_asked_is_an_error_among_the_news(model):
     assert isinstance(found[0][0], UsageError) and found[1][-1].finish_reason == "length"
 
 
+def test_a_plain_text_is_gone_on_with(model):
+    options = GenerationOptions(max_tokens=5, temperature=0)
+    found = folded(model.streams(iter([Ask(0, "go on", options), Ask(1, "", options)])))
+    ids = model.tokenizer.wrap(model.tokenizer.encode("go on"))
+    assert Reply.join(found[0]).text == model.tokenizer.decode(model.generate_ids(ids, 5))
+    assert found[0][-1].usage == Usage(len(ids), 5)
+    assert isinstance(found[1][0], UsageError) or found[1][-1].finish_reason == "length"
+
+
 def test_many_threads_share_one_batch(live, model):
     texts = [f"question {at}" for at in range(8)]
     found = {}

@@ -99,7 +99,7 @@ class RemoteModel(SideBySideModel):
         line, pace = Line(self.server, connections=many), Pace(many)
 
         def answer(ask: Ask) -> Reply:
-            return self._question(ask.messages, ask.options, line, pace).whole()
+            return self._question(ask.conversation, ask.options, line, pace).whole()
 
         yield from answered_by_many(answer, asked, many, stop=(pace.stop, line.close))
 

@@ -8,11 +8,13 @@ from contextlib import closing
 from typing import NamedTuple
 
 from ...answers import Outcome, SideBySideModel
-from ...errors import GlmkitError
+from ...errors import GlmkitError, UsageError
+from ...models.tokenizers import Detokenizer, Tokenizer
+from ...texts import check_unicode
 from ...types import Ask, Chunk, GenerationOptions, MessageLike, News, Reply
 from ..answers import Answer
 from ..rows import Row
-from ..sampling import make_sampler
+from ..sampling import StopText, make_sampler
 from ..settings import Settings
 
 Column = tuple[Row, ...]
@@ -34,6 +36,28 @@ class Answering(SideBySideModel, ABC):
     @abstractmethod
     def _answer(self, messages: Sequence[MessageLike], options: GenerationOptions) -> Answer:
         """Render a conversation and begin its answer."""
+
+    @abstractmethod
+    def _tokens(self) -> Tokenizer:
+        """Return the vocabulary.
+
+        :raises CheckpointError: if there is none.
+        """
+
+    def _begin(self, messages: Sequence[MessageLike] | str, options: GenerationOptions) -> Answer:
+        """Begin the answer to a conversation, or go on with a plain text."""
+        if not isinstance(messages, str):
+            return self._answer(messages, options)
+        check_unicode(messages, "the text to go on with")
+        tokenizer, room = self._tokens(), self._room(options)
+        ids = tokenizer.wrap(tokenizer.encode(messages))
+        if not 0 < len(ids) <= room:
+            raise UsageError(
+                f"the text takes {len(ids)} tokens and there is room for 1 to {room}; change it, "
+                "or ask for fewer max_tokens"
+            )
+        text = Detokenizer(tokenizer)
+        return Answer(self._row(ids, options, options), text, StopText(options.stop), ())
 
     @abstractmethod
     def _decode(self, rows: Iterable[Row | None], *, slots: int) -> Generator[Column, None, None]:
@@ -91,7 +115,7 @@ class Answering(SideBySideModel, ABC):
 
         :param concurrency: answers side by side; None: what suits the model.
         """
-        queue = _Queue(self._answer, asked)
+        queue = _Queue(self._begin, asked)
         with closing(self._decode(queue, slots=concurrency or self.slots)) as steps:
             for column in steps:
                 yield from queue.failed()
@@ -110,7 +134,7 @@ class Answering(SideBySideModel, ABC):
         gone: Container[int] = (),
     ) -> Generator[list[News], None, None]:
         """Yield once per step what is new; see :class:`glmkit.types.Streams`."""
-        queue = _Queue(self._answer, asked)
+        queue = _Queue(self._begin, asked)
         news: list[News] = []
         with closing(self._decode(queue, slots=concurrency or self.slots)) as steps:
             for column in steps:
@@ -151,7 +175,7 @@ class _Queue:
 
     def __init__(
         self,
-        begin: Callable[[Sequence[MessageLike], GenerationOptions], Answer],
+        begin: Callable[[Sequence[MessageLike] | str, GenerationOptions], Answer],
         asked: Iterable[Ask | None],
     ) -> None:
         self.running: dict[Row, _Begun] = {}

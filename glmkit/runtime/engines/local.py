@@ -251,6 +251,13 @@ class LocalModel(Adapted, Answering):
             chat_format.reader(turns),
         )
 
+    def _tokens(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise CheckpointError(
+                f"{self.name} has no vocabulary that this version of glmkit reads"
+            )
+        return self.tokenizer
+
     def _row(self, ids: list[int], options: GenerationOptions, sampling: GenerationOptions) -> Row:
         self._adapters.mix(options.adapter)  # refuses names that are not loaded, row by row
         return super()._row(ids, options, sampling)

@@ -160,6 +160,11 @@ class TransformersModel(Answering):
             renderer.format.reader(turns),
         )
 
+    def _tokens(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise CheckpointError(f"{self.name} has no tokenizer")
+        return self.tokenizer
+
     @property
     def context_length(self) -> int:
         """How many tokens a prompt and its answer may have together."""
