@@ -1,0 +1,189 @@
+"""Opening a folder of diffusers' as something that draws: safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glmkit import CheckpointError, MissingExtraError, SourceError
+
+if TYPE_CHECKING:
+    from glmkit import Glmkit
+
+    from .painter import Painter
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a picture model says of itself in ``glmkit.json``."""
+
+    languages: frozenset[str] = frozenset({"en"})
+    """ISO 639-1 codes that its text encoder was trained in."""
+    plain: bool = False
+    """Whether it was trained on short plain wishes and is told them as they are."""
+    steps: int | None = None
+    """That suit it; None: as its pipeline has it."""
+    guidance: float | None = None
+    """That suits it; None: as its pipeline has it."""
+
+
+def is_diffusers(folder: Path) -> bool:
+    """Tell whether a folder is a pipeline of diffusers."""
+    return (folder / INDEX).is_file()
+
+
+def load_default(name: str, app: Glmkit) -> Painter:
+    """Open the embedded picture model.
+
+    :raises SourceError: if this installation came without it.
+    """
+    from . import picture_model
+
+    folder: Path = picture_model.folder()
+    if not is_diffusers(folder):
+        raise SourceError(
+            f"the embedded picture model is not in {folder}: this installation came without it; "
+            "install glmkit from a wheel, or name another with --image-model"
+        )
+    return _open(folder, app, name)
+
+
+def load_diffusers(path: str, app: Glmkit) -> Painter:
+    """Open a folder of diffusers'.
+
+    :raises CheckpointError: if it draws no pictures from text, or its weights cannot be read.
+    """
+    return _open(Path(path), app, path)
+
+
+def _open(folder: Path, app: Glmkit, name: str) -> Painter:
+    from .painter import Painter
+
+    device = _device(app.config.first_device)
+    pipeline = _pipeline(folder, device)
+    return Painter(pipeline, name=name, about=read_about(folder), fingerprint=fingerprint(folder))
+
+
+def read_about(folder: Path) -> About:
+    """Read a folder's ``glmkit.json``.
+
+    :raises CheckpointError: if it is damaged.
+    """
+    file = folder / "glmkit.json"
+    if not file.is_file():
+        return About()
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        return About(
+            frozenset(said.get("languages", ["en"])),
+            bool(said.get("plain", False)),
+            said.get("steps"),
+            said.get("guidance"),
+        )
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+
+
+def _device(wanted: str | None) -> str:
+    import torch
+
+    if wanted is not None:
+        return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _pipeline(folder: Path, device: str) -> Any:  # noqa: ANN401
+    import torch
+
+    try:
+        from diffusers import AutoPipelineForText2Image
+    except ImportError as error:
+        raise MissingExtraError("drawing", "diffusers", "drawing") from error
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    with _quiet():
+        try:
+            pipeline = AutoPipelineForText2Image.from_pretrained(
+                folder,
+                torch_dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                **_variant(folder),
+                **_no_checker(folder),
+            )
+        except (OSError, ValueError, KeyError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"{folder} cannot be opened as a text-to-image model of diffusers, with weights in "
+                f"safetensors: {said}"
+            ) from error
+        pipeline = pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _variant(folder: Path) -> dict[str, str]:
+    """Ask for half precision where a folder has nothing else."""
+    files = [each.name for each in folder.glob("*/*.safetensors")]
+    return {"variant": "fp16"} if files and all(".fp16." in each for each in files) else {}
+
+
+def _no_checker(folder: Path) -> dict[str, Any]:
+    """Return what says that a folder has no safety checker, where its pipeline may have one."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / INDEX} is damaged: {error}") from error
+    if "safety_checker" not in index or (folder / "safety_checker").is_dir():
+        return {}
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' own bars and warnings off the terminal."""
+    import diffusers
+    import transformers
+
+    loggers = (diffusers.utils.logging, transformers.utils.logging)
+    before = [each.get_verbosity() for each in loggers]
+    for each in loggers:
+        each.set_verbosity_error()
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.set_verbosity(level)
+            each.enable_progress_bar()
+
+
+_SAMPLE = 1 << 20
+
+
+def fingerprint(folder: Path) -> str:
+    """Return 16 hexadecimal digits that tell a folder's models from others.
+
+    Of large files only size, beginning, middle and end are read.
+    """
+    digest = hashlib.sha256()
+    files = (each for each in folder.rglob("*") if each.suffix in (".safetensors", ".json"))
+    for file in sorted(files):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(folder).as_posix()} {size}\n".encode())
+        with file.open("rb") as stream:
+            if size <= 16 * _SAMPLE:
+                digest.update(stream.read())
+                continue
+            for at in (0, size // 2, size - _SAMPLE):
+                stream.seek(at)
+                digest.update(stream.read(_SAMPLE))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,148 @@
+"""LoRAs on a pipeline: checked against its modules, put on by diffusers, and looked at again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from glmkit import CheckpointError, UsageError
+
+from .lora import Factors, Lora, Part
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_NAMED = 5
+"""Keys that a message names; the rest are counted."""
+
+
+def wear(pipeline: Any, loras: Sequence[tuple[Lora, float]]) -> None:  # noqa: ANN401
+    """Make a pipeline draw with these LoRAs, each with its weight, and no other.
+
+    One with the weight 0 is checked and left off: the base draws exactly as it did.
+
+    :raises UsageError: if the pipeline takes no LoRA.
+    :raises CheckpointError: if a key fits no module; it is named.
+    """
+    if loras and not hasattr(pipeline, "load_lora_weights"):
+        kind = type(pipeline).__name__
+        raise UsageError(f"diffusers knows no LoRA for {kind}; draw without --lora")
+    fitted = [(_fitted(pipeline, lora), weight) for lora, weight in loras]
+    take_off(pipeline)
+    names = []
+    for number, (parts, weight) in enumerate(fitted):
+        if weight == 0:
+            continue
+        names.append(f"lora{number}")
+        pipeline.load_lora_weights(state_of(parts), adapter_name=names[-1])
+        _look_again(pipeline, parts, names[-1], loras[number][0])
+    if names:
+        pipeline.set_adapters(names, [weight for _, weight in loras if weight != 0])
+
+
+def take_off(pipeline: Any) -> None:  # noqa: ANN401
+    """Take every LoRA off again."""
+    if hasattr(pipeline, "unload_lora_weights") and pipeline.get_list_adapters():
+        pipeline.unload_lora_weights()
+
+
+def _fitted(pipeline: Any, lora: Lora) -> dict[Part, Factors]:  # noqa: ANN401
+    """Return the parts by the pipeline's own names.
+
+    :raises CheckpointError: if a part has no module there, or one of another shape.
+    """
+    found: dict[Part, Factors] = {}
+    wrong: list[str] = []
+    for (component, name), factors in lora.parts.items():
+        model = getattr(pipeline, component, None)
+        own = _own_name(model, name)
+        module = None if model is None else dict(model.named_modules()).get(own)
+        problem = _problem(component, model, module, factors)
+        if problem:
+            wrong.append(f"{factors.key!r} ({problem})")
+        found[component, own] = factors
+    if wrong:
+        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise CheckpointError(
+            f"{lora.path} does not fit this picture model: {'; '.join(wrong[:_NAMED])}{more}; it "
+            "was trained on another one"
+        )
+    return found
+
+
+def _own_name(model: nn.Module | None, name: str) -> str:
+    """Return a module's name in a text encoder, which newer versions have one level higher."""
+    if model is None or hasattr(model, "text_model"):
+        return name
+    return name.removeprefix("text_model.")
+
+
+def _problem(
+    component: str, model: nn.Module | None, module: nn.Module | None, factors: Factors
+) -> str:
+    if model is None:
+        return f"the model has no {component}"
+    weight = getattr(module, "weight", None)
+    if module is None or weight is None:
+        return f"no such module in its {component}"
+    base = getattr(module, "base_layer", module)  # under a LoRA that is on already
+    there = tuple(base.weight.shape)
+    asked = (factors.up.shape[0], *factors.down.shape[1:])
+    return "" if there == asked else f"{asked} for a module of {there}"
+
+
+def state_of(parts: Mapping[Part, Factors]) -> dict[str, Tensor]:
+    """Return parts as diffusers reads them, of one rank per component: its scale is then 1."""
+    ranks: dict[str, int] = {}
+    for (component, _), factors in parts.items():
+        ranks[component] = max(ranks.get(component, 0), factors.down.shape[0])
+    state: dict[str, Tensor] = {}
+    for (component, name), factors in parts.items():
+        down, up = _padded(factors, ranks[component])
+        if component.startswith("text_encoder"):
+            stem = f"{component}.{name}.lora_linear_layer"
+            state |= {f"{stem}.down.weight": down, f"{stem}.up.weight": up}
+        else:
+            stem = f"{component}.{name}"
+            state |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+    return state
+
+
+def _padded(factors: Factors, rank: int) -> tuple[Tensor, Tensor]:
+    """Return down and up with zeros up to a rank."""
+    import torch
+
+    down, up = factors.down, factors.up
+    missing = rank - down.shape[0]
+    if missing:
+        down = torch.cat([down, down.new_zeros(missing, *down.shape[1:])])
+        up = torch.cat([up, up.new_zeros(up.shape[0], missing, *up.shape[2:])], dim=1)
+    return down.contiguous(), up.contiguous()
+
+
+def _look_again(
+    pipeline: Any,  # noqa: ANN401
+    parts: Mapping[Part, Factors],
+    name: str,
+    lora: Lora,
+) -> None:
+    """Make sure that every tensor arrived where it belongs, as loaders skip some in silence.
+
+    :raises CheckpointError: naming the first that did not.
+    """
+    import torch
+
+    for (component, own), factors in parts.items():
+        module = getattr(pipeline, component).get_submodule(own)
+        there = getattr(module, "lora_B", {})
+        arrived = name in there and module.scaling[name] == 1
+        rank = factors.up.shape[1]
+        if arrived:
+            weight = there[name].weight
+            wanted = factors.up.to(weight)
+            arrived = torch.equal(weight[:, :rank], wanted)
+        if not arrived:
+            raise CheckpointError(
+                f"{lora.path}: diffusers did not put {factors.key!r} on {component}.{own}; please "
+                "report this with the versions of diffusers and peft"
+            )

@@ -1,0 +1,124 @@
+"""From a wish to what a picture model is told: worded by the chat model, never cut in silence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from glmkit import GenerationOptions, Message, UsageError, language_of
+
+from .keywords import translate
+
+if TYPE_CHECKING:
+    from glmkit import ChatModel
+
+    from .painter import Painter
+
+_NAMES = {"zh": "Chinese", "en": "English"}
+_TOLD = (
+    "You write prompts for a text-to-image model. Turn the wish into one line of English: first "
+    "what is shown, then its looks, light and style, separated by commas. At most {words} words. "
+    "Keep everything that is wished for and add no other subject. Answer with that line only."
+)
+_EXAMPLES = (
+    ("一只在雨里的猫", "a cat in the rain, wet fur, soft grey light, detailed photograph"),
+    (
+        "an old lighthouse",
+        "an old lighthouse on a cliff, stormy sea, dramatic evening light, oil painting",
+    ),
+)
+_TOKENS_PER_WORD = 1.5
+_STOP = re.compile(r"[\n\r]")
+
+
+@dataclass(frozen=True)
+class Worded:
+    """What a picture model is told for a wish."""
+
+    prompt: str
+    how: str
+    """One line for a person: who worded it, or why nobody did."""
+    cut: str = ""
+    """What did not fit into the text encoder."""
+
+
+def word(wish: str, painter: Painter, chat: Callable[[], ChatModel] | None) -> Worded:
+    """Return what to tell the picture model.
+
+    :param chat: loads the chat model, which is done only where it is needed; None: nobody words
+        the wish.
+    :raises UsageError: if nobody here understands the wish; says what to do.
+    """
+    if chat is None:
+        return fit(painter, wish, "drawn as wished")
+    if painter.about.plain and language_of(wish) in painter.about.languages:
+        spoken = " and ".join(_NAMES.get(each, each) for each in sorted(painter.about.languages))
+        return fit(
+            painter, wish, f"drawn as wished: {painter.name!r} knows short wishes in {spoken}"
+        )
+    model = chat()
+    if model.languages is None or language_of(wish) in model.languages:
+        prompt = _asked(model, wish, painter)
+        if prompt is not None:
+            return fit(painter, prompt, f"worded by {model.name!r}")
+        if language_of(wish) in painter.about.languages:
+            return fit(painter, wish, f"drawn as wished: {model.name!r} strayed from the wish")
+    return _from_table(wish, painter, model.name)
+
+
+def _from_table(wish: str, painter: Painter, model: str) -> Worded:
+    """Translate word by word, where the chat model cannot."""
+    english, unknown = translate(wish)
+    if not english or unknown:
+        lacking = ", ".join(unknown) or wish
+        raise UsageError(
+            f"nobody here puts this wish into English: the chat model {model!r} does not, and the "
+            f"table of words lacks {lacking}; wish in English, name a chat model that speaks "
+            f"Chinese (--model glm-4-9b), or pass the wish as it is (--no-expand)"
+        )
+    return fit(painter, english, f"translated word by word, as {model!r} speaks no Chinese")
+
+
+def _asked(model: ChatModel, wish: str, painter: Painter) -> str | None:
+    """Have a chat model word a wish; None where its answer is no prompt for it."""
+    words = int(((painter.room or 77) - 2) / _TOKENS_PER_WORD)
+    messages = [Message("system", _TOLD.format(words=words))]
+    for asked, answer in _EXAMPLES:
+        messages += [Message("user", asked), Message("assistant", answer)]
+    # Greedy: the same wish gives the same prompt, and with it the same picture.
+    options = GenerationOptions(max_tokens=4 * words, temperature=0)
+    answer = model.reply([*messages, Message("user", wish)], options).text
+    prompt = _STOP.split(answer.strip())[0].strip().strip("\"'`“”").strip()
+    return prompt if _is_prompt(prompt, wish) else None
+
+
+def _is_prompt(prompt: str, wish: str) -> bool:
+    """Tell whether a prompt is English and, for an English wish, still about it."""
+    if not re.search("[A-Za-z]{2}", prompt) or language_of(prompt) != "en":
+        return False
+    wished = {each for each in re.findall("[a-z]{3,}", wish.lower()) if each not in _SMALL}
+    kept = {each for each in wished if each.rstrip("s") in prompt.lower()}
+    return language_of(wish) != "en" or 2 * len(kept) >= len(wished)
+
+
+_SMALL = frozenset(
+    "the and with for his her its that this who are was from into please draw".split()
+)
+
+
+def fit(painter: Painter, prompt: str, how: str) -> Worded:
+    """Cut a prompt to the length of the text encoder, at a comma or between words, and say so."""
+    room = painter.room
+    if room is None or painter.count(prompt) <= room:
+        return Worded(prompt, how)
+    ends = [each.start() for each in re.finditer(r"[,，、;；\s]+", prompt)] or range(1, len(prompt))
+    fitting = [end for end in ends if end and painter.count(prompt[:end]) <= room]
+    end = max(fitting, default=0)
+    if not end:
+        raise UsageError(
+            f"the first word of the wish has more than the {room} tokens that the text encoder of "
+            f"{painter.name!r} reads; shorten it"
+        )
+    return Worded(prompt[:end].rstrip(), how, prompt[end:].strip(",，、;； "))
