@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import DataError, UsageError
 from ..types import Message, ToolCall
-from .samples import Sample
+from .samples import Preference, Sample
 
 Row = dict[str, Any]
 
@@ -60,6 +60,58 @@ FORMATS: dict[str, Callable[[Sample], Row]] = {
     "messages": as_messages,
     "alpaca": as_alpaca,
     "sharegpt": as_sharegpt,
+}
+
+
+def pair_as_messages(pair: Preference) -> Row:
+    """Return a preference as TRL writes it; nothing of it is lost."""
+    whole: list[Row] = as_messages(_whole(pair, 0))["messages"]
+    worse: list[Row] = as_messages(_whole(pair, 1))["messages"]
+    return {"prompt": whole[:-1], "chosen": whole[-1:], "rejected": worse[-1:]} | _margin(pair)
+
+
+def pair_as_sharegpt(pair: Preference) -> Row:
+    """Return a preference as LLaMA-Factory writes it with ``formatting: sharegpt``.
+
+    :raises DataError: if an answer is text and a call of tools, or tools are offered elsewhere
+        than in the first message.
+    """
+    row = as_sharegpt(_whole(pair, 0))
+    answers = []
+    for each in (pair.chosen, pair.rejected):
+        items = list(_items(each, 1.0))
+        if len(items) != 1:
+            raise _lost(_whole(pair, 0), "an answer of text and a call", "sharegpt")
+        answers.append(items[0])
+    row["conversations"] = row["conversations"][:-1]
+    return row | {"chosen": answers[0], "rejected": answers[1]} | _margin(pair)
+
+
+def pair_as_alpaca(pair: Preference) -> Row:
+    """Return a preference as LLaMA-Factory writes it with ``formatting: alpaca``.
+
+    :raises DataError: if it has tools, which alpaca has no place for.
+    """
+    row = as_alpaca(_whole(pair, 0))
+    rejected = as_alpaca(_whole(pair, 1))["output"]
+    return row | {"chosen": row.pop("output"), "rejected": rejected} | _margin(pair)
+
+
+def _whole(pair: Preference, which: int) -> Sample:
+    """Return the conversation with the better answer (0) or the worse one (1), unweighted."""
+    messages = pair.conversations[which]
+    weights = tuple(float(each.role == "assistant") for each in messages)
+    return Sample(messages, weights, pair.source, pair.place)
+
+
+def _margin(pair: Preference) -> Row:
+    return {} if pair.margin is None else {"margin": pair.margin}
+
+
+PAIR_FORMATS: dict[str, Callable[[Preference], Row]] = {
+    "messages": pair_as_messages,
+    "alpaca": pair_as_alpaca,
+    "sharegpt": pair_as_sharegpt,
 }
 
 

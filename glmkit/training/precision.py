@@ -13,7 +13,6 @@ from ..runtime.kernels import has_own_kernel
 from ..runtime.loading import DTYPES
 from .config import TrainConfig
 from .tuning import Tuning
-from .tunings.lora import LoraTuning
 
 _SIZE = 512
 _FASTER = 1.3
@@ -84,7 +83,8 @@ def quantisation(
     single = device.type == "cpu" and dtype == torch.float32
     if said is not None or config.dtype != "auto" or not single or config.sharded:
         return said
-    return tuning.lies if isinstance(tuning, LoraTuning) and has_own_kernel() else None
+    lies: str | None = getattr(tuning, "lies", None)
+    return lies if has_own_kernel() else None
 
 
 @cache
