@@ -1,0 +1,285 @@
+"""A worker: takes questions on, has a model answer them side by side, writes what it says.
+
+One thread does it all, as :class:`~glmkit.live.Live` runs the model in another: it looks what the
+model has said, writes it, shows that it lives, and takes on more while there is room.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from glmkit import (
+    BusyError,
+    Chunk,
+    ClosedError,
+    GenerationOptions,
+    GlmkitError,
+    Message,
+    Reply,
+    UsageError,
+)
+from glmkit.live import Live, Ticket
+
+from .database import Database, DatabaseError
+from .leases import Lease, Leases
+from .settings import QueueSettings
+from .store import Store
+
+log = logging.getLogger(__name__)
+
+_SIGNS = 3
+"""Signs of life in the time of a lease."""
+_LONGEST_PAUSE_S = 10.0
+"""Between two tries to reach a database that is away."""
+_PURGE_EVERY_S = 3600.0
+
+
+@dataclass
+class _Run:
+    """A question that is being answered."""
+
+    lease: Lease
+    renewed: float
+    """When it last gave a sign of life, by this machine's own clock."""
+    ticket: Ticket | None = None
+    history: list[Message] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    written: int = 0
+    """Chunks whose text is in the database."""
+    outcome: Reply | Exception | None = None
+
+    def leave(self) -> None:
+        """Want no more of the answer."""
+        if self.ticket is not None:
+            self.ticket.close()
+
+
+class Worker:
+    """Answers the questions of a queue until it is told to stop.
+
+    :param database: where the queue is.
+    :param settings: how it answers.
+    :param models: who answers, by the names that questions may ask for; the first one answers
+        those that ask for none.
+    :param options: how tokens are picked, unless a question says otherwise.
+    :param clock: seconds of this machine, for pauses alone.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: QueueSettings,
+        models: Mapping[str, Live],
+        *,
+        options: GenerationOptions | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = f"{socket.gethostname()[:100]}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._leases, self._store = Leases(database, settings), Store(database, settings)
+        self._settings, self._models, self._clock = settings, models, clock
+        self._options = options or GenerationOptions()
+        self._runs: list[_Run] = []
+        self._news = threading.Event()
+        self._stopping = threading.Event()
+        self._look_at = self._beat_at = self._purge_at = 0.0
+
+    def stop(self) -> None:
+        """Take no more on; what runs may end in ``stop_s`` seconds, or is given back."""
+        self._stopping.set()
+        self._news.set()
+
+    def run(self) -> None:
+        """Answer until :meth:`stop` is called from another thread or a signal."""
+        away = 0
+        while not self._stopping.is_set():
+            try:
+                self.step()
+                away = 0
+            except DatabaseError as error:
+                away += 1
+                log.warning("%s; trying again", error)
+                self._stopping.wait(min(_LONGEST_PAUSE_S, 0.2 * 2 ** min(away, 10)))
+            self._news.wait(self._pause())
+            self._news.clear()
+        self._finish()
+
+    def step(self, *, claim: bool = True) -> int:
+        """Do what there is to do now, and return how many questions are being answered.
+
+        :param claim: whether to take on more.
+        :raises DatabaseError: if the database is away; nothing is lost by that.
+        """
+        self._collect()
+        self._write_ended()
+        self._beat()
+        if claim:
+            self._claim()
+            self._purge()
+        self._begin()
+        return len(self._runs)
+
+    def _pause(self) -> float:
+        """Return the seconds until there is something to do, if nobody says a word."""
+        due = [self._look_at] if len(self._runs) < self._settings.slots else []
+        due += [self._beat_at] if self._runs else []
+        if any(run.outcome is not None or run.ticket is None for run in self._runs):
+            return 0.0
+        return max(0.0, min(due) - self._clock())
+
+    def _collect(self) -> None:
+        """Take what the models have said."""
+        for run in self._runs:
+            if run.ticket is None or run.outcome is not None:
+                continue
+            try:
+                run.chunks += run.ticket.take()
+            # What breaks the model in whatever way must not end the other questions.
+            except Exception as error:  # noqa: BLE001
+                self._failed(run, error)
+                continue
+            if run.chunks and run.chunks[-1].finish_reason is not None:
+                run.outcome = Reply.join(run.chunks)
+
+    def _failed(self, run: _Run, error: Exception) -> None:
+        if isinstance(error, UsageError) and run.history:
+            # Too long, as a rule: what was said longest ago is missed least.
+            turns = len(run.history) // 2
+            run.history = run.history[2 * ((turns + 1) // 2) :]
+            run.chunks.clear()
+            run.written = 0
+            self._ask(run)
+            return
+        if not isinstance(error, GlmkitError):
+            log.error("question %d broke the model", run.lease.id, exc_info=error)
+        run.outcome = error
+
+    def _write_ended(self) -> None:
+        """Write the answers that are whole, and why others are none."""
+        for run in [each for each in self._runs if each.outcome is not None]:
+            if not self._written(run):
+                log.warning("question %d was taken from %s", run.lease.id, self.name)
+            self._runs.remove(run)
+            self._look_at = 0.0  # there is room, and the session's next question may be claimed
+
+    def _written(self, run: _Run) -> bool:
+        outcome, lease = run.outcome, run.lease
+        if isinstance(outcome, Reply):
+            return self._leases.settle(lease, outcome)
+        if isinstance(outcome, (BusyError, ClosedError)):
+            return self._leases.give_back(lease)
+        said = str(outcome) if isinstance(outcome, GlmkitError) else type(outcome).__name__
+        log.warning("question %d failed, attempt %d: %s", lease.id, lease.attempts, said)
+        return self._leases.fail(lease, said, final=isinstance(outcome, UsageError))
+
+    def _beat(self) -> None:
+        """Drop what was cancelled or lost; write what has been said, and that we live."""
+        if not self._runs or self._clock() < self._beat_at:
+            return
+        held = self._leases.held(run.lease for run in self._runs)
+        for run in [each for each in self._runs if each.lease.id not in held]:
+            run.leave()
+            self._runs.remove(run)
+            self._look_at = 0.0
+        self._renew()
+        self._beat_at = self._clock() + min(
+            self._settings.stream_s, self._settings.lease_s / _SIGNS
+        )
+
+    def _renew(self) -> None:
+        old = self._clock() - self._settings.lease_s / _SIGNS
+        said: list[tuple[Lease, str | None]] = []
+        for run in self._runs:
+            if len(run.chunks) > run.written:
+                said.append((run.lease, "".join(chunk.text for chunk in run.chunks)))
+            elif run.renewed < old:
+                said.append((run.lease, None))
+        if not said:
+            return
+        began, renewed = self._clock(), {lease.id for lease, _ in said}
+        self._leases.renew(said)
+        for run in self._runs:
+            if run.lease.id in renewed:
+                run.written, run.renewed = len(run.chunks), began
+
+    def _claim(self) -> None:
+        """Take on as many as there is room for."""
+        room = self._settings.slots - len(self._runs)
+        if room <= 0 or self._clock() < self._look_at:
+            return
+        self._look_at = self._clock() + self._settings.poll_s
+        began = self._clock()
+        taken = self._leases.claim(self.name, room, self._models)
+        self._runs += [_Run(lease, began) for lease in taken]
+
+    def _begin(self) -> None:
+        """Ask the models what was taken on."""
+        for run in self._runs:
+            if run.ticket is None and run.outcome is None:
+                run.history = self._leases.history(run.lease)
+                self._ask(run)
+
+    def _ask(self, run: _Run) -> None:
+        name = run.lease.model or next(iter(self._models))
+        system = [Message("system", self._settings.system)] if self._settings.system else []
+        try:
+            question = Message("user", run.lease.question)
+            options = options_of(run.lease.options, self._options)
+            run.ticket = self._models[name].ask(
+                [*system, *run.history, question], options, wake=self._news.set
+            )
+        except GlmkitError as error:
+            run.outcome = error
+
+    def _purge(self) -> None:
+        days = self._settings.keep_days
+        if days is None or self._clock() < self._purge_at:
+            return
+        self._purge_at = self._clock() + _PURGE_EVERY_S
+        if removed := self._store.purge(days):
+            log.info("removed %d old questions", removed)
+
+    def _finish(self) -> None:
+        """Let what runs end while there is time, and give the rest back."""
+        until = self._clock() + self._settings.stop_s
+        try:
+            while self._runs and self._clock() < until and self.step(claim=False):
+                self._news.wait(min(self._settings.poll_s, max(0.0, until - self._clock())))
+                self._news.clear()
+            for run in self._runs:
+                run.leave()
+                self._leases.give_back(run.lease)
+        except DatabaseError as error:
+            log.warning("%s; others take the questions on when their leases end", error)
+        self._runs.clear()
+
+
+def options_of(text: str | None, options: GenerationOptions) -> GenerationOptions:
+    """Return how tokens are picked for one question.
+
+    :param text: fields that differ, as JSON.
+    :raises UsageError: if it is none, or holds a wrong key or value.
+    """
+    if not text:
+        return options
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the options of a question are no JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise UsageError(f"the options of a question are a JSON object, got {text:.80}")
+    unknown: Sequence[str] = sorted(set(given) - set(GenerationOptions.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(GenerationOptions.__dataclass_fields__)
+        raise UsageError(f"unknown option {unknown[0]!r}; known: {known}")
+    try:
+        return replace(options, **given)
+    except TypeError as error:
+        raise UsageError(f"options of a question: {error}") from error
