@@ -67,7 +67,7 @@ def _conversation(page: Page) -> gr.Chatbot:
         layout="bubble",
         buttons=["copy"],
         placeholder=f"## {words('welcome')}\n{words('welcome_more')}",
-        examples=[{"text": words(f"example_{each}")} for each in (1, 2, 3, 4)],
+        examples=[{"text": words(f"example_{each}")} for each in (1, 2, 3)],
         height=None,
         group_consecutive_messages=False,
         allow_tags=False,
@@ -115,9 +115,9 @@ def _choices(page: Page) -> list[Any]:
         tokens = gr.Slider(
             16, most, value=min(asked.max_tokens, most), step=16, label=words("max_tokens")
         )
-        seed = gr.Number(
-            value=asked.seed, precision=0, label=words("seed"), info=words("seed_more")
-        )
+        # A field for numbers shows 0 where nothing was given.
+        chosen = "" if asked.seed is None else str(asked.seed)
+        seed = gr.Textbox(chosen, label=words("seed"), info=words("seed_more"), elem_id="seed")
     return [voice, system, temperature, top_p, tokens, seed]
 
 
@@ -146,10 +146,10 @@ class _Turns:
         if not question:
             yield gr.skip(), gr.skip()
         elif len(question) > most:
-            gr.Warning(words("too_long", count=most))
+            gr.Warning(words("too_long", count=most), title=words("notice"))
             yield gr.skip(), gr.skip()
         elif visit.busy.locked():
-            gr.Warning(words("still_answering"))
+            gr.Warning(words("still_answering"), title=words("notice"))
             yield gr.skip(), gr.skip()
         else:
             yield from self._asked(visit, question, Wanted(*chosen))
@@ -244,7 +244,7 @@ class _Opinions:
         ratings: dict[object, Rating] = {True: 1, False: -1}
         rating = ratings.get(event.liked, 0)
         rate(self._page.store, turn, rating)
-        gr.Info(self._page.words("thanks" if rating else "withdrawn"), duration=3)
+        self._say("thanks" if rating else "withdrawn")
         visit.reviewed = turn if rating else None
         return gr.update(visible=rating != 0), ""
 
@@ -253,8 +253,11 @@ class _Opinions:
         visit = self._page.visits.of(request.session_hash)
         if visit.reviewed is not None and better.strip():
             improve(self._page.store, visit.reviewed, better[: self._page.settings.max_chars])
-            gr.Info(self._page.words("thanks"), duration=3)
+            self._say("thanks")
         return self.close(request)
+
+    def _say(self, key: str) -> None:
+        gr.Info(self._page.words(key), duration=3, title=self._page.words("feedback"))
 
     def close(self, request: gr.Request) -> Update:
         """Ask no more."""

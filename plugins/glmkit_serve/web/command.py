@@ -47,6 +47,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     multiple=True,
     help="What draws: name, hub id or folder; may be given several times.",
 )
+@click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="[NAME=]PATH",
+    help="LoRA for drawing that visitors may choose; may be given several times.",
+)
 @click.option("--feedback", type=_FILE, help="Table of feedback; default: in glmkit's home.")
 @click.option("--uploads/--no-uploads", default=None, help="Whether visitors may add documents.")
 @click.option("--open", "show", is_flag=True, help="Open the page in a browser.")
@@ -59,6 +66,7 @@ def web(
     bases: tuple[str, ...],
     adapters: tuple[str, ...],
     image_models: tuple[str, ...],
+    loras: tuple[str, ...],
     host: str | None,
     port: int | None,
     api_key: str | None,
@@ -80,6 +88,7 @@ def web(
         adapters=named(adapters, "--adapter"),
         bases=named(bases, "--kb"),
         image_models=image_models,
+        loras=named(loras, "--lora"),
         keys=() if api_key is None else (api_key,),
         flags=flags,
         show=show,

@@ -37,7 +37,7 @@ def documents_panel(page: Page, blocks: gr.Blocks) -> gr.Dropdown:
         files = gr.File(
             file_count="multiple",
             file_types=list(TYPES),
-            height=110,
+            height=130,
             show_label=False,
             elem_id="files",
         )
@@ -125,7 +125,7 @@ class _Shelf:
         if taken.added:
             lines += self._indexed(folder, taken)
         held = documents_in(folder)
-        if held:
+        if set(held) > set(taken.added):
             names = ", ".join(held[:_SHOWN]) + (" …" if len(held) > _SHOWN else "")
             lines.append(self._page.words("held", count=len(held), names=names))
         return lines

@@ -10,8 +10,9 @@ import gradio as gr
 
 from glmkit import DrawOptions, GlmkitError, UsageError
 
+from .drawing import Brush
 from .escaping import as_text
-from .talk import in_words
+from .talk import in_words, seed_of
 
 if TYPE_CHECKING:
     from .page import Page
@@ -40,7 +41,11 @@ def draw_tab(page: Page) -> None:
         with gr.Column(scale=7, min_width=320):
             told = gr.HTML("", elem_id="drawn")
             gallery = gr.Gallery(
-                label=words("pictures"), columns=2, object_fit="contain", elem_id="pictures"
+                label=words("pictures"),
+                columns=2,
+                height=460,
+                object_fit="contain",
+                elem_id="pictures",
             )
     turns = _Pictures(page)
     for event in (go.click, wish.submit):
@@ -58,7 +63,7 @@ def draw_tab(page: Page) -> None:
 def _choices(page: Page) -> list[Any]:
     words, names = page.words, page.drawing.names()
     count = gr.Slider(1, _MOST, value=1, step=1, label=words("count"), elem_id="count")
-    seed = gr.Number(value=None, precision=0, label=words("picture_seed"), elem_id="picture-seed")
+    seed = gr.Textbox("", label=words("picture_seed"), elem_id="picture-seed")
     with gr.Accordion(words("more"), open=False):
         model = gr.Dropdown(
             names or [""],
@@ -66,6 +71,10 @@ def _choices(page: Page) -> list[Any]:
             label=words("image_model"),
             visible=bool(names),
         )
+        styles = [(words("lora_none"), ""), *((each, each) for each in page.drawing.loras)]
+        offered = bool(page.drawing.loras)
+        lora = gr.Dropdown(styles, value="", label=words("lora"), visible=offered)
+        weight = gr.Slider(-1, 2, value=1, step=0.05, label=words("lora_weight"), visible=offered)
         negative = gr.Textbox(label=words("negative"))
         size = gr.Dropdown(
             [(words("size_own"), ""), *((each, each) for each in _SIZES)],
@@ -75,7 +84,7 @@ def _choices(page: Page) -> list[Any]:
         )
         steps = gr.Slider(0, 100, value=0, step=1, label=words("steps"))
         guidance = gr.Slider(0, 20, value=0, step=0.5, label=words("guidance"))
-    return [model, negative, size, steps, guidance, seed, count]
+    return [model, lora, weight, negative, size, steps, guidance, seed, count]
 
 
 class _Pictures:
@@ -89,6 +98,8 @@ class _Pictures:
         request: gr.Request,
         wish: str,
         model: str,
+        lora: str,
+        weight: float,
         *chosen: Any,  # noqa: ANN401
     ) -> Iterator[tuple[Any, Any]]:
         """Yield the gallery and what there is to say."""
@@ -100,7 +111,8 @@ class _Pictures:
         visit.undrawn.clear()
         yield gr.skip(), _told(words("drawing"))
         try:
-            work = self._page.drawing.draw(visit, model or None, wish.strip(), _options(*chosen))
+            brush, options = Brush(model, lora, weight), _options(*chosen)
+            work = self._page.drawing.draw(visit, wish.strip(), options, brush)
             paths = yield from self._watched(work)
         except GlmkitError as error:
             yield gr.skip(), _told(in_words(error, words))
@@ -132,7 +144,7 @@ def _options(
     size: str,
     steps: float,
     guidance: float,
-    seed: float | None,
+    seed: str,
     count: float,
 ) -> DrawOptions:
     """Return what a visitor chose.
@@ -146,7 +158,7 @@ def _options(
         size=_size(size),
         steps=int(steps) or None,
         guidance=guidance or None,
-        seed=None if seed is None else int(seed),
+        seed=seed_of(seed),
         count=int(count),
     )
 

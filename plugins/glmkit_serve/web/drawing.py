@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from glmkit import DrawOptions, UsageError
@@ -16,15 +18,32 @@ if TYPE_CHECKING:
     from .visits import Visit
 
 
+@dataclass(frozen=True)
+class Brush:
+    """What draws."""
+
+    model: str | None = None
+    """None or empty: the first."""
+    lora: str | None = None
+    weight: float = 1.0
+
+
 class Drawing:
     """The picture models of an application, loaded when they are first asked.
 
     :param names: which to offer, None for the default; empty where nothing draws.
+    :param loras: LoRA files and folders to offer, by name.
     """
 
-    def __init__(self, app: Glmkit, names: list[str | None]) -> None:
+    def __init__(
+        self,
+        app: Glmkit,
+        names: Sequence[str | None],
+        loras: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
         self._app = app
         self._names = names
+        self.loras = loras
         self._models: dict[str | None, ImageModel] = {}
         self._turn = threading.Lock()
 
@@ -39,7 +58,7 @@ class Drawing:
         return named if len(self._names) > 1 else []
 
     def draw(
-        self, visit: Visit, name: str | None, wish: str, options: DrawOptions
+        self, visit: Visit, wish: str, options: DrawOptions, brush: Brush
     ) -> Generator[Progress, None, list[Path]]:
         """Draw; return PNG files in the visitor's folder. Others wait until it is done.
 
@@ -47,15 +66,28 @@ class Drawing:
 
         :raises UsageError: if nothing is called so, or the model cannot draw so.
         """
-        if name not in self._names:
-            name = self._names[0] if not name else name
+        name = brush.model or self._names[0]
         if name not in self._names:
             raise UsageError(f"there is no picture model {name!r} here")
         with self._turn:
             if name not in self._models:
                 self._models[name] = self._app.load_image_model(name)
+            self._wear(self._models[name], brush)
             drawn = yield from _until(visit, self._models[name].draw(wish, options))
         return list(_kept(drawn, visit.pictures))
+
+    def _wear(self, model: ImageModel, brush: Brush) -> None:
+        """Put the LoRA on that was chosen, and take others off."""
+        if not self.loras:
+            return
+        if brush.lora and brush.lora not in self.loras:
+            raise UsageError(f"there is no LoRA {brush.lora!r} here")
+        wear = getattr(model, "wear", None)
+        if wear is None:
+            if brush.lora:
+                raise UsageError(f"the picture model {model.name!r} wears no LoRA")
+            return
+        wear([(self.loras[brush.lora], brush.weight)] if brush.lora else [])
 
 
 def _until(

@@ -39,6 +39,7 @@ CSS = """
 #language { text-align: right; }
 #language p { margin: 0; }
 #talk { height: calc(100dvh - 13.5rem) !important; min-height: 18rem; }
+.gradio-container:has(#review) #talk { height: calc(100dvh - 25rem) !important; }
 #talk .example { border: 1px solid var(--border-color-primary); border-radius: .6rem; }
 #talk .placeholder { text-align: center; }
 #side { max-height: calc(100dvh - 6.5rem); overflow-y: auto; }
@@ -55,10 +56,12 @@ CSS = """
 footer { display: none !important; }
 @media (max-width: 768px) {
   .gradio-container { padding: 0 .5rem !important; }
-  #talk .example { border: 1px solid var(--border-color-primary); border-radius: .6rem; }
+  .gradio-container:has(#review) #talk { height: calc(100dvh - 25rem) !important; }
+#talk .example { border: 1px solid var(--border-color-primary); border-radius: .6rem; }
 #talk .placeholder { text-align: center; }
 #side { max-height: none; }
   #talk { height: calc(100dvh - 12.5rem) !important; }
+  .gradio-container:has(#review) #talk { height: calc(100dvh - 25.5rem) !important; }
 }
 """
 

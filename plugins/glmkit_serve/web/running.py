@@ -46,6 +46,8 @@ class Wishes:
     bases: Mapping[str, str] = field(default_factory=dict)
     """Folders by name."""
     image_models: tuple[str, ...] = ()
+    loras: Mapping[str, str] = field(default_factory=dict)
+    """Paths of LoRAs for drawing by name."""
     keys: tuple[str, ...] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
     """Fields of :class:`~.settings.WebSettings`; None: as configured."""
@@ -62,7 +64,7 @@ def run(app: Glmkit, wishes: Wishes) -> None:
     keys = Settings.of(table).api_keys + wishes.keys
     settings = WebSettings.of(table.get("web", {}), **wishes.flags)
     check_exposure(settings.host, keys)
-    bases = _folders(wishes.bases)
+    bases = _files(wishes.bases, "--kb")
     _check_installed()
     with listening(settings) as door, _live(app, wishes, settings) as model:
         page = page_of(app, settings, voices_of(model, wishes.adapters), bases, wishes)
@@ -73,11 +75,11 @@ def run(app: Glmkit, wishes: Wishes) -> None:
         _serve(site_of(page, keys), door)
 
 
-def _folders(bases: Mapping[str, str]) -> dict[str, Path]:
-    found = {name: Path(path).expanduser() for name, path in bases.items()}
+def _files(given: Mapping[str, str], flag: str) -> dict[str, Path]:
+    found = {name: Path(path).expanduser() for name, path in given.items()}
     for path in found.values():
         if not path.exists():
-            raise UsageError(f"--kb: no such folder or file: {path}; name one that holds documents")
+            raise UsageError(f"{flag}: no such folder or file: {path}")
     return found
 
 
@@ -126,7 +128,7 @@ def page_of(
         talk=Talk(voices, library, settings),
         visits=Visits(),
         store=FeedbackStore(settings.feedback or default_path(home)),
-        drawing=Drawing(app, drawn),
+        drawing=Drawing(app, drawn, _files(wishes.loras, "--lora")),
     )
 
 

@@ -73,6 +73,10 @@ def site(
             f"{language}/", status_code=307, headers={"vary": "accept-language"}
         )
 
+    @app.get("/favicon.ico")
+    def icon() -> Response:
+        return Response(status_code=204)
+
     for language in LANGUAGES:
         blocks = build(replace(page, words=Words(language)), tabs)
         blocks.queue(max_size=None, default_concurrency_limit=page.settings.concurrency)

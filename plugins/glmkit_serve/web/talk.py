@@ -47,7 +47,8 @@ class Wanted:
     top_p: float | None = None
     max_tokens: float | None = None
     """None: as the model's own settings say; whole numbers come as fractions from browsers."""
-    seed: float | None = None
+    seed: str | None = None
+    """Empty or None: by chance."""
 
     def options(self, settings: WebSettings, voice: Voice) -> GenerationOptions:
         """Return how tokens are picked.
@@ -61,9 +62,22 @@ class Wanted:
             max_tokens=tokens,
             temperature=self.temperature,
             top_p=self.top_p,
-            seed=None if self.seed is None else _whole("seed", self.seed),
+            seed=seed_of(self.seed),
             adapter=voice.worn,
         )
+
+
+def seed_of(text: str | None) -> int | None:
+    """Read a seed; None where it is left to chance.
+
+    :raises UsageError: if it is no whole number.
+    """
+    if not (text or "").strip():
+        return None
+    try:
+        return int(str(text))
+    except ValueError as error:
+        raise UsageError(f"a seed is a whole number, got {text!r:.60}") from error
 
 
 def _whole(name: str, value: object) -> int:

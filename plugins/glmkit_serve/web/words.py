@@ -31,10 +31,6 @@ TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "What should I check before I travel by train?",
             "乘火车出行前应该检查哪些事项？",
         ),
-        "example_4": (
-            "Give me three ideas for a rainy Sunday.",
-            "雨天的周日可以做什么？给我三个主意。",
-        ),
         "message": ("Your message …", "请输入消息……"),
         "send": ("Send", "发送"),
         "stop": ("Stop", "停止"),
@@ -94,7 +90,7 @@ TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "{types}; at most {size} MB each, {count} in all.",
             "{types}；每个不超过 {size} MB，总共不超过 {count} 个。",
         ),
-        "held": ("{count} documents: {names}", "{count} 个文档：{names}"),
+        "held": ("{count} in all: {names}", "共 {count} 个：{names}"),
         "added": ("Added: {names}", "已添加：{names}"),
         "none_added": ("Nothing was added.", "没有添加任何文档。"),
         "bad_type": (
@@ -136,6 +132,7 @@ TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "sources": ("Sources", "来源"),
         "score": ("relevance {score}", "相关度 {score}"),
         # -- opinions ------------------------------------------------------------------------
+        "feedback": ("Feedback", "反馈"),
         "thanks": ("Thank you: noted.", "谢谢，已记录。"),
         "withdrawn": ("Taken back.", "已撤回。"),
         "better": ("What would have been a better answer?", "更好的回答应该是什么？"),
@@ -157,6 +154,8 @@ TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "picture_seed": ("Seed (empty: by chance)", "随机种子（留空则随机）"),
         "image_model": ("Picture model", "绘图模型"),
         "lora": ("Style (LoRA)", "风格（LoRA）"),
+        "lora_none": ("none", "无"),
+        "lora_weight": ("How much of the style", "风格强度"),
         "more": ("More settings", "更多设置"),
         "draw_now": ("Draw", "开始绘图"),
         "pictures": ("Pictures", "图片"),
@@ -167,7 +166,8 @@ TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "没有安装可以绘图的插件。请安装后重新启动页面：",
         ),
         "no_wish": ("Say first what shall be drawn.", "请先写明要画什么。"),
-        # -- what may go wrong -----------------------------------------------------------------
+        # -- what may go wrong ---------------------------------------------------------------
+        "notice": ("Please note", "提示"),
         "busy": (
             "Too many people are asking at the moment. Please try again in a while.",
             "当前提问的人太多，请稍后再试。",
