@@ -1,0 +1,110 @@
+"""GRPO: several answers to each prompt, each compared with the others; see `objectives.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .experience import AnswerBatch, Experience
+from .objectives import LossKind, group_advantages, k3, of_sequences, surrogate, token_weights
+from .online_task import OnlineTask, PolicyLearner
+from .writing import Answered, Known
+
+if TYPE_CHECKING:
+    from glmkit.models.causal import CausalModel
+    from glmkit.runtime.engines.local import LocalModel
+    from glmkit.training.tuning import Tuning
+
+    from .grpo import GrpoConfig
+    from .rewards import Weighted
+    from .writing import Judge
+
+
+class GrpoTask(OnlineTask):
+    """Group-relative policy optimization."""
+
+    config: GrpoConfig
+
+    def __init__(
+        self,
+        config: GrpoConfig,
+        tuning: Tuning,
+        rewards: Sequence[Weighted],
+        judge: Judge | None = None,
+    ) -> None:
+        super().__init__(config, tuning, rewards, generations=config.generations, judge=judge)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the divergence from the first model counts."""
+        return self.config.beta > 0
+
+    @property
+    def asks_policy(self) -> bool:
+        """Whether steps are made on answers that an older policy wrote."""
+        return self.rounds.steps > 1
+
+    def weigh(self, sizes: Sequence[int]) -> Tensor:
+        """Return the weights (M,) that the variant of the loss gives tokens."""
+        kind: LossKind = self.config.loss  # type: ignore[assignment]
+        longest = self.config.max_new_tokens
+        return token_weights(sizes, kind, longest=longest, tokens=sum(sizes), answers=len(sizes))
+
+    def credit(
+        self, answered: Sequence[Answered], known: Sequence[Known], number: int
+    ) -> list[Experience]:
+        """Give all tokens of an answer the advantage that it has over the others of its group."""
+        rewards = torch.tensor([each.reward for each in answered], dtype=torch.float64)
+        groups = rewards.view(-1, self.generations)
+        advantages = group_advantages(groups, self.config.scale_rewards)  # type: ignore[arg-type]
+        spread = groups.std(-1, correction=0).repeat_interleave(self.generations).tolist()
+        return [
+            _experience(each, own, float(advantage), deviation)
+            for each, own, advantage, deviation in zip(
+                answered, known, advantages.flatten(), spread, strict=True
+            )
+        ]
+
+    def policy(self, local: LocalModel, computing: torch.dtype | None) -> PolicyLearner:
+        """Return what gives the loss of GRPO."""
+        return GrpoLearner(local.model, self.config, computing=computing)
+
+
+def _experience(each: Answered, known: Known, advantage: float, spread: float) -> Experience:
+    size = len(each.written.ids)
+    return Experience(
+        torch.tensor([*each.question.ids, *each.written.ids]),
+        size,
+        torch.full((size,), advantage),
+        known.log_probs,
+        known.reference,
+        figures={**each.figures, "reward_std": spread},
+    )
+
+
+class GrpoLearner(PolicyLearner):
+    """A causal model that is asked for the loss of GRPO."""
+
+    def __init__(
+        self, model: CausalModel, config: GrpoConfig, *, computing: torch.dtype | None = None
+    ) -> None:
+        super().__init__(model, computing=computing, temperature=config.temperature)
+        self.config = config
+
+    def lost(
+        self, batch: AnswerBatch, log_probs: Tensor, values: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the clipped surrogate with the divergence from the first model."""
+        config = self.config
+        log_ratio = log_probs - (log_probs.detach() if batch.old is None else batch.old)
+        if config.importance == "sequence":
+            log_ratio = of_sequences(log_ratio, log_probs, batch.sizes)
+        high = config.epsilon if config.epsilon_high is None else config.epsilon_high
+        found = surrogate(log_ratio, batch.advantages, low=config.epsilon, high=high)
+        lost = found.losses
+        if batch.reference is not None:
+            lost = lost + config.beta * k3(log_probs, batch.reference)
+        return lost, {"clipped": found.clipped}
