@@ -1,4 +1,4 @@
-"""Processes that have torch and the runtime imported already: forks of one that paid for that once.
+"""Processes that have imported what they need already: forks of one that paid for that once.
 
 What a test measures or kills runs in a process of its own. Importing torch costs such a process
 two seconds, forking one that has it some milliseconds. The forks start alike, with no thread, no
@@ -19,10 +19,7 @@ from pathlib import Path
 _SERVER = """
 import json, os, sys, traceback
 
-import torch, glmkit.batch.job, glmkit.testing, glmkit.runtime.convert, glmkit.runtime.describe
-import glmkit.runtime.engines.local, glmkit.runtime.loading
-
-torch.set_num_threads(1)
+exec(sys.argv[1])
 
 def act(asked):
     out = os.open(asked["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -47,6 +44,12 @@ for line in sys.stdin:
     if child == 0:
         act(asked)
     print(child, flush=True)
+"""
+
+RUNTIME = """
+import torch, glmkit.batch.job, glmkit.testing, glmkit.runtime.convert, glmkit.runtime.describe
+import glmkit.runtime.engines.local, glmkit.runtime.loading
+torch.set_num_threads(1)
 """
 
 
@@ -76,13 +79,14 @@ class Forks:
     """The process that forks.
 
     :param folder: where what the forks print is kept.
+    :param imports: what all of them have done before they begin.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, imports: str = RUNTIME) -> None:
         self._folder, self._count = folder, 0
         pipe = subprocess.PIPE
         self._server = subprocess.Popen(
-            [sys.executable, "-c", _SERVER], stdin=pipe, stdout=pipe, text=True
+            [sys.executable, "-c", _SERVER, imports], stdin=pipe, stdout=pipe, text=True
         )
 
     def ask(self, asked: dict[str, object]) -> int:

@@ -47,7 +47,8 @@ class Queue:
         self.set(number, lease_until=1.0)
 
     def sql(self, statement: str, **values: object) -> list[tuple]:
-        """Do what another program would, in plain SQL."""
+        """Do what another program would, in plain SQL; the table is called {table} here."""
+        statement = statement.replace("{table}", self.settings.table)
 
         def work(connection):
             done = connection.execute(text(statement), values)
@@ -58,8 +59,14 @@ class Queue:
 
 def open_at(path: Path, **settings: object) -> Queue:
     """Open a queue in an SQLite file, without waiting for the disk."""
-    chosen = replace(QueueSettings(poll_s=0.01, stream_s=0.01, backoff_s=0.0), **settings)
-    return Queue(Database.open(f"sqlite:///{path}", chosen.table, durable=False), chosen)
+    return opened(f"sqlite:///{path}", **settings)
+
+
+def opened(url: str, **settings: object) -> Queue:
+    """Open a queue in any database."""
+    quick = QueueSettings(db=url, poll_s=0.01, stream_s=0.01, backoff_s=0.0)
+    chosen = replace(quick, **settings)
+    return Queue(Database.open(url, chosen.table, durable=False), chosen)
 
 
 def reply(text: str) -> Reply:

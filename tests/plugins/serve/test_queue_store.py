@@ -1,7 +1,6 @@
 """The table of questions: order, leases, tokens, retries, dead letters, cancelling, limits."""
 
 import threading
-from pathlib import Path
 
 import pytest
 from queue_parts import Queue, open_at, reply
@@ -10,13 +9,6 @@ from glmkit import BusyError, ConfigError, Passage, Reply, Usage, UsageError
 from glmkit_serve.queue.database import Database, DatabaseError, parsed, shown
 from glmkit_serve.queue.settings import QueueSettings
 from glmkit_serve.queue.store import UnknownQuestionError
-
-
-@pytest.fixture
-def queue(tmp_path: Path):
-    queue = open_at(tmp_path / "q.db")
-    yield queue
-    queue.database.close()
 
 
 def test_an_answer_is_there_when_it_is_whole(queue):
@@ -34,11 +26,11 @@ def test_an_answer_is_there_when_it_is_whole(queue):
 
 
 def test_a_bare_insert_is_enough(queue):
-    queue.sql("INSERT INTO glmkit_questions (session, question) VALUES ('anna', '湖？')")
+    queue.sql("INSERT INTO {table} (session, question) VALUES ('anna', '湖？')")
     lease = queue.take()
     assert (lease.question, lease.session, lease.attempts) == ("湖？", "anna", 1)
     queue.leases.settle(lease, reply("贝加尔湖"))
-    assert queue.sql("SELECT answer, state FROM glmkit_questions") == [("贝加尔湖", "done")]
+    assert queue.sql("SELECT answer, state FROM {table}") == [("贝加尔湖", "done")]
 
 
 def test_two_workers_never_take_the_same(queue):
@@ -74,8 +66,8 @@ def test_a_session_waits_for_its_earlier_question(queue):
     assert queue.take().id == second
 
 
-def test_the_pause_of_one_question_holds_up_its_session(tmp_path):
-    queue = open_at(tmp_path / "q.db", backoff_s=60.0)
+def test_the_pause_of_one_question_holds_up_its_session(new_queue):
+    queue = new_queue(backoff_s=60.0)
     queue.store.submit("1", "anna"), queue.store.submit("2", "anna")
     queue.leases.fail(queue.take(), "no luck")
     assert queue.claim(9) == []
@@ -83,9 +75,9 @@ def test_the_pause_of_one_question_holds_up_its_session(tmp_path):
 
 def test_a_session_never_runs_twice_even_where_numbers_come_late(queue):
     """A row with a lower number may be committed later, where databases hand out numbers early."""
-    queue.sql("INSERT INTO glmkit_questions (id, session, question) VALUES (7, 'anna', 'b')")
+    queue.sql("INSERT INTO {table} (id, session, question) VALUES (7, 'anna', 'b')")
     late = queue.take()
-    queue.sql("INSERT INTO glmkit_questions (id, session, question) VALUES (5, 'anna', 'a')")
+    queue.sql("INSERT INTO {table} (id, session, question) VALUES (5, 'anna', 'a')")
     assert queue.claim(9) == []
     queue.leases.settle(late, reply("B"))
     assert queue.take().id == 5
@@ -94,8 +86,8 @@ def test_a_session_never_runs_twice_even_where_numbers_come_late(queue):
 def test_the_database_itself_keeps_a_session_to_one_running_question(queue):
     queue.store.submit("1", "anna"), queue.store.submit("2", "anna")
     queue.take()
-    with pytest.raises(Exception, match="UNIQUE"):
-        queue.sql("UPDATE glmkit_questions SET state = 'running', busy_session = 'anna'")
+    with pytest.raises(Exception, match="(?i)unique"):
+        queue.sql("UPDATE {table} SET state = 'running', busy_session = 'anna'")
 
 
 def test_who_lost_a_lease_can_write_nothing(queue):
@@ -113,8 +105,8 @@ def test_who_lost_a_lease_can_write_nothing(queue):
     assert queue.store.get(number).answer == "new"
 
 
-def test_a_lease_that_is_renewed_does_not_end(tmp_path):
-    queue = open_at(tmp_path / "q.db", lease_s=100.0)
+def test_a_lease_that_is_renewed_does_not_end(new_queue):
+    queue = new_queue(lease_s=100.0)
     number = queue.store.submit("q")
     lease = queue.take()
     queue.expire(number)
@@ -122,8 +114,8 @@ def test_a_lease_that_is_renewed_does_not_end(tmp_path):
     assert queue.claim() == [] and queue.state(number) == "running"
 
 
-def test_attempts_come_to_an_end(tmp_path):
-    queue = open_at(tmp_path / "q.db", max_attempts=2)
+def test_attempts_come_to_an_end(new_queue):
+    queue = new_queue(max_attempts=2)
     number = queue.store.submit("q", "anna")
     after = queue.store.submit("next", "anna")
     queue.leases.fail(queue.take(), "first")
@@ -137,8 +129,8 @@ def test_attempts_come_to_an_end(tmp_path):
     assert (queue.state(number), queue.store.get(number).attempts) == ("waiting", 0)
 
 
-def test_a_question_that_ends_its_workers_dies(tmp_path):
-    queue = open_at(tmp_path / "q.db", max_attempts=2)
+def test_a_question_that_ends_its_workers_dies(new_queue):
+    queue = new_queue(max_attempts=2)
     number = queue.store.submit("q")
     for _ in range(2):
         queue.take()
@@ -176,8 +168,8 @@ def test_cancelling_takes_a_question_back_wherever_it_is(queue):
         queue.store.cancel(99)
 
 
-def test_history_is_the_last_answered_turns_of_the_session(tmp_path):
-    queue = open_at(tmp_path / "q.db", history=2)
+def test_history_is_the_last_answered_turns_of_the_session(new_queue):
+    queue = new_queue(history=2)
     for n in range(4):
         queue.store.submit(f"q{n}", "anna")
         lease = queue.take()
@@ -198,8 +190,8 @@ def test_questions_for_other_models_are_left_alone(queue):
     assert queue.store.waiting_for() == {"big": 1}
 
 
-def test_a_full_queue_refuses_and_says_so(tmp_path):
-    queue = open_at(tmp_path / "q.db", max_waiting=2)
+def test_a_full_queue_refuses_and_says_so(new_queue):
+    queue = new_queue(max_waiting=2)
     queue.store.submit("1"), queue.store.submit("2")
     with pytest.raises(BusyError, match="2 questions wait, and 2 may"):
         queue.store.submit("3")
@@ -269,7 +261,7 @@ def test_passwords_are_never_shown(tmp_path):
 
 def test_tables_of_a_later_version_are_left_alone(tmp_path):
     queue = open_at(tmp_path / "q.db")
-    queue.sql("UPDATE glmkit_questions_version SET version = 2")
+    queue.sql("UPDATE {table}_version SET version = 2")
     with pytest.raises(DatabaseError, match="of version 2"):
         open_at(tmp_path / "q.db")
 

@@ -1,0 +1,45 @@
+"""Fixtures of the tests of serving."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import postgres
+import pytest
+from queue_parts import Queue, open_at, opened
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres_url():
+    """Run a PostgreSQL server of our own, where one is installed."""
+    with postgres.running() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new_queue(request: pytest.FixtureRequest, tmp_path: Path):
+    """Return what makes empty queues with settings, in each kind of database."""
+    queues: list[Queue] = []
+
+    def make(**settings: object) -> Queue:
+        if request.param == "sqlite":
+            queue = open_at(tmp_path / f"q{len(queues)}.db", **settings)
+        else:
+            url = request.getfixturevalue("postgres_url")
+            queue = opened(url, **{"table": f"q{next(_NUMBERS)}", **settings})
+        queues.append(queue)
+        return queue
+
+    yield make
+    for queue in queues:
+        queue.database.close()
+
+
+@pytest.fixture
+def queue(new_queue: Callable[..., Queue]) -> Queue:
+    """Return an empty queue."""
+    return new_queue()
