@@ -1,0 +1,173 @@
+"""Workers that are killed at random: each question is answered exactly once, and in order."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from forks import Fork, Forks
+from queue_parts import Queue
+
+WORKERS = 3
+LEASE_S = 0.6
+
+IMPORTS = """
+import os, random, time
+from sqlalchemy.dialects import sqlite
+import glmkit.chat, glmkit.live, glmkit.testing
+import glmkit_serve.queue.worker
+try:
+    import psycopg
+    from sqlalchemy.dialects import postgresql
+except ImportError:
+    pass
+"""
+
+WORKER = """
+import os, random, sys, time
+from glmkit import Chunk, StreamedModel, Usage
+from glmkit.live import Live
+from glmkit_serve.queue.database import Database
+from glmkit_serve.queue.settings import QueueSettings
+from glmkit_serve.queue.worker import Worker
+
+url, table, journal, seed, lease_s = sys.argv[1:]
+journal = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+dice = random.Random(int(seed))
+
+class Echo(StreamedModel):
+    '''Repeats the question and the one before it; writes down when it begins.'''
+
+    name, languages = "echo", None
+
+    def stream(self, messages, options=None):
+        question = messages[-1].content
+        os.write(journal, f"{question}\\n".encode())
+        before = messages[-3].content if len(messages) > 2 else "nothing"
+        for word in f"{question} after {before}".split():
+            time.sleep(dice.random() * 0.002)
+            yield Chunk(word + " ")
+        yield Chunk("", "stop", Usage(1, 1))
+
+settings = QueueSettings(
+    db=url, table=table, lease_s=float(lease_s), slots=4, history=1, poll_s=0.05, stream_s=0.05,
+    max_attempts=100, backoff_s=0.0,
+)
+database = Database.open(url, table, durable=False)
+Worker(database, settings, {"echo": Live(Echo())}).run()
+"""
+
+# Whatever writes an answer is written down by the database itself.
+AUDITS = {
+    "sqlite": (
+        "CREATE TABLE {table}_audit (n INTEGER PRIMARY KEY AUTOINCREMENT, id INT, answer TEXT)",
+        "CREATE TRIGGER {table}_seen AFTER UPDATE OF answer ON {table} BEGIN "
+        "INSERT INTO {table}_audit (id, answer) VALUES (new.id, new.answer); END",
+    ),
+    "postgresql": (
+        "CREATE TABLE {table}_audit (n SERIAL PRIMARY KEY, id INT, answer TEXT)",
+        "CREATE FUNCTION {table}_note() RETURNS trigger AS $$ BEGIN INSERT INTO {table}_audit "
+        "(id, answer) VALUES (new.id, new.answer); RETURN new; END $$ LANGUAGE plpgsql",
+        "CREATE TRIGGER {table}_seen AFTER UPDATE OF answer ON {table} FOR EACH ROW "
+        "WHEN (old.answer IS DISTINCT FROM new.answer) EXECUTE FUNCTION {table}_note()",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory):
+    """Return what starts workers in processes of their own."""
+    server = Forks(tmp_path_factory.mktemp("workers"), IMPORTS)
+    yield server
+    server.close()
+
+
+@dataclass
+class Gang:
+    """Workers, one of which is killed and replaced now and then."""
+
+    queue: Queue
+    server: Forks
+    journal: Path
+    dice: random.Random
+    running: list[Fork] = field(default_factory=list)
+    kills: int = 0
+
+    def start(self) -> None:
+        settings = self.queue.settings
+        given = (settings.db, settings.table, self.journal, self.dice.getrandbits(32), LEASE_S)
+        self.running.append(self.server.start(WORKER, *given))
+
+    def kill(self) -> None:
+        victim = self.running.pop(self.dice.randrange(len(self.running)))
+        assert victim.kill() == -9, victim.said()
+        self.kills += 1
+
+
+def kill_at_random(queue: Queue, server: Forks, folder: Path, *, sessions: int, turns: int) -> Gang:
+    """Submit questions, and have them answered by workers that do not live long."""
+    for statement in AUDITS[queue.database.name.partition(":")[0].partition("+")[0]]:
+        queue.sql(statement)
+    for turn in range(turns):
+        for session in range(sessions):
+            queue.store.submit(f"{session}.{turn}", f"s{session}")
+    gang = Gang(queue, server, folder / "journal", random.Random(7))
+    for _ in range(WORKERS):
+        gang.start()
+    until = time.monotonic() + 60 + 0.5 * sessions * turns
+    while queue.store.counts()["done"] < sessions * turns:
+        assert time.monotonic() < until, (queue.store.counts(), [f.said() for f in gang.running])
+        time.sleep(gang.dice.uniform(0.1, 0.5))
+        gang.kill()
+        gang.start()
+    while gang.running:
+        gang.kill()
+    return gang
+
+
+def check(queue: Queue, gang: Gang, *, sessions: int, turns: int) -> Counter[str]:
+    """Look at what was answered, what was written and what was begun."""
+    for session in range(sessions):
+        for turn in range(turns):
+            found = queue.store.get(turn * sessions + session + 1)
+            before = f"{session}.{turn - 1}" if turn else "nothing"
+            assert found.answer == f"{session}.{turn} after {before} "
+    written = [each for (each,) in queue.sql("SELECT id FROM {table}_audit ORDER BY n")]
+    assert sorted(written) == list(range(1, sessions * turns + 1))  # each once, none twice
+    in_order: dict[int, list[int]] = defaultdict(list)
+    for number in written:
+        in_order[(number - 1) % sessions].append(number)
+    assert all(numbers == sorted(numbers) for numbers in in_order.values())
+    begun: dict[str, list[int]] = defaultdict(list)
+    for line in gang.journal.read_text().splitlines():
+        session, _, turn = line.partition(".")
+        begun[session].append(int(turn))
+    # One that was cut short is begun again; none is begun after a later one of its session.
+    assert all(turns == sorted(turns) for turns in begun.values())
+    return Counter(f"{s}.{turn}" for s, turns in begun.items() for turn in turns)
+
+
+def test_each_question_is_answered_once_and_in_order(new_queue, workers, tmp_path):
+    size = {"sessions": 12, "turns": 6}
+    queue = new_queue()
+    gang = kill_at_random(queue, workers, tmp_path, **size)
+    begun = check(queue, gang, **size)
+    assert gang.kills > WORKERS and max(begun.values()) > 1  # some were cut short
+
+
+@pytest.mark.parallel
+@pytest.mark.timeout(900)
+def test_a_thousand_questions(new_queue, workers, tmp_path, record_property):
+    size = {"sessions": 50, "turns": 20}
+    queue = new_queue()
+    began = time.monotonic()
+    gang = kill_at_random(queue, workers, tmp_path, **size)
+    begun = check(queue, gang, **size)
+    again = sum(count - 1 for count in begun.values())
+    record_property("kills", gang.kills)
+    record_property("begun_again", again)
+    record_property("seconds", round(time.monotonic() - began))
