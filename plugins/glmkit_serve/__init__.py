@@ -1,6 +1,7 @@
 """Serving: an API as OpenAI's, a page to chat on, a queue of questions.
 
-Hooks: ``startup``, ``register_commands``, ``register_apps``; hooks of its own: ``register_tabs``.
+Hooks: ``startup``, ``register_commands``, ``register_apps``; hooks of its own: ``register_tabs``,
+``register_routes``.
 Importing this module is free; what does the work is imported when it is first needed.
 """
 
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING
 import glmkit
 
 if TYPE_CHECKING:
+    from fastapi import APIRouter
+
     from glmkit import Glmkit, RegisterCommand
 
+    from .api.served import Serving
     from .web.tabs import RegisterTab
 
 NAME = "serve"
@@ -27,6 +31,14 @@ def register_tabs(register: RegisterTab) -> None:
     """
 
 
+@glmkit.hookspec
+def register_routes(router: APIRouter, serving: Serving) -> None:
+    """Add routes to ``glmkit serve``, behind its keys and limits: ``router.get("/mine")(answer)``.
+
+    Called once, when the server starts; ``serving.models`` holds what answers under which name.
+    """
+
+
 @glmkit.hookimpl
 def startup(app: Glmkit) -> None:
     """Check ``[plugins.serve]`` and the tables in it.
@@ -34,6 +46,10 @@ def startup(app: Glmkit) -> None:
     :raises ConfigError: if a key is unknown or a value out of range.
     """
     table = app.plugin_config(NAME)
+    if table:
+        from .settings import Settings
+
+        Settings.of(table)
     if "web" in table:
         from .web.settings import WebSettings
 
@@ -46,7 +62,8 @@ def startup(app: Glmkit) -> None:
 
 @glmkit.hookimpl
 def register_commands(register: RegisterCommand) -> None:
-    """Add ``glmkit queue``."""
+    """Add ``glmkit serve`` and ``glmkit queue``."""
+    register("serve", "Serve models over HTTP, as OpenAI's API.", f"{__name__}.command:serve")
     register("queue", "Ask the queue, and look into it.", f"{__name__}.queue.commands:queue")
 
 

@@ -192,7 +192,7 @@ def app_of(
 ) -> FastAPI:
     """Return an application that serves a queue and nothing else."""
     app = FastAPI(title="glmkit queue", docs_url=None, redoc_url=None)
-    app.include_router(router_of(store, settings, models))
+    add_queue(app, store, settings, models=models)
 
     @app.get("/health")
     def health() -> Response:
@@ -201,9 +201,16 @@ def app_of(
         return JsonResponse({"status": "ok"})
 
     guard(app, door)
+    return app
+
+
+def add_queue(
+    app: FastAPI, store: Store, settings: QueueSettings, *, models: Collection[str] | None = None
+) -> None:
+    """Serve a queue from an application, beside what else it serves."""
+    app.include_router(router_of(store, settings, models))
     app.add_exception_handler(UnknownQuestionError, _gone)
     app.add_exception_handler(DatabaseError, _away)
-    return app
 
 
 async def _gone(request: Request, error: Exception) -> Response:

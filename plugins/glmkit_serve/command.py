@@ -1,0 +1,224 @@
+"""``glmkit serve``: models over HTTP, as OpenAI's API."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from glmkit import LOADING, MissingExtraError, UsageError, given_of, model_options
+
+from .limits import check_exposure
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from glmkit import Glmkit
+
+    from .api.served import Serving
+
+_FLAGS = (
+    *("host", "port", "concurrency", "max_waiting", "max_tokens", "timeout_s", "shutdown_s"),
+    "hosts",
+    "origins",
+)
+
+
+@click.command()
+@model_options
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="LoRA folder or file, or P-Tuning prefix folder, to serve as a model of this name.",
+)
+@click.option(
+    "--kb",
+    "bases",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Folder of documents to serve as a model of this name, which answers from them.",
+)
+@click.option("--encoder", help="What /v1/embeddings embeds with; default: as configured.")
+@click.option("--queue-db", "queue_db", metavar="URL", help="Also serve the queue in a database.")
+@click.option("--host", help="Address to listen at; default: 127.0.0.1. Others need a key.")
+@click.option("--port", type=int, help="Default: 8000; 0 takes any that is free.")
+@click.option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    help="Key that clients have to send; better GLMKIT_API_KEYS, as commands can be seen.",
+)
+@click.option("--concurrency", type=int, help="Answers side by side; default: what suits.")
+@click.option("--max-waiting", type=int, help="Questions that may wait; default: 128.")
+@click.option("--max-tokens", type=int, help="Most tokens to ask for; default: 4096.")
+@click.option("--timeout", "timeout_s", type=float, help="Seconds for an answer; default: 600.")
+@click.option(
+    "--shutdown", "shutdown_s", type=float, help="Seconds for answers at the end; default: 30."
+)
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    help="Another name that the server may be called by, without a key.",
+)
+@click.option(
+    "--cors", "origins", multiple=True, help="Page that may read answers: https://example.org"
+)
+@click.option("--access-log/--no-access-log", default=True, help="One line for each request.")
+@click.pass_obj
+def serve(
+    app: Glmkit,
+    /,
+    model: str | None,
+    adapters: tuple[str, ...],
+    bases: tuple[str, ...],
+    encoder: str | None,
+    queue_db: str | None,
+    api_keys: tuple[str, ...],
+    access_log: bool,
+    **given: Any,  # noqa: ANN401
+) -> None:
+    """Serve models over HTTP, as OpenAI's API: chats, texts, embeddings, pictures.
+
+    The model is asked as "default", each adapter and knowledge base by its name.
+    """
+    settings = settings_of(app, api_keys, given)
+    check_exposure(settings.host, settings.api_keys)
+    _check_installed()
+    from .api.served import Serving, Wanted
+
+    wanted = Wanted(
+        model,
+        named_paths("--adapter", adapters),
+        named_paths("--kb", bases),
+        encoder,
+        given_of(given, LOADING),
+    )
+    with closing(bound(settings.host, settings.port)) as door, ExitStack() as stack:
+        serving = Serving.open(app, settings, wanted)
+        stack.callback(serving.close)
+        web = stack.enter_context(_application(serving, queue_db))
+        if access_log:
+            _log_requests()
+        click.echo(_greeting(serving, door), err=True)
+        _run(web, serving, door)
+
+
+def settings_of(app: Glmkit, keys: Sequence[str], flags: Mapping[str, Any]) -> Settings:
+    """Return the settings of the file, the environment and the flags; keys of all three count.
+
+    :raises ConfigError: if a value is out of range.
+    """
+    given = {name: flags[name] for name in _FLAGS if flags[name] not in (None, ())}
+    settings = Settings.of(app.plugin_config("serve"), **given)
+    return replace(settings, api_keys=(*settings.api_keys, *app.config.api_keys, *keys))
+
+
+def named_paths(flag: str, given: Sequence[str]) -> dict[str, Path]:
+    """Return paths by the names they were given with: ``NAME=PATH``.
+
+    :raises UsageError: if one has another form, or a name comes twice.
+    """
+    found: dict[str, Path] = {}
+    for each in given:
+        name, _, path = each.partition("=")
+        if not name.strip() or not path or name in found:
+            raise UsageError(f"{flag} takes NAME=PATH, each name once, got {each!r}")
+        found[name.strip()] = Path(path).expanduser()
+        if not found[name.strip()].exists():
+            raise UsageError(f"{flag}: no such folder or file: {path}")
+    return found
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket of an address, before anything slow is done.
+
+    :raises UsageError: if the address is taken, or none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    door = socket.socket(family, socket.SOCK_STREAM)
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        door.bind((host, port))
+    except OSError as error:
+        door.close()
+        said = f"cannot listen at {host}, port {port}: {error.strerror or error}"
+        raise UsageError(f"{said}; choose another with --port") from error
+    return door
+
+
+def _check_installed() -> None:
+    for name in ("fastapi", "uvicorn", "prometheus_client"):
+        if find_spec(name) is None:
+            raise MissingExtraError("glmkit serve", name, "serve")
+
+
+@contextmanager
+def _application(serving: Serving, queue_db: str | None) -> Iterator[FastAPI]:
+    """Return the application, with the queue where one is wanted."""
+    from .api.app import build
+
+    web = build(serving)
+    if queue_db is None:
+        yield web
+        return
+    from .queue.beside import answering
+    from .queue.settings import QueueSettings
+
+    table = serving.app.plugin_config("serve").get("queue", {})
+    models = {name: each.live for name, each in serving.models.items() if each.adapter is None}
+    settings = QueueSettings.of(table, db=queue_db)
+    with answering(web, settings, models, serving.options):
+        yield web
+
+
+def _log_requests() -> None:
+    """Write a line for each request to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("glmkit.serve")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _greeting(serving: Serving, door: socket.socket) -> str:
+    host, port = door.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    names = ", ".join(serving.models)
+    keys = "" if serving.settings.api_keys else ", no key needed"
+    return f"{serving.live.name} at http://{shown}:{port}/v1 as {names}{keys} (Ctrl-C ends it)"
+
+
+def _run(web: FastAPI, serving: Serving, door: socket.socket) -> None:
+    """Serve until a signal comes; answers that are being written have their time to end."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """Take no more questions, also over connections that are open."""
+            serving.draining = True
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        web,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, round(serving.settings.shutdown_s)),
+    )
+    try:
+        Server(config).run(sockets=[door])
+    except KeyboardInterrupt:  # which uvicorn raises again once all is over
+        click.echo("stopped", err=True)

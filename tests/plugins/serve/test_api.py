@@ -1,0 +1,475 @@
+"""The API as OpenAI's own client and plain HTTP see it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+
+import openai
+import pytest
+from api_server import HELLO, client_of, events_of, serving_of, until
+from tiny_adapters import lora
+
+from glmkit import Chunk, GenerationOptions, Message, Passage, Picture, ToolCall, Usage, hookimpl
+from glmkit.live import Live
+from glmkit.plugins import Spec
+from glmkit.testing import EchoModel, HashEncoder, tiny_glm
+from glmkit.types import Progress, StreamedModel
+from glmkit_serve.api.served import Served
+
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.allow_hosts(["127.0.0.1"]),
+    pytest.mark.usefixtures("one_thread"),
+]
+
+GREEDY = {"temperature": 0, "max_tokens": 8}
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+class Scripted(StreamedModel):
+    """Calls the tool that it is offered, and says so of its result."""
+
+    name, languages = "scripted", None
+
+    def stream(self, messages, options=None):
+        messages = [Message.of(each) for each in messages]
+        usage = Usage(5, 2)
+        if messages[-1].role == "tool":
+            yield Chunk(f"It is {messages[-1].content}.")
+            yield Chunk("", "stop", usage, (Passage("sun all day", "news.md", "line 3", 0.9),))
+            return
+        calls = [
+            ToolCall(each["function"]["name"], {"city": "北京"})
+            for message in messages
+            for each in message.tools
+        ]
+        yield Chunk("" if calls else "nothing to call")
+        yield Chunk("", "tool_calls" if calls else "stop", usage, (), tuple(calls))
+
+
+class Painter:
+    """Draws a byte for each picture."""
+
+    name = "painter"
+
+    def draw(self, wish, options=None):
+        for at in range(options.count):
+            yield Progress("drawing", at)
+        first = 7 if options.seed is None else options.seed
+        return [Picture(b"\x89PNG%d" % at, wish, first + at) for at in range(options.count)]
+
+
+def load_painter(name, app):
+    return Painter()
+
+
+def load_hashes(name, app):
+    return HashEncoder(8)
+
+
+class Plugin:
+    @hookimpl
+    def register_encoders(self, register):
+        register(Spec("hashes", "None.", f"{__name__}:load_hashes"))
+
+    @hookimpl
+    def register_image_models(self, register):
+        register(Spec("painter", "None.", f"{__name__}:load_painter"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    model = tiny_glm(tmp_path_factory.mktemp("tiny"))
+    model.add_adapter(lora(model), "low")
+    model.set_adapter(None)
+    return model
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory, model):
+    found = serving_of(
+        tmp_path_factory.mktemp("home"),
+        model,
+        plugins={"mine": Plugin()},
+        config={"encoder": "hashes"},
+        max_tokens=400,
+        concurrency=4,
+        max_waiting=4,
+        max_body_bytes=20_000,
+    )
+    found.models["low"] = Served("low", "adapter", found.live, "low", root=model.name)
+    found.models["echo"] = Served("echo", "chat", Live(EchoModel()))
+    found.models["scripted"] = Served("scripted", "chat", Live(Scripted()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def http(serving):
+    with client_of(serving) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(http):
+    return openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="none", max_retries=0, timeout=30)
+
+
+def test_a_chat_is_what_the_model_says(client, model):
+    answer = client.chat.completions.create(model="default", messages=HELLO, **GREEDY)
+    reply = model.reply(HELLO, GenerationOptions(**GREEDY))
+    (choice,) = answer.choices
+    assert (choice.message.content, choice.finish_reason) == (reply.text, "length")
+    assert (choice.message.role, choice.message.tool_calls) == ("assistant", None)
+    assert answer.id.startswith("chatcmpl-") and answer.model == "default"
+    usage = (answer.usage.prompt_tokens, answer.usage.completion_tokens)
+    assert usage == (reply.usage.prompt_tokens, reply.usage.completion_tokens)
+
+
+def test_a_stream_says_the_same_and_counts_where_it_is_asked_to(client):
+    whole = client.chat.completions.create(model="default", messages=HELLO, **GREEDY)
+    given = {"stream": True, "stream_options": {"include_usage": True}}
+    pieces = list(
+        client.chat.completions.create(model="default", messages=HELLO, **GREEDY, **given)
+    )
+    said = "".join(each.choices[0].delta.content or "" for each in pieces if each.choices)
+    assert said == whole.choices[0].message.content
+    assert pieces[0].choices[0].delta.role == "assistant"
+    assert [each.choices[0].finish_reason for each in pieces if each.choices][-1] == "length"
+    assert pieces[-1].choices == [] and pieces[-1].usage == whole.usage
+    assert len({each.id for each in pieces}) == 1
+    plain = list(
+        client.chat.completions.create(model="default", messages=HELLO, **GREEDY, stream=True)
+    )
+    assert all(each.usage is None and each.choices for each in plain)
+
+
+def test_several_answers_have_seeds_of_their_own(client):
+    given = {"model": "default", "messages": HELLO, "max_tokens": 8, "temperature": 1.0}
+    answer = client.chat.completions.create(**given, n=3, seed=5)
+    texts = [each.message.content for each in answer.choices]
+    assert [each.index for each in answer.choices] == [0, 1, 2] and len(set(texts)) == 3
+    again = client.chat.completions.create(**given, seed=6)
+    assert again.choices[0].message.content == texts[1]
+    assert answer.usage.completion_tokens == 24
+    assert answer.usage.prompt_tokens == again.usage.prompt_tokens
+    streamed = ["", "", ""]
+    for piece in client.chat.completions.create(**given, n=3, seed=5, stream=True):
+        streamed[piece.choices[0].index] += piece.choices[0].delta.content or ""
+    assert streamed == texts
+
+
+def test_a_stop_text_ends_the_answer(client):
+    given = {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]}
+    answer = client.chat.completions.create(**given, max_completion_tokens=2)
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (
+        "one two ",
+        "length",
+    )
+    tiny = client.chat.completions.create(model="default", messages=HELLO, **GREEDY)
+    letter = tiny.choices[0].message.content[2]
+    stopped = client.chat.completions.create(model="default", messages=HELLO, stop=letter, **GREEDY)
+    assert stopped.choices[0].message.content == tiny.choices[0].message.content.split(letter)[0]
+    assert stopped.choices[0].finish_reason == "stop"
+
+
+def test_an_adapter_is_a_model_of_its_own(client, model):
+    said = {
+        name: client.chat.completions.create(model=name, messages=HELLO, **GREEDY)
+        for name in ("default", "low", model.name)
+    }
+    texts = {name: each.choices[0].message.content for name, each in said.items()}
+    assert texts["default"] == texts[model.name] != texts["low"]
+    assert texts["low"] == model.reply(HELLO, GenerationOptions(adapter="low", **GREEDY)).text
+    assert [each.id for each in client.models.list()] == ["default", "low", "echo", "scripted"]
+    assert client.models.retrieve("low").id == "low"
+
+
+def test_tools_go_there_and_back(client):
+    asked = [{"role": "user", "content": "What is the weather?"}]
+    answer = client.chat.completions.create(model="scripted", messages=asked, tools=[TOOL])
+    (choice,) = answer.choices
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert (call.function.name, json.loads(call.function.arguments)) == (
+        "weather",
+        {"city": "北京"},
+    )
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    turns = [*asked, choice.message, result]
+    final = client.chat.completions.create(model="scripted", messages=turns, tools=[TOOL])
+    assert final.choices[0].message.content == "It is sunny."
+    assert final.model_extra["sources"] == [
+        {"path": "news.md", "location": "line 3", "score": 0.9, "text": "sun all day"}
+    ]
+
+
+def test_tools_are_streamed(client):
+    asked = {"model": "scripted", "messages": HELLO, "tools": [TOOL, TOOL], "stream": True}
+    pieces = list(client.chat.completions.create(**asked))
+    calls = [call for each in pieces for call in each.choices[0].delta.tool_calls or ()]
+    assert [(each.index, each.function.name) for each in calls] == [(0, "weather"), (1, "weather")]
+    assert len({each.id for each in calls}) == 2
+    assert pieces[-1].choices[0].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("choice", "called"),
+    [
+        ("auto", ["weather", "time"]),
+        ("none", []),
+        ("required", ["weather", "time"]),
+        ({"type": "function", "function": {"name": "time"}}, ["time"]),
+    ],
+)
+def test_the_choice_narrows_the_offer(client, choice, called):
+    tools = [TOOL, {"type": "function", "function": {"name": "time"}}]
+    given = {"model": "scripted", "messages": HELLO, "tools": tools, "tool_choice": choice}
+    calls = client.chat.completions.create(**given).choices[0].message.tool_calls or ()
+    assert [each.function.name for each in calls] == called
+
+
+def test_texts_are_gone_on_with(client, model):
+    given = {"model": "default", **GREEDY}
+    answer = client.completions.create(prompt=["go on", "and on"], n=2, **given)
+    ids = model.tokenizer.wrap(model.tokenizer.encode("go on"))
+    said = model.tokenizer.decode(model.generate_ids(ids, 8)).rstrip("\ufffd")  # half a character
+    assert [each.text for each in answer.choices[:2]] == [said, said]
+    assert [each.index for each in answer.choices] == [0, 1, 2, 3]
+    assert answer.usage.completion_tokens == 32 and answer.id.startswith("cmpl-")
+    streamed = client.completions.create(prompt="go on", stream=True, echo=True, **given)
+    assert "".join(each.choices[0].text for each in streamed) == f"go on{said}"
+    with pytest.raises(openai.BadRequestError, match="plain text"):
+        client.completions.create(prompt="go on", model="echo")
+
+
+def test_embeddings_come_as_numbers_and_as_bytes(client, http):
+    texts = ["a text", "another one"]
+    found = client.embeddings.create(model="default", input=texts)  # the client asks for base64
+    plain = http.post("/v1/embeddings", json={"model": "hash-8", "input": texts}).json()
+    for at, each in enumerate(HashEncoder(8).encode(texts)):
+        assert found.data[at].embedding == pytest.approx(each.tolist(), abs=1e-6)
+        assert plain["data"][at]["embedding"] == pytest.approx(each.tolist(), abs=1e-6)
+    assert found.usage.prompt_tokens == 4
+    with pytest.raises(openai.NotFoundError, match="hash-8"):
+        client.embeddings.create(model="text-embedding-3-small", input="x")
+    with pytest.raises(openai.BadRequestError, match="not tokens"):
+        client.embeddings.create(model="default", input=[1, 2])
+    with pytest.raises(openai.BadRequestError, match="dimensions"):
+        client.embeddings.create(model="default", input="x", dimensions=3)
+
+
+def test_pictures_are_drawn(client):
+    drawn = client.images.generate(prompt="red apple", n=2, size="64x64", extra_body={"seed": 3})
+    assert [base64.b64decode(each.b64_json) for each in drawn.data] == [b"\x89PNG0", b"\x89PNG1"]
+    assert drawn.data[0].revised_prompt == "red apple"
+    assert [each.model_extra["seed"] for each in drawn.data] == [3, 4]
+    for wrong in ({"size": "huge"}, {"size": "9999x9999"}, {"response_format": "url"}):
+        with pytest.raises(openai.BadRequestError):
+            client.images.generate(prompt="x", **wrong)
+    with pytest.raises(openai.NotFoundError, match="painter"):
+        client.images.generate(prompt="x", model="/etc")
+
+
+WRONG = {
+    "no messages": {"messages": []},
+    "an unknown role": {"messages": [{"role": "ghost", "content": "x"}]},
+    "nothing said": {"messages": [{"role": "user"}]},
+    "a picture": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+    "too many tokens": {"max_tokens": 401},
+    "no tokens": {"max_tokens": 0},
+    "too hot": {"temperature": 101},
+    "too many answers": {"n": 9},
+    "the odds": {"logprobs": True},
+    "a format": {"response_format": {"type": "json_object"}},
+    "a penalty": {"presence_penalty": 0.5},
+    "an empty stop": {"stop": [""]},
+    "a tool that is not there": {"tool_choice": {"type": "function", "function": {"name": "x"}}},
+    "half a character": {"messages": [{"role": "user", "content": "\ud800"}]},
+    "too long a question": {"messages": [{"role": "user", "content": "x " * 2000}]},
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_cannot_be_done_is_said_in_openais_shape(http, what):
+    body = {"model": "default", "messages": HELLO, **WRONG[what]}
+    response = http.post("/v1/chat/completions", content=json.dumps(body), headers=JSON)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"]
+    assert error["type"] == "invalid_request_error"
+    body["stream"] = True
+    streamed = http.post("/v1/chat/completions", content=json.dumps(body), headers=JSON)
+    assert (streamed.status_code, streamed.json()) == (400, response.json())
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def test_errors_have_their_statuses(http, client):
+    assert http.get("/v1/nothing").status_code == 404
+    assert http.get("/v1/chat/completions").status_code == 405
+    assert http.post("/v1/chat/completions", content=b"{", headers=JSON).status_code == 400
+    assert http.post("/v1/chat/completions", content=b"[1" * 9999, headers=JSON).status_code == 400
+    plain = http.post("/v1/chat/completions", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert plain.status_code == 400, "a page of another origin may send this without asking"
+    large = http.post("/v1/chat/completions", content=b" " * 30_000, headers=JSON)
+    assert large.status_code == 413 and large.json()["error"]["code"] == "too_large"
+    parts = http.post("/v1/chat/completions", content=iter([b" " * 9_000] * 4), headers=JSON)
+    assert parts.status_code == 413, "nobody said how much it would be"
+    with pytest.raises(openai.NotFoundError, match="known: default, echo, low, scripted"):
+        client.chat.completions.create(model="glm-9", messages=HELLO)
+
+
+def test_health_and_metrics_tell_what_is_going_on(http):
+    assert http.get("/health").json() == {
+        "status": "ok",
+        "model": "tiny0",
+        "running": 0,
+        "waiting": 0,
+    } | {"model": http.get("/health").json()["model"]}
+    http.post("/v1/chat/completions", json={"messages": HELLO, **GREEDY})
+    http.get("/a/path/that/somebody/made/up")
+    told = http.get("/metrics").text
+    assert re.search(r'glmkit_tokens_total\{kind="completion",model="default"\} \d', told)
+    assert 'glmkit_requests_total{route="/v1/chat/completions",status="200"}' in told
+    assert "made/up" not in told and "hello there" not in told
+
+
+def test_a_client_that_leaves_frees_its_row(http, serving):
+    body = {"messages": HELLO, "max_tokens": 400, "temperature": 0, "stream": True}
+    with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        next(response.iter_lines())
+        assert serving.live.running == 1
+    until(lambda: serving.live.running == 0)
+    before = http.get("/metrics").text
+    with pytest.raises(Exception, match="timed out"):
+        http.post("/v1/chat/completions", json={**body, "stream": False}, timeout=0.05)
+    until(lambda: serving.live.running == 0)
+    answered = [line for line in before.splitlines() if line.startswith("glmkit_answers")]
+    after = http.get("/metrics").text
+    assert [line for line in after.splitlines() if line.startswith("glmkit_answers")] == answered
+
+
+def test_a_full_queue_says_come_again(http, serving):
+    options = GenerationOptions(max_tokens=400, temperature=0)
+    tickets = [serving.live.ask(HELLO, options, wake=lambda: None) for _ in range(8)]
+    try:
+        response = http.post("/v1/chat/completions", json={"messages": HELLO, **GREEDY})
+        assert response.status_code == 429
+        assert response.headers["Retry-After"] == "2"
+        assert response.json()["error"]["type"] == "rate_limit_error"
+    finally:
+        for each in tickets:
+            each.close()
+    until(lambda: serving.live.running == 0)
+
+
+class Breaking(EchoModel):
+    def stream(self, messages, options=None):
+        yield Chunk("half ")
+        raise ZeroDivisionError("a secret of the server")
+
+
+def test_a_bug_is_told_without_its_secrets(tmp_path, caplog):
+    with client_of(serving_of(tmp_path, Breaking())) as http:
+        whole = http.post("/v1/chat/completions", json={"messages": HELLO})
+        assert whole.status_code == 500 and "secret" not in whole.text
+        body = {"messages": HELLO, "stream": True}
+        with http.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = [line for line in response.iter_lines() if line]
+    assert '"type":"server_error"' in lines[-1] and "secret" not in "".join(lines)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_answer_has_its_time(tmp_path, model):
+    with client_of(serving_of(tmp_path, model, timeout_s=0.1)) as http:
+        body = {"messages": HELLO, "max_tokens": 450, "temperature": 0}
+        response = http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 504 and response.json()["error"]["code"] == "timeout"
+
+
+def test_nothing_is_drawn_without_a_plugin_that_draws(tmp_path):
+    with client_of(serving_of(tmp_path, EchoModel())) as http:
+        response = http.post("/v1/images/generations", json={"prompt": "x"})
+    assert response.status_code == 503 and "glmkit[drawing]" in response.json()["error"]["message"]
+
+
+def test_keys_open_the_door(tmp_path, caplog):
+    keys = ("sk-first", "sk-second")
+    with client_of(serving_of(tmp_path, EchoModel(), api_keys=keys)) as http:
+        assert http.get("/health").status_code == 200
+        for given in (None, "sk-first", "Bearer sk-firs", "Bearer", "Basic sk-first"):
+            headers = {} if given is None else {"Authorization": given}
+            refused = http.get("/v1/models", headers=headers)
+            assert refused.status_code == 401
+            assert refused.json()["error"]["code"] == "invalid_api_key"
+        for key in keys:
+            sent = {"Authorization": f"Bearer {key}"}
+            assert http.get("/v1/models", headers=sent).status_code == 200
+        url = f"{http.base_url}/v1"
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=url, api_key="wrong", max_retries=0).models.list()
+    assert "sk-" not in caplog.text
+
+
+def test_without_a_key_only_local_names_are_answered_and_no_other_page_reads(tmp_path):
+    serving = serving_of(tmp_path, EchoModel(), hosts=("models.lan",))
+    with client_of(serving) as http:
+        for host, status in (("evil.example", 403), ("models.lan:80", 200), ("localhost", 200)):
+            response = http.get("/v1/models", headers={"Host": host, "Origin": "http://a.example"})
+            assert response.status_code == status
+            assert "access-control-allow-origin" not in response.headers
+    with client_of(serving_of(tmp_path, EchoModel(), origins=("http://a.example",))) as http:
+        response = http.get("/v1/models", headers={"Origin": "http://a.example"})
+        assert response.headers["access-control-allow-origin"] == "http://a.example"
+
+
+def test_hook_register_routes(tmp_path):
+    class Routes:
+        @hookimpl
+        def register_routes(self, router, serving):
+            router.get("/mine")(lambda: {"names": list(serving.models)})
+
+    serving = serving_of(tmp_path, EchoModel(), plugins={"mine": Routes()}, api_keys=("sk-1",))
+    with client_of(serving) as http:
+        assert http.get("/mine").status_code == 401
+        told = http.get("/mine", headers={"Authorization": "Bearer sk-1"})
+        assert told.json() == {"names": ["default"]}
+
+
+def test_what_runs_may_end_while_the_server_stops(tmp_path, model):
+    serving = serving_of(tmp_path, model)
+    found = []
+    body = {"messages": HELLO, "max_tokens": 100, "temperature": 0, "stream": True}
+
+    def ask(http):
+        with http.stream("POST", "/v1/chat/completions", json=body) as response:
+            found.extend(events_of(response))
+
+    with client_of(serving) as http:
+        thread = threading.Thread(target=ask, args=(http,))
+        thread.start()
+        until(lambda: serving.live.running == 1)
+        serving.draining = True
+        refused = http.post("/v1/chat/completions", json={"messages": HELLO})
+        assert refused.status_code == 503 and http.get("/health").status_code == 503
+        until(lambda: len(found) > 3 or not thread.is_alive())
+        thread.join()
+    assert found[-1]["choices"][0]["finish_reason"] == "length"
+    assert not serving.live._threads[0].is_alive()
+
+
+def test_the_engine_that_asks_servers_finds_itself_at_home(http, model):
+    from glmkit.remote.model import RemoteModel
+    from glmkit.servers import Server
+
+    with_server = RemoteModel("default", Server(base_url=str(http.base_url)))
+    options = GenerationOptions(**GREEDY)
+    assert with_server.reply(HELLO, options) == model.reply(HELLO, options)
+    with_server.close()
