@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from ..limits import check_exposure, is_local
 from ..settings import Settings
 from .drawing import Drawing
 from .library import Library
+from .page import Page
 from .settings import WebSettings
 from .tabs import tabs_of
 from .talk import Talk
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from glmkit import ChatModel, Glmkit
-
-    from .page import Page
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,17 @@ def _files(given: Mapping[str, str], flag: str) -> dict[str, Path]:
 
 
 def _check_installed() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import gradio  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("the web page", error.name or "gradio", "serve") from error
+    for package in ("fastapi", "gradio", "uvicorn"):
+        if find_spec(package) is None:
+            raise MissingExtraError("the web page", package, "serve")
 
 
 @contextmanager
 def _live(app: Glmkit, wishes: Wishes, settings: WebSettings) -> Iterator[Live]:
-    model = app.load_model(wishes.model, **wishes.loading)
-    worn_by(model, wishes.adapters)
+    loading = dict(wishes.loading)
+    alpha = loading.pop("adapter_alpha", None) if wishes.adapters else None
+    model = app.load_model(wishes.model, **loading)
+    worn_by(model, wishes.adapters, alpha)
     with Live(model, queue=settings.concurrency) as live:
         yield live
 
@@ -114,8 +113,6 @@ def page_of(
     wishes: Wishes,
 ) -> Page:
     """Return what the tabs are built from; in English."""
-    from .page import Page
-
     home = app.config.home
     library = Library(app.knowledge_model, fixed=bases, shelf=home / "web" / "bases")
     drawn: list[str | None] = list(wishes.image_models)

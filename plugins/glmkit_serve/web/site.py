@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from ..limits import LOCAL_NAMES
-from .page import CSS, build, theme
+from .building import CSS, build, theme
 from .words import LANGUAGES, Words, preferred
 
 if TYPE_CHECKING:

@@ -101,10 +101,11 @@ def _copy(source: Path, target: Path, most: int) -> str | None:
         opened = os.open(source, _FLAGS)
     except OSError:
         return "bad_file"
+    about = os.fstat(opened)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(opened)
+        return "bad_file"
     with os.fdopen(opened, "rb") as file:
-        about = os.fstat(opened)
-        if not stat.S_ISREG(about.st_mode):
-            return "bad_file"
         if about.st_size == 0:
             return "empty_file"
         if about.st_size > most:

@@ -59,16 +59,21 @@ class Voices:
         return iter(self._voices.values())
 
 
-def worn_by(model: Any, adapters: Mapping[str, str]) -> list[str]:  # noqa: ANN401
+def worn_by(
+    model: Any,  # noqa: ANN401
+    adapters: Mapping[str, str],
+    alpha: float | None = None,
+) -> list[str]:
     """Load adapters into ``model`` by the names that they shall have; it still answers bare.
 
+    :param alpha: LoRA's alpha, for files that record none.
     :raises UsageError: if the model takes none.
     :raises CheckpointError: if one does not fit.
     """
     if adapters and not hasattr(model, "load_adapter"):
         raise UsageError(f"the model {model.name!r} takes no adapters; leave --adapter out")
     for name, path in adapters.items():
-        model.load_adapter(path, name)
+        model.load_adapter(path, name, alpha=alpha)
     if adapters:
         model.set_adapter(None)
     return list(adapters)

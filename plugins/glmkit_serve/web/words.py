@@ -32,7 +32,6 @@ TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "乘火车出行前应该检查哪些事项？",
         ),
         "message": ("Your message …", "请输入消息……"),
-        "send": ("Send", "发送"),
         "stop": ("Stop", "停止"),
         "new_chat": ("New conversation", "新对话"),
         "thinking": ("…", "……"),
@@ -128,7 +127,6 @@ TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "There are no documents to answer from yet. Add some, or choose “{alone}”.",
             "还没有可依据的文档。请先添加文档，或选择“{alone}”。",
         ),
-        "indexing": ("Reading the documents …", "正在读取文档……"),
         "sources": ("Sources", "来源"),
         "score": ("relevance {score}", "相关度 {score}"),
         # -- opinions ------------------------------------------------------------------------
@@ -194,7 +192,6 @@ TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "The tab of the plugin {name} could not be shown: {reason}",
             "插件 {name} 的标签页无法显示：{reason}",
         ),
-        "other_language": ("中文", "English"),
     }
 )
 

@@ -1,0 +1,168 @@
+"""Stand-ins for the tests of the page: a model that takes its time, documents, what draws."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import glmkit
+import glmkit_serve
+from glmkit import Chunk, DataError, Picture, Progress, Spec, StreamedModel, Usage, UsageError
+from glmkit.feedback import FeedbackStore
+from glmkit.live import Live
+from glmkit.testing import make_app
+from glmkit_serve.web import running
+from glmkit_serve.web.settings import WebSettings
+from glmkit_serve.web.uploads import documents_in
+
+
+class Scripted(StreamedModel):
+    """Says what its script has for a question, word by word; else repeats the question.
+
+    :param pause_s: between two words.
+    """
+
+    name = "scripted"
+    languages = None
+
+    def __init__(self, script: dict[str, str] | None = None, pause_s: float = 0.0) -> None:
+        self.script = script or {}
+        self.pause_s = pause_s
+        self.seen: list[tuple] = []
+        self.said = 0
+        self.closed = threading.Event()
+
+    def stream(self, messages, options=None):
+        self.seen.append((tuple(messages), options))
+        question = messages[-1].content
+        if question == "fail":
+            raise UsageError("the model does not like <this>")
+        words = re.findall(r"\S+\s*", self.script.get(question, f"You said: {question}"))
+        try:
+            for word in words[: options.max_tokens]:
+                time.sleep(self.pause_s)
+                self.said += 1
+                yield Chunk(word)
+            reason = "length" if len(words) > options.max_tokens else "stop"
+            yield Chunk("", reason, Usage(1, len(words)))
+        finally:
+            self.closed.set()
+
+
+class Cited(StreamedModel):
+    """Answers through a model and names every document of a folder as a source."""
+
+    languages = None
+
+    def __init__(self, path: Path, model) -> None:
+        self.path, self.model, self.name = path, model, model.name
+        texts = {each: (path / each).read_text(errors="replace") for each in documents_in(path)}
+        if not any(texts.values()):
+            raise DataError("nothing in it can be read")
+        self.skipped = tuple((each, "no text") for each, text in texts.items() if "\0" in text)
+        self.texts = texts
+        self.closed = False
+
+    def stream(self, messages, options=None):
+        found = tuple(
+            glmkit.Passage(text, name, "line 1", 0.87, "documents")
+            for name, text in self.texts.items()
+        )
+        for chunk in self.model.stream(messages, options):
+            last = chunk.finish_reason is not None
+            yield Chunk("", chunk.finish_reason, chunk.usage, found) if last else chunk
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Dots:
+    """Draws one colour for each seed."""
+
+    name = "dots"
+
+    def __init__(self) -> None:
+        self.worn: list = []
+
+    def wear(self, loras) -> None:
+        self.worn = list(loras)
+
+    def draw(self, wish, options=None):
+        from PIL import Image
+
+        if options.size == (13, 13):
+            raise UsageError("no picture of 13x13")
+        drawn = []
+        for number in range(options.count):
+            for step in range(3):
+                yield Progress("drawing", step, 3)
+            seed = (options.seed or 0) + number
+            file = io.BytesIO()
+            Image.new("RGB", (8, 8), (seed % 256, 99, 10)).save(file, "PNG")
+            drawn.append(Picture(file.getvalue(), wish, seed))
+        return drawn
+
+
+def load_dots(name, app) -> Dots:
+    """Return what draws."""
+    return Dots()
+
+
+class Parts:
+    """A plugin with documents and drawing."""
+
+    @glmkit.hookimpl
+    def knowledge_model(self, path, model, app):
+        return Cited(path, model)
+
+    @glmkit.hookimpl
+    def register_image_models(self, register):
+        register(Spec("dots", "Dots.", f"{__name__}:load_dots"))
+
+
+def make_page(home: Path, model=None, *, plugins=None, bases=None, wishes=None, **settings):
+    """Return the page's parts, in English."""
+    others = {"parts": Parts()} if plugins is None else plugins
+    app = make_app(home, serve=glmkit_serve, **others)
+    voices = running.voices_of(model or Scripted(), {})
+    return running.page_of(
+        app, WebSettings(**settings), voices, bases or {}, wishes or running.Wishes()
+    )
+
+
+@contextmanager
+def served(page, keys=()) -> Iterator[str]:
+    """Serve a page from a thread; yield its address."""
+    import uvicorn
+
+    with running.listening(page.settings) as door:
+        config = uvicorn.Config(
+            running.site_of(page, keys), log_level="warning", ws="none", timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield running.address_of(page.settings.host, door)
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
+__all__ = [
+    "Cited",
+    "Dots",
+    "FeedbackStore",
+    "Live",
+    "Parts",
+    "Scripted",
+    "make_page",
+    "served",
+]
