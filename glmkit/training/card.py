@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ _TOLD = (
 
 
 def write_card(
-    folder: Path, base: Path, *, run: Mapping[str, Any], figures: Mapping[str, float], whole: bool
+    folder: Path,
+    base: Path,
+    *,
+    run: Mapping[str, Any],
+    figures: Mapping[str, float],
+    whole: bool = False,
+    library: str = "",
+    uses: Sequence[str] = (),
 ) -> Path:
     """Write ``README.md`` into a run folder.
 
@@ -34,8 +41,13 @@ def write_card(
     :param run: what ``run.json`` says.
     :param figures: what the run came to, by name: ``loss``, ``eval_loss``, ``steps``.
     :param whole: it is a model, not an adapter.
+    :param library: what loads it, where that is another than of language models.
+    :param uses: the commands that do.
     """
-    text = "\n".join(_lines(folder, base, run, figures, whole=whole)) + "\n"
+    library = library or ("glmkit" if whole else "peft")
+    uses = uses or list(_uses(folder, base, whole=whole))
+    kind = "A model" if whole else "An adapter"
+    text = "\n".join(_lines(folder, base, run, figures, (kind, library, uses))) + "\n"
     file = folder / CARD
     file.write_text(text, encoding="utf-8")
     return file
@@ -70,20 +82,19 @@ def _lines(
     base: Path,
     run: Mapping[str, Any],
     figures: Mapping[str, float],
-    *,
-    whole: bool,
+    what: tuple[str, str, Sequence[str]],
 ) -> Iterator[str]:
+    kind, library, uses = what
     config, licence = run["config"], licence_of(base)
     yield "---"
     yield f"base_model: {json.dumps(base.name, ensure_ascii=False)}"
-    yield f"library_name: {'glmkit' if whole else 'peft'}"
+    yield f"library_name: {library}"
     yield f"tags: [glmkit, {run['recipe']}]"
     if licence:
         yield f"license: {licence if _ID.fullmatch(licence) else 'other'}"
     yield from ("---", "", f"# {folder.absolute().name}", "")
-    kind = "A model" if whole else "An adapter"
     yield f"{kind} trained from **{base.name}** with `glmkit finetune {run['recipe']}`."
-    yield from ("", "## How to use it", "", "```sh", *_uses(folder, base, whole=whole), "```", "")
+    yield from ("", "## How to use it", "", "```sh", *uses, "```", "")
     yield from ("## How it was made", "", "| | |", "|---|---|")
     yield f"| samples | {run['data'].get('samples', 'unknown')} |"
     for name, value in config.items():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,29 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import UsageError
 from ..recipes import StepLog
 from ..runtime.demand import Job
 from ..runtime.devices import devices_of
 from ..runtime.loading import DTYPES, load_local
 from ..runtime.memory import ran_out, readable
 from .card import write_card
-from .checkpoint import Checkpoints, outer
+from .checkpoint import Checkpoints
 from .config import TrainConfig
+from .course import begin, follow, trained_share
 from .crew import Alone, Crew
 from .evaluating import Evaluation, Generating
-from .folder import RUN, claimed, clear, cut_log, described, read, refuse_other, write
+from .folder import RUN, claimed, clear, described, read, refuse_other, write
 from .fusing import fuse
 from .generated import overruled, write_generated
 from .intake import Intake
 from .keeping import freed_memory_kept
-from .loop import Work, learn, log, restore, total_steps
+from .loop import Work, total_steps
 from .optimizers import check_optimizer, optimizer_of, schedule_of
 from .parallel import agreed, crew_of, home_of, refuse_carried
 from .precision import Precision, quantisation, training_dtype
 from .preflight import foresee, job_of, ran_out_in, refuse_too_large
 from .processes import Launched, Replicas
-from .recording import Record, check_trackers, trackers_of
+from .recording import check_trackers
 from .task import NextTokens, Task
 from .tuning import Tuning
 
@@ -120,16 +119,17 @@ class _Run:
             yield StepLog(0, 0, note=f"loading {self.base.name}")
             local = self._loaded(job)
             work = self._work(intake, local)
-            yield StepLog(0, work.total, note=_trained_share(work, local.config.parameters))
+            yield StepLog(0, work.total, note=trained_share(work, local.config.parameters))
             if self.config.eval_generate and not self.answers:
                 yield StepLog(0, work.total, note=_NO_ANSWERS)
-            self._begin(work)
+            begin(work)
             if self.leads and not self.config.resume:  # only now: nothing more can be refused
                 clear(self.folder)
                 write(self.folder, run)
                 write_generated(self.config, self.folder)
             self.crew.wait()
-            yield from self._kept(work)
+            drawn, unit = self.task.drawn, self.task.unit
+            yield from follow(work, self.base, drawn=drawn, unit=unit, card=self._card)
 
     def _described(self, intake: Intake) -> dict[str, Any]:
         """Return what the run is, and see that it is the one that it should go on with."""
@@ -229,92 +229,13 @@ class _Run:
             computing=self.precision.computing,
         )
 
-    def _begin(self, work: Work) -> None:
-        """Go on from a checkpoint or an adapter, where that is asked for."""
-        last = self.checkpoints.last() if self.config.resume else None
-        if last is not None:
-            restore(work, last)
-        elif self.config.init_adapter is not None:
-            adapter = Path(self.config.init_adapter).expanduser()
-            self.crew.set_trained(work.learner, outer(self.tuning.load(adapter)))
-        if self.config.resume and self.leads:
-            cut_log(self.folder, work.state.global_step)
-
-    def _kept(self, work: Work) -> Iterator[StepLog]:
-        """Train, keep the figures, and leave the result at the top of the folder."""
-        if not self.leads:
-            yield from learn(work)
-            self._publish(work)
-            return
-        config = self.config
-        trackers = trackers_of(config.report_to, self.folder, _plain_settings(config))
-        history = work.state.log_history
-        record = Record(self.folder, trackers, history, drawn=self.task.drawn)
-        yield from record.keep(learn(work))
-        self._publish(work)
-        record.draw(f"{self.folder.absolute().name}: {self.base.name}", self.task.unit)
-        work.state.write(self.folder)
-        write_card(
-            self.folder,
-            self.base,
-            run=read(self.folder),
-            figures=_figures(work),
-            whole=self.tuning.kind == "full",
-        )
-        yield log(work, note=f"done: {self.folder} holds the result")
-
-    def _publish(self, work: Work) -> None:
-        """Write the result at the top of the folder: the best, where one was looked for."""
-        state = work.state
-        best = self.checkpoints.at(state.best_step)
-        if self.config.early_stopping and state.best_step != state.global_step and best.is_dir():
-            self.crew.set_trained(work.learner, self.checkpoints.trained(best))
-        trained = self.crew.trained(work.learner)
-        if self.leads:
-            files = self.checkpoints.publish(trained)
-            write(self.folder, read(self.folder) | {"files": files})
-        self.crew.wait()
+    def _card(self, figures: Mapping[str, float]) -> None:
+        """Write the model card."""
+        whole = self.tuning.kind == "full"
+        write_card(self.folder, self.base, run=read(self.folder), figures=figures, whole=whole)
 
 
 _NO_ANSWERS = (
     "a model that is spread over processes cannot answer while it trains: eval_generate is left "
     "out; run glmkit evaluate afterwards"
 )
-
-
-def _trained_share(work: Work, parameters: int) -> str:
-    """Say how much of the model is trained.
-
-    :param parameters: numbers that the model's matrices hold.
-    """
-    sizes = [(_size(each), each.requires_grad) for each in work.learner.parameters()]
-    trained = sum(size for size, learns in sizes if learns)
-    if not trained:
-        raise UsageError("nothing of the model is trained; check the recipe's settings")
-    # Rounded weights are no parameters.
-    share = trained / max(sum(size for size, _ in sizes), parameters)
-    digits = max(0, 1 - math.floor(math.log10(100 * share)))
-    said = f"{trained:,} parameters are trained, {100 * share:.{digits}f}% of all"
-    return f"{said}; {work.total:,} steps"
-
-
-def _size(parameter: torch.Tensor) -> int:
-    """Return how many numbers a parameter has, which may be away (DeepSpeed ZeRO-3)."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _figures(work: Work) -> dict[str, float]:
-    """Return the last loss, and the last of an evaluation."""
-    found: dict[str, float] = {"steps": work.state.global_step}
-    for line in work.state.log_history:
-        found |= {name: line[name] for name in ("loss", "eval_loss") if name in line}
-    return found
-
-
-def _plain_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return settings as trackers take them: numbers and texts."""
-    plain = {}
-    for name in config.__dataclass_fields__:
-        value = getattr(config, name)
-        plain[name] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return plain
