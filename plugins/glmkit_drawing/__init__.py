@@ -1,8 +1,8 @@
 """Drawing: pictures by diffusion models, LoRA for them, DreamBooth.
 
-Hooks: ``startup``, ``register_commands``, ``register_apps``, ``register_image_models`` and
-``register_tools``. Importing this module is free; what does the work is imported when it is first
-needed.
+Hooks: ``startup``, ``register_commands``, ``register_apps``, ``register_image_models``,
+``register_recipes`` and ``register_tools``. Importing this module is free; what does the work is
+imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import glmkit
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from glmkit import Glmkit, RegisterCommand, RegisterSpec
+    from glmkit import Glmkit, RegisterCommand, RegisterRecipe, RegisterSpec
 
 NAME = "drawing"
 
@@ -70,6 +70,18 @@ def _is_diffusers(path: Path) -> bool:
     from .opening import is_diffusers
 
     return is_diffusers(path)
+
+
+@glmkit.hookimpl
+def register_recipes(register: RegisterRecipe) -> None:
+    """Add ``glmkit finetune dreambooth``."""
+    register(
+        glmkit.RecipeSpec(
+            "dreambooth",
+            "Teach a picture model one thing from a few photographs (LoRA).",
+            f"{__name__}.dreambooth.recipe:dreambooth",
+        )
+    )
 
 
 @glmkit.hookimpl

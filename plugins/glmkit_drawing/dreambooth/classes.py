@@ -1,0 +1,100 @@
+"""Pictures of the class: what the model drew of it before it was taught."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from glmkit import StepLog, UsageError
+from glmkit.training.folder import CLASS_PICTURES
+
+from .base import draw
+from .config import DreamboothConfig
+from .photographs import pictures_in
+
+_ABOUT = "pictures.json"
+
+
+def class_pictures(
+    pipeline: Any,  # noqa: ANN401
+    config: DreamboothConfig,
+    side: int,
+) -> Generator[StepLog, None, list[Path]]:
+    """Return the files of pictures of the class; those that lack are drawn first.
+
+    A run that was stopped goes on drawing where it was.
+
+    :raises UsageError: if the folder holds pictures that were drawn of something else.
+    """
+    folder = Path(config.class_data or Path(config.output) / CLASS_PICTURES).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    found = pictures_in(folder)
+    if len(found) < config.class_count:
+        _keep_about(folder, _about(config, side), drawn=bool(found))
+        yield from _drawn(pipeline, config, folder, side)
+        found = pictures_in(folder)
+    return found[: config.class_count]
+
+
+def _about(config: DreamboothConfig, side: int) -> dict[str, Any]:
+    """Return how pictures are drawn."""
+    return {
+        "model": Path(config.model).name,
+        "prompt": config.class_prompt,
+        "side": side,
+        "steps": config.sample_steps,
+        "guidance": config.guidance,
+    }
+
+
+def _keep_about(folder: Path, about: dict[str, Any], *, drawn: bool) -> None:
+    """Write down how pictures are drawn; refuse to mix them with others of ours.
+
+    Photographs that somebody put there are welcome beside.
+    """
+    file = folder / _ABOUT
+    if drawn and file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        differs = [name for name in about if before.get(name) != about[name]]
+        if differs:
+            said = ", ".join(
+                f"{each} {before.get(each)!r}, now {about[each]!r}" for each in differs
+            )
+            raise UsageError(
+                f"the pictures in {folder} were drawn otherwise ({said}); delete that folder, or "
+                "name another with --class-data"
+            )
+    file.write_text(json.dumps(about, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _drawn(
+    pipeline: Any,  # noqa: ANN401
+    config: DreamboothConfig,
+    folder: Path,
+    side: int,
+) -> Generator[StepLog, None, None]:
+    """Draw until there are enough; every picture has a seed and a name of its own."""
+    lacks = config.class_count - len(pictures_in(folder))
+    free = (at for at in range(2 * config.class_count) if not (folder / _name(at)).exists())
+    numbers = [at for at, _ in zip(free, range(lacks), strict=False)]
+    for start in range(0, lacks, config.sample_batch_size):
+        yield StepLog(0, 0, note=f"drawing pictures of the class: {start:,} of {lacks:,}")
+        some = numbers[start : start + config.sample_batch_size]
+        pictures = draw(
+            pipeline,
+            config.class_prompt or "",
+            [config.seed + each for each in some],
+            side=side,
+            steps=config.sample_steps or 1,
+            guidance=config.guidance or 0,
+        )
+        for at, picture in zip(some, pictures, strict=True):
+            partial = folder / f".{_name(at)}.partial"
+            picture.save(partial, format="PNG")
+            partial.replace(folder / _name(at))
+
+
+def _name(at: int) -> str:
+    return f"{at:05d}.png"
