@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from ..app import Glmkit
 
 
+def _list_tools(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    found = list(ctx.obj.tools)
+    for tool in found:
+        click.echo(f"{tool.name:<20} {tool.help}")
+    if not found:
+        click.echo("no plugin brings a tool", err=True)
+    ctx.exit()
+
+
 @click.command()
 @click.option("--system", type=Repl.TEXT, help="System message.")
 @click.option(
@@ -32,6 +43,20 @@ if TYPE_CHECKING:
     multiple=True,
     help="How much of each --adapter, in their order; default: 1.",
 )
+@click.option(
+    "--tool",
+    "tools",
+    multiple=True,
+    help="Let the model use a tool, by name; none unless named.",
+)
+@click.option(
+    "--tools",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_tools,
+    help="List the tools that plugins bring.",
+)
 @model_options
 @sampling_options
 @click.pass_obj
@@ -43,9 +68,11 @@ def chat(
     question: str | None,
     adapters: tuple[str, ...],
     weights: tuple[float, ...],
+    tools: tuple[str, ...],
     **given: Any,  # noqa: ANN401
 ) -> None:
     """Talk to a model."""
+    allowed = [app.load_tool(each) for each in tools]  # before the model, which may take minutes
     if question is not None and not question.strip():
         raise click.UsageError("--ask needs a question")
     options = replace(app.config.generation, **given_of(given, SAMPLING))
@@ -55,13 +82,15 @@ def chat(
     loaded = app.load_model(model, adapter=first, **given_of(given, LOADING))
     if len(adapters) > 1 or weights:
         _put_on(loaded, adapters, weights, given.get("adapter_alpha"))
-    conversation = app.chat(loaded, system=system, options=options)
+    conversation = app.chat(loaded, system=system, tools=allowed, options=options)
 
     def answer(text: str) -> None:
         for chunk in conversation.stream(text):
             click.echo(chunk.text, nl=False)
             for call in chunk.tool_calls:
-                click.echo(f"[asks for {call.name}: {dict(call.arguments)}]", nl=False)
+                click.echo(f"[asks for {call.name}: {dict(call.arguments)}]", nl=bool(allowed))
+            for each in chunk.observations:
+                click.echo(f"[{each}]")
         click.echo()
 
     if question is not None:

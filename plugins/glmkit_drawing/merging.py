@@ -114,7 +114,10 @@ def save(merged: Merged, file: Path, *, said: str, force: bool = False) -> None:
 
 
 def _portable(key: str) -> str:
-    """Name CLIP's layers as every version of diffusers reads them."""
+    """Name a tensor of a text encoder as every version of diffusers reads it."""
     component, _, rest = key.partition(".")
-    text = component.startswith("text_encoder") and rest.startswith("encoder.layers.")
-    return f"{component}.text_model.{rest}" if text else key
+    if not component.startswith("text_encoder"):
+        return key
+    module, half = rest.removesuffix(".weight").rsplit(".", 1)
+    way = {"lora_A": "down", "lora_B": "up"}[half]
+    return f"{component}.{module}.lora_linear_layer.{way}.weight"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,20 +106,19 @@ def _device(wanted: str | None) -> str:
 def _pipeline(folder: Path, device: str) -> Any:  # noqa: ANN401
     import torch
 
-    try:
-        from diffusers import AutoPipelineForText2Image
-    except ImportError as error:
-        raise MissingExtraError("drawing", "diffusers", "drawing") from error
+    if find_spec("diffusers") is None:
+        raise MissingExtraError("drawing", "diffusers", "drawing")
     dtype = torch.float32 if device == "cpu" else torch.float16
+    index = _index(folder)
     with _quiet():
+        kind = _kind(folder, index)
         try:
-            pipeline = AutoPipelineForText2Image.from_pretrained(
+            pipeline = kind.from_pretrained(
                 folder,
-                torch_dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
                 **_variant(folder),
-                **_no_checker(folder),
+                **_no_checker(folder, index),
             )
         except (OSError, ValueError, KeyError) as error:
             said = " ".join(str(error).split())[:300]
@@ -125,9 +126,39 @@ def _pipeline(folder: Path, device: str) -> Any:  # noqa: ANN401
                 f"{folder} cannot be opened as a text-to-image model of diffusers, with weights in "
                 f"safetensors: {said}"
             ) from error
-        pipeline = pipeline.to(device)
+        pipeline = pipeline.to(device, dtype)  # afterwards: versions name that argument differently
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / INDEX} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{folder / INDEX} is damaged: it holds no object")
+    return found
+
+
+def _kind(folder: Path, index: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Return the class of a folder's pipeline, one of diffusers' own.
+
+    Only that one is imported: all of them take half a minute.
+    """
+    import diffusers
+
+    name = str(index.get("_class_name", ""))
+    kind = getattr(diffusers, name, None) if name.endswith("Pipeline") else None
+    if kind is None:
+        raise CheckpointError(
+            f"{folder} names the pipeline {name!r}, which diffusers {diffusers.__version__} does "
+            "not have; code that comes with a model is never run"
+        )
+    takes = inspect.signature(kind.__call__).parameters
+    if "prompt" not in takes or "image" in takes:
+        raise CheckpointError(f"{folder} is a {name}, which draws no pictures from text alone")
+    return kind
 
 
 def _variant(folder: Path) -> dict[str, str]:
@@ -136,12 +167,8 @@ def _variant(folder: Path) -> dict[str, str]:
     return {"variant": "fp16"} if files and all(".fp16." in each for each in files) else {}
 
 
-def _no_checker(folder: Path) -> dict[str, Any]:
+def _no_checker(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     """Return what says that a folder has no safety checker, where its pipeline may have one."""
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / INDEX} is damaged: {error}") from error
     if "safety_checker" not in index or (folder / "safety_checker").is_dir():
         return {}
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

@@ -1,7 +1,8 @@
-"""LoRAs on a pipeline: checked against its modules, put on by diffusers, and looked at again."""
+"""LoRAs on a pipeline: checked against its modules, put on, and looked at again."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +35,37 @@ def wear(pipeline: Any, loras: Sequence[tuple[Lora, float]]) -> None:  # noqa: A
         if weight == 0:
             continue
         names.append(f"lora{number}")
-        pipeline.load_lora_weights(state_of(parts), adapter_name=names[-1])
-        _look_again(pipeline, parts, names[-1], loras[number][0])
+        _put_on(pipeline, parts, names[-1])
     if names:
         pipeline.set_adapters(names, [weight for _, weight in loras if weight != 0])
+    # At the end, as putting one on may touch another.
+    for number, (parts, weight) in enumerate(fitted):
+        if weight != 0:
+            _look_again(pipeline, parts, f"lora{number}", loras[number])
+
+
+def _put_on(pipeline: Any, parts: Mapping[Part, Factors], name: str) -> None:  # noqa: ANN401
+    """Put one on: networks of diffusers by diffusers, text encoders by PEFT.
+
+    For those, diffusers calls transformers, which in some versions starts the LoRAs anew that are
+    on already.
+    """
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    for component in {each for each, _ in parts}:
+        own = {part: factors for part, factors in parts.items() if part[0] == component}
+        model, state = getattr(pipeline, component), state_of(own)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            if hasattr(model, "load_lora_adapter"):
+                model.load_lora_adapter(state, prefix=component, adapter_name=name)
+                continue
+            rank = max(each.shape[0] for key, each in state.items() if "lora_A" in key)
+            names = [module for _, module in own]
+            config = LoraConfig(r=rank, lora_alpha=rank, target_modules=names)
+            inject_adapter_in_model(config, model, adapter_name=name)
+            plain = {key.removeprefix(f"{component}."): each for key, each in state.items()}
+            set_peft_model_state_dict(model, plain, adapter_name=name)
 
 
 def take_off(pipeline: Any) -> None:  # noqa: ANN401
@@ -99,12 +127,8 @@ def state_of(parts: Mapping[Part, Factors]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for (component, name), factors in parts.items():
         down, up = _padded(factors, ranks[component])
-        if component.startswith("text_encoder"):
-            stem = f"{component}.{name}.lora_linear_layer"
-            state |= {f"{stem}.down.weight": down, f"{stem}.up.weight": up}
-        else:
-            stem = f"{component}.{name}"
-            state |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+        stem = f"{component}.{name}"
+        state |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
     return state
 
 
@@ -124,7 +148,7 @@ def _look_again(
     pipeline: Any,  # noqa: ANN401
     parts: Mapping[Part, Factors],
     name: str,
-    lora: Lora,
+    worn: tuple[Lora, float],
 ) -> None:
     """Make sure that every tensor arrived where it belongs, as loaders skip some in silence.
 
@@ -135,14 +159,15 @@ def _look_again(
     for (component, own), factors in parts.items():
         module = getattr(pipeline, component).get_submodule(own)
         there = getattr(module, "lora_B", {})
-        arrived = name in there and module.scaling[name] == 1
         rank = factors.up.shape[1]
-        if arrived:
-            weight = there[name].weight
-            wanted = factors.up.to(weight)
-            arrived = torch.equal(weight[:, :rank], wanted)
+        arrived = (
+            name in there
+            and name in module.active_adapters
+            and module.scaling[name] == worn[1]
+            and torch.equal(there[name].weight[:, :rank], factors.up.to(there[name].weight))
+        )
         if not arrived:
             raise CheckpointError(
-                f"{lora.path}: diffusers did not put {factors.key!r} on {component}.{own}; please "
+                f"{worn[0].path}: {factors.key!r} did not arrive on {component}.{own}; please "
                 "report this with the versions of diffusers and peft"
             )
