@@ -1,0 +1,83 @@
+"""What reward models and DPO minimise, one number for each pair of answers.
+
+Reward models: Bradley and Terry (1952), as in Ouyang et al. (InstructGPT, 2022, arXiv:2203.02155);
+margins: Touvron et al. (Llama 2, 2023, arXiv:2307.09288); centering: Eisenstein et al. (2023,
+arXiv:2312.09244). DPO: Rafailov et al. (2023, arXiv:2305.18290); ``hinge``: Zhao et al. (SLiC-HF,
+2023, arXiv:2305.10425); ``ipo``: Azar et al. (2023, arXiv:2310.12036); label smoothing: Mitchell
+(2023); ``robust``: Chowdhury et al. (2024, arXiv:2403.00409); the SFT term: Pang et al. (RPO, 2024,
+arXiv:2404.19733). The names are those of TRL.
+
+Letters: S pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DpoKind = Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "ipo_sum", "robust"]
+KINDS: tuple[DpoKind, ...] = get_args(DpoKind)
+NORMALISED = ("sigmoid_norm", "ipo")
+"""Those that compare the means over an answer's tokens, not the sums."""
+
+
+def bradley_terry(
+    chosen: Tensor, rejected: Tensor, margins: Tensor | None = None, *, centering: float = 0.0
+) -> Tensor:
+    """Return ``-log sigmoid(r_c - r_r - m) + c (r_c + r_r)^2`` of each pair, (S,).
+
+    :param chosen: (S,), what the better answers are worth.
+    :param rejected: (S,).
+    :param margins: (S,), how much better they should be; None: 0.
+    :param centering: how much the mean of both is drawn to 0.
+    """
+    difference = chosen - rejected if margins is None else chosen - rejected - margins
+    lost = -F.logsigmoid(difference)
+    return lost + centering * (chosen + rejected) ** 2 if centering else lost
+
+
+class Logs(NamedTuple):
+    """Log-probabilities of the better and the worse answers, each (S,), in nats."""
+
+    chosen: Tensor
+    rejected: Tensor
+
+    def over(self, sizes: Logs) -> Logs:
+        """Return means over the tokens of answers; ``sizes`` says how many they have."""
+        return Logs(self.chosen / sizes.chosen, self.rejected / sizes.rejected)
+
+
+def dpo_losses(
+    policy: Logs,
+    reference: Logs,
+    sizes: Logs,
+    kind: DpoKind = "sigmoid",
+    *,
+    beta: float = 0.1,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Return the loss of each pair, (S,).
+
+    With ``d`` the log-ratio of the chosen answer to the reference minus that of the rejected one:
+    ``sigmoid`` is ``-(1 - e) log sigmoid(b d) - e log sigmoid(-b d)``, ``hinge`` is
+    ``max(0, 1 - b d)``, ``ipo_sum`` is ``(d - 1 / 2b)^2``, ``robust`` is
+    ``(-(1 - e) log sigmoid(b d) + e log sigmoid(-b d)) / (1 - 2e)``. In ``sigmoid_norm`` and
+    ``ipo`` (as TRL and LLaMA-Factory have it), log-probabilities are means over tokens.
+
+    :param sizes: tokens of the answers.
+    :param smoothing: e, the share of pairs that are labelled the wrong way round.
+    """
+    if kind in NORMALISED:
+        policy, reference = policy.over(sizes), reference.over(sizes)
+    ratio = (policy.chosen - reference.chosen) - (policy.rejected - reference.rejected)
+    if kind in ("ipo", "ipo_sum"):
+        return (ratio - 1 / (2 * beta)) ** 2
+    if kind == "hinge":
+        return torch.relu(1 - beta * ratio)
+    right, wrong = F.logsigmoid(beta * ratio), F.logsigmoid(-beta * ratio)
+    if kind == "robust":
+        return (-(1 - smoothing) * right + smoothing * wrong) / (1 - 2 * smoothing)
+    return -(1 - smoothing) * right - smoothing * wrong

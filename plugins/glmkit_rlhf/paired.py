@@ -1,0 +1,78 @@
+"""What ``reward`` and ``dpo`` are told alike. The docstring of an attribute is its flag's help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from glmkit import UsageError
+from glmkit.recipes import Alias
+from glmkit.training.configs import LoraConfig, check_choice, lora_of, refuse_half
+
+if TYPE_CHECKING:
+    from glmkit.training.tuning import Tuning
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig(LoraConfig):
+    """Settings of recipes that learn from pairs of answers."""
+
+    aliases: ClassVar[tuple[Alias, ...]] = (
+        Alias("finetuning_type", ("tuning",)),
+        Alias("tuner_type", ("tuning",)),
+    )
+
+    # --- preferences ---
+    chosen_column: str | None = None
+    """The column of the better answer, where it is not detected."""
+    rejected_column: str | None = None
+    """The column of the worse answer, where it is not detected."""
+    ranked: str = "all"
+    """Of more than two ranked answers, compare all with each other, or only the best with the
+    others: all, best."""
+
+    # --- what is trained ---
+    tuning: str = "lora"
+    """lora, or full: all weights."""
+    batch_size: int = 4
+    """Pairs of one pass on one device."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        check_choice("tuning", self.tuning, self.tunings)
+        check_choice("ranked", self.ranked, ("all", "best"))
+        if self.tuning == "full":
+            refuse_half(self)
+        self._check_run()
+
+    tunings: ClassVar[tuple[str, ...]] = ("lora", "full")
+    """What of the model can be trained."""
+
+    def _check_run(self) -> None:
+        if self.packing:
+            raise UsageError(
+                "packing fills rows with samples; a pair is a row already: leave it out"
+            )
+        if self.eval_generate:
+            raise UsageError(
+                "eval_generate compares answers with the one of a file, and here there are two: "
+                "leave it out"
+            )
+        if self.sharded:
+            raise UsageError(
+                f"--parallel {self.parallel} spreads the model over processes, which this recipe "
+                "cannot; leave it out: each process then has the whole model"
+            )
+        if self.neftune:
+            raise UsageError("neftune is for learning answers by heart; leave it out")
+
+
+def tuning_of(config: PairConfig) -> Tuning:
+    """Return which part of the model learns."""
+    if config.tuning == "lora":
+        return lora_of(config)
+    from glmkit.training.tunings.whole import WholeTuning
+
+    return WholeTuning(Path(config.model), family=config.family)

@@ -1,0 +1,90 @@
+"""Reward models: which of two answers is better, by the Bradley-Terry model.
+
+Letters: S pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from glmkit.training.attention import placed
+from glmkit.training.learner import Loss, computing_in
+
+from .heads import worth
+from .losses import bradley_terry
+from .pairs import PairBatch, taken_in
+
+if TYPE_CHECKING:
+    from glmkit import StepLog
+    from glmkit.models.causal import CausalModel
+    from glmkit.runtime.engines.local import LocalModel
+    from glmkit.training.config import TrainConfig
+    from glmkit.training.intake import Intake
+
+    from .reward import RewardConfig
+
+
+class RewardTask:
+    """Learn to tell the better answer of a pair."""
+
+    drawn: tuple[str, ...] = ("loss", "eval_loss", "accuracy", "eval_accuracy", "margin")
+    unit = "loss of a pair (nats), share of pairs told right, margin"
+    per_token = False
+
+    def __init__(self, config: RewardConfig) -> None:
+        self.config = config
+
+    def taken_in(self, config: TrainConfig, world: int) -> Generator[StepLog, None, Intake]:
+        """Read and tokenise preferences."""
+        return (yield from taken_in(self.config, world))
+
+    def learner(
+        self, config: TrainConfig, local: LocalModel, computing: torch.dtype | None
+    ) -> RewardLearner:
+        """Return the model's loss of pairs."""
+        return RewardLearner(local.model, centering=self.config.centering, computing=computing)
+
+
+class RewardLearner(nn.Module):
+    """A model with a head, asked for its loss of pairs.
+
+    :param model: with a head; whatever of it requires gradients is trained.
+    :param computing: see :class:`glmkit.training.learner.Learner`.
+    """
+
+    def __init__(
+        self,
+        model: CausalModel,
+        *,
+        centering: float = 0.0,
+        computing: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.centering, self.computing = model, centering, computing
+
+    def forward(self, batch: PairBatch) -> Loss:
+        """Return the Bradley-Terry loss, each pair times its share, and what it comes from."""
+        with computing_in(self.computing, batch.ids.device):
+            rewards = self.rewards(batch)
+        chosen, rejected = rewards[::2], rewards[1::2]
+        shares = batch.shares.to(rewards)
+        margins = batch.margins.to(rewards)
+        lost = bradley_terry(chosen, rejected, margins, centering=self.centering)
+        told = {
+            "accuracy": (chosen > rejected).to(rewards),
+            "margin": chosen - rejected,
+            "chosen_reward": chosen,
+            "rejected_reward": rejected,
+        }
+        figures = {name: (each.detach() * shares).sum() for name, each in told.items()}
+        return Loss((lost * shares).sum(), shares.sum(), figures)
+
+    def rewards(self, batch: PairBatch) -> Tensor:
+        """Return what each answer is worth, (2S,): better, worse, better, worse, ..."""
+        positions, blocks = placed(self.model, batch.ids, batch.lengths)
+        hidden = self.model.hidden(batch.ids[None], positions, past=blocks)[0]
+        return worth(self.model, hidden[batch.ends.to(hidden.device)])

@@ -1,0 +1,138 @@
+"""A reward model that has been trained, asked what answers are worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from glmkit import CheckpointError, DataError, Message, UsageError
+from glmkit.dataset.samples import Sample
+from glmkit.training.attention import placed
+from glmkit.training.encoding import SampleEncoder
+
+from .heads import REWARD, load_head, worth
+
+if TYPE_CHECKING:
+    from glmkit import Glmkit
+    from glmkit.runtime.engines.local import LocalModel
+    from glmkit.types import MessageLike
+
+_AT_ONCE = 4096
+"""Tokens that are scored together."""
+
+
+class RewardModel:
+    """Says what answers are worth; higher is better. The numbers of different runs compare with
+    nothing.
+
+    :param local: a model that wears what the run trained, with the run's head on it.
+    :param encoder: writes conversations as the run did.
+    """
+
+    def __init__(self, local: LocalModel, encoder: SampleEncoder, *, name: str = "reward") -> None:
+        self.local, self.encoder, self.name = local, encoder, name
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        app: Glmkit | None = None,
+        *,
+        base: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        quantize: str | None = None,
+    ) -> RewardModel:
+        """Load the result of ``glmkit finetune reward``.
+
+        :param folder: the run, or one of its checkpoints.
+        :param app: finds models by name; None: one with the user's settings.
+        :param base: the model that it was trained on: a name, a hub id or a folder; None: the one
+            that the run recorded. What a full run trained is a whole model and needs none.
+        :raises CheckpointError: if it is no such run, damaged, or for another model.
+        """
+        from glmkit import Glmkit
+        from glmkit.runtime.loading import load_local
+
+        folder = Path(folder).expanduser()
+        head = load_head(folder)
+        told = _recorded(folder)
+        whole = (folder / "config.json").is_file() and told.get("tuning", "full") == "full"
+        place = folder if whole else _base(folder, base or told.get("model"), app or Glmkit())
+        family = told.get("family")
+        local = load_local(place, device=device, dtype=dtype, quantize=quantize, family=family)
+        if len(head.weight) != local.config.hidden_size:
+            load_head(folder, local.config.hidden_size)
+        if (folder / "adapter_config.json").is_file():
+            local.load_adapter(folder, "reward")
+        setattr(local.model, REWARD, head.to(local.model.like.device))
+        encoder = SampleEncoder.open(
+            place,
+            family=family,
+            system=told.get("system"),
+            max_length=int(told.get("max_length", 1024)),
+        )
+        return cls(local, encoder, name=folder.absolute().name)
+
+    def score(self, conversations: Sequence[Sequence[MessageLike]]) -> list[float]:
+        """Return what the last answer of each conversation is worth.
+
+        :param conversations: each ends with what the assistant says.
+        :raises DataError: if one does not, or its question leaves no room for an answer within the
+            ``max_length`` of the run.
+        """
+        return [each for part in self.scores(conversations) for each in part]
+
+    def scores(self, conversations: Iterable[Sequence[MessageLike]]) -> Iterator[list[float]]:
+        """Yield the same, some at a time, as they come."""
+        rows = (self._row(each) for each in conversations)
+        some: list[torch.Tensor] = []
+        for row in rows:
+            if some and sum(map(len, some)) + len(row) > _AT_ONCE:
+                yield self._scored(some)
+                some = []
+            some.append(row)
+        if some:
+            yield self._scored(some)
+
+    def _row(self, conversation: Sequence[MessageLike]) -> torch.Tensor:
+        messages = tuple(Message.of(each) for each in conversation)
+        weights = (*(0.0 for _ in messages[1:]), 1.0)
+        (found,) = self.encoder.encode([Sample(messages, weights)])
+        if not found.rows:
+            raise DataError(f"a conversation cannot be scored: {found.reason}")
+        return torch.from_numpy(found.rows[-1].ids).long()
+
+    @torch.inference_mode()
+    def _scored(self, rows: Sequence[torch.Tensor]) -> list[float]:
+        model = self.local.model
+        ids, lengths = torch.cat(list(rows)), [len(each) for each in rows]
+        ids = ids.to(model.like.device)
+        positions, blocks = placed(model, ids, lengths)
+        hidden = model.hidden(ids[None], positions, past=blocks)[0]
+        ends = torch.tensor(lengths).cumsum(0) - 1
+        found: list[float] = worth(model, hidden[ends.to(hidden.device)]).tolist()
+        return found
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """Return the settings of the run that a folder holds, or that it is a checkpoint of."""
+    for place in (folder, folder.parent):
+        file = place / "run.json"
+        if file.is_file():
+            try:
+                found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["config"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{file} is damaged ({error})") from error
+            return found
+    return {}
+
+
+def _base(folder: Path, name: str | None, app: Glmkit) -> Path:
+    if name is None:
+        raise UsageError(f"{folder} does not say on which model it was trained; name it: --model")
+    return app.locate_model(None if name == "default" else name).path
