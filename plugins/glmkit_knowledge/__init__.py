@@ -1,8 +1,8 @@
 """Ask a folder of documents: retrieval, cited answers, refusal, and the app ``knowledge-chat``.
 
 Hooks: ``startup``, ``register_commands``, ``register_apps``, ``register_encoders``,
-``extra_context`` and ``response_done``. Importing this module is free; what does the work is
-imported when it is first needed.
+``knowledge_model``, ``extra_context`` and ``response_done``. Importing this module is free; what
+does the work is imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ import glmkit
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from glmkit import Glmkit, Passage, RegisterCommand, RegisterSpec, Reply, Request
+    from glmkit import (
+        ChatModel,
+        Glmkit,
+        Passage,
+        RegisterCommand,
+        RegisterSpec,
+        Reply,
+        Request,
+    )
 
     from .retrieve import KnowledgeQuery
 
@@ -69,6 +77,14 @@ def _is_sentence_transformer(path: Path) -> bool:
     from .encoders import is_sentence_transformer
 
     return is_sentence_transformer(path)
+
+
+@glmkit.hookimpl(trylast=True)
+def knowledge_model(path: Path, model: ChatModel, app: Glmkit) -> ChatModel:
+    """Answer from a folder of documents, or from one of them."""
+    from .standing import StandingModel
+
+    return StandingModel.open(app, path, model)
 
 
 @glmkit.hookimpl

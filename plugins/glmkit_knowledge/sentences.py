@@ -7,6 +7,7 @@ look here, so that each sentence is encoded once.
 from __future__ import annotations
 
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,19 +83,25 @@ class SentenceVectors:
         self.encoder = encoder
         self._passages: OrderedDict[Read, tuple[list[str], np.ndarray]] = OrderedDict()
         self._questions: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = threading.RLock()
 
     def question(self, text: str) -> np.ndarray:
         """Return the unit vector (D,) of a question."""
-        if text not in self._questions:
-            self._questions[text] = self.encoder.encode([text], kind="query")[0]
-            _forget(self._questions)
-        return self._questions[text]
+        with self._lock:
+            if text not in self._questions:
+                self._questions[text] = self.encoder.encode([text], kind="query")[0]
+                _forget(self._questions)
+            return self._questions[text]
 
     def of(self, passages: Sequence[Read]) -> list[tuple[list[str], np.ndarray]]:
         """Return the sentences and their unit vectors (N, D) of each passage, in one batch.
 
         A sentence is encoded below its heading: "It is 1,642 metres deep." says little without.
         """
+        with self._lock:
+            return self._of(passages)
+
+    def _of(self, passages: Sequence[Read]) -> list[tuple[list[str], np.ndarray]]:
         missing = [each for each in dict.fromkeys(passages) if each not in self._passages]
         split = [split_sentences(each.text) or [each.text] for each in missing]
         flat = [
