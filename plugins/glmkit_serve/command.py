@@ -176,9 +176,8 @@ def _application(serving: Serving, queue_db: str | None) -> Iterator[FastAPI]:
     from .queue.settings import QueueSettings
 
     table = serving.app.plugin_config("serve").get("queue", {})
-    models = {name: each.live for name, each in serving.models.items() if each.adapter is None}
     settings = QueueSettings.of(table, db=queue_db)
-    with answering(web, settings, models, serving.options):
+    with answering(web, settings, serving.models, serving.options):
         yield web
 
 

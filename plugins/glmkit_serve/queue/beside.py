@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from glmkit import GenerationOptions
-    from glmkit.live import Live
 
+    from ..api.served import Served
     from .settings import QueueSettings
 
 
 @contextmanager
 def answering(
-    web: FastAPI, settings: QueueSettings, models: Mapping[str, Live], options: GenerationOptions
+    web: FastAPI, settings: QueueSettings, models: Mapping[str, Served], options: GenerationOptions
 ) -> Iterator[None]:
     """Serve the queue's routes from ``web``, and answer its questions, while the block runs.
 
@@ -31,7 +31,7 @@ def answering(
     """
     with closing(open_queue(settings)) as database:
         add_queue(web, Store(database, settings), settings, models=list(models))
-        worker = Worker(database, settings, dict(models), options=options)
+        worker = Worker(database, settings, models, options=options)
         thread = threading.Thread(target=worker.run, name="queue")
         thread.start()
         try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,8 +16,6 @@ import click
 from glmkit import (
     LOADING,
     SAMPLING,
-    GenerationOptions,
-    Glmkit,
     GlmkitError,
     UsageError,
     given_of,
@@ -23,6 +23,7 @@ from glmkit import (
     sampling_options,
 )
 
+from ..command import bound, named_paths
 from ..limits import check_exposure
 from ..settings import Settings
 from .options import database_options, queue_settings
@@ -30,11 +31,12 @@ from .options import database_options, queue_settings
 if TYPE_CHECKING:
     from types import FrameType
 
-    import uvicorn
+    from glmkit import Glmkit
 
     from .database import Database
-    from .fleet import Fleet, Post
+    from .fleet import Post
     from .settings import QueueSettings
+    from .worker import Worker
 
 _QUEUE_FLAGS = ("history", "system", "slots", "lease_s", "max_attempts", "max_waiting", "keep_days")
 
@@ -52,13 +54,13 @@ _QUEUE_FLAGS = ("history", "system", "slots", "lease_s", "max_attempts", "max_wa
 @click.option(
     "--no-http", "--worker-only", "no_http", is_flag=True, help="Answer the table alone, no HTTP."
 )
-@click.option("--host", help="Address to listen at; default: this machine's own, 127.0.0.1.")
-@click.option("--port", type=int, help="Port; default: 8000; 0: any that is free.")
+@click.option("--host", help="Address to listen at; default: 127.0.0.1. Others need a key.")
+@click.option("--port", type=int, help="Default: 8000; 0 takes any that is free.")
 @click.option(
     "--api-key",
     "api_keys",
-    envvar="GLMKIT_API_KEYS",
-    help="Of which clients send one, separated by commas (GLMKIT_API_KEYS).",
+    multiple=True,
+    help="Key that clients have to send; better GLMKIT_API_KEYS, as commands can be seen.",
 )
 @click.option("--history", type=int, help="Earlier turns of a session that the model sees.")
 @click.option("--system", help="System message before each conversation.")
@@ -69,7 +71,20 @@ _QUEUE_FLAGS = ("history", "system", "slots", "lease_s", "max_attempts", "max_wa
 @click.option("--max-waiting", type=int, help="Questions that may wait; more are refused.")
 @click.option("--keep-days", type=float, help="Remove settled questions after so many days.")
 @model_options
-@click.option("--adapter", help="LoRA folder or file, or P-Tuning prefix folder, to put on.")
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="LoRA folder or file, or P-Tuning prefix folder, to answer under this name.",
+)
+@click.option(
+    "--kb",
+    "bases",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Folder of documents to answer from under this name.",
+)
 @sampling_options
 @click.pass_obj
 def queue(
@@ -77,10 +92,10 @@ def queue(
     /,
     workers: int,
     no_http: bool,
-    host: str | None,
-    port: int | None,
-    api_keys: str | None,
     model: str | None,
+    api_keys: tuple[str, ...],
+    adapters: tuple[str, ...],
+    bases: tuple[str, ...],
     **flags: Any,  # noqa: ANN401
 ) -> None:
     """Answer questions out of a database, in order, each once.
@@ -89,20 +104,21 @@ def queue(
     question) VALUES ('anna', 'What is a glacier?'). Any number of these commands, on any machines,
     may work on one database.
     """
-    from dataclasses import replace
-
-    from .database import open_queue
-    from .fleet import Post
-
     if no_http and not workers:
         raise UsageError("--no-http with --workers 0 leaves nothing to do")
     settings = queue_settings(app, **given_of(flags, ("db", "table", *_QUEUE_FLAGS)))
-    keys = None if api_keys is None else [each.strip() for each in api_keys.split(",")]
-    served = Settings.of(app.plugin_config("serve"), host=host, port=port, api_keys=keys)
+    served = Settings.of(app.plugin_config("serve"), **given_of(flags, ("host", "port")))
+    served = replace(served, api_keys=(*served.api_keys, *app.config.api_keys, *api_keys))
     if not no_http:
         check_exposure(served.host, served.api_keys)
-    options: GenerationOptions = replace(app.config.generation, **given_of(flags, SAMPLING))
-    post = Post(app.config, settings, model, given_of(flags, (*LOADING, "adapter")), options)
+    from ..api.served import Wanted
+    from .database import open_queue
+    from .fleet import Post
+
+    named = named_paths("--adapter", adapters), named_paths("--kb", bases)
+    wanted = Wanted(model, *named, loading=given_of(flags, LOADING))
+    options = replace(app.config.generation, **given_of(flags, SAMPLING))
+    post = Post(app.config, settings, wanted, options)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
         with _signals(), closing(open_queue(settings)) as database:
@@ -117,10 +133,12 @@ def _run(
 ) -> None:
     """Work until told to stop, or until the workers end by themselves."""
     over = threading.Event()
-    with _working(app, database, post, workers, over):
+    with ExitStack() as stack:
+        door = served and stack.enter_context(closing(bound(served.host, served.port)))
+        stack.enter_context(_working(app, database, post, workers, over))
         click.echo(f"answering with {workers} worker{'s' * (workers != 1)}", err=True)
-        if served is not None:
-            _serve(_server(database, post.settings, served), over)
+        if served is not None and door is not None:
+            _serve(database, post.settings, served, door, over)
         while served is None and not over.wait(0.2):
             pass
 
@@ -134,33 +152,36 @@ def _working(
     :param over: set when they end by themselves.
     """
     if workers == 1:
-        from .fleet import hire
+        from .fleet import hired
 
-        worker = hire(app, database, post)
-
-        def work() -> None:
-            try:
-                worker.run()
-            finally:
-                over.set()
-
-        thread = threading.Thread(target=work, name="worker")
-        thread.start()
-        try:
-            yield
-        finally:
-            worker.stop()
-            thread.join()
+        with hired(app, database, post) as worker:
+            yield from _thread(worker, over)
     elif workers:
-        yield from _fleet(post, workers, over)
+        yield from _processes(post, workers, over)
     else:
         yield
 
 
-def _fleet(post: Post, workers: int, over: threading.Event) -> Iterator[None]:
+def _thread(worker: Worker, over: threading.Event) -> Iterator[None]:
+    def work() -> None:
+        try:
+            worker.run()
+        finally:
+            over.set()
+
+    thread = threading.Thread(target=work, name="worker")
+    thread.start()
+    try:
+        yield
+    finally:
+        worker.stop()
+        thread.join()
+
+
+def _processes(post: Post, workers: int, over: threading.Event) -> Iterator[None]:
     from .fleet import Fleet
 
-    fleet: Fleet = Fleet(post, workers, over)
+    fleet = Fleet(post, workers, over)
     fleet.start()
     try:
         yield
@@ -170,31 +191,38 @@ def _fleet(post: Post, workers: int, over: threading.Event) -> Iterator[None]:
         raise GlmkitError("the workers cannot begin; the lines above say why")
 
 
-def _server(database: Database, settings: QueueSettings, served: Settings) -> uvicorn.Server:
+def _serve(
+    database: Database,
+    settings: QueueSettings,
+    served: Settings,
+    door: socket.socket,
+    over: threading.Event,
+) -> None:
+    """Serve until a signal comes or the workers end."""
     import uvicorn
 
-    from .http import app_of
+    from .http import ROOT, app_of
     from .store import Store
 
     web = app_of(Store(database, settings), settings, served.door)
     config = uvicorn.Config(
-        web, host=served.host, port=served.port, log_level="warning", access_log=False
+        web,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.stop_s)),
     )
-    return uvicorn.Server(config)
-
-
-def _serve(server: uvicorn.Server, over: threading.Event) -> None:
-    """Serve until a signal comes or the workers end."""
+    server = uvicorn.Server(config)
 
     def watch() -> None:
         over.wait()
         server.should_exit = True
 
     threading.Thread(target=watch, name="watch", daemon=True).start()
-    host, port = server.config.host, server.config.port
+    host, port = door.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    click.echo(f"http://{shown}:{port}/v1/queue", err=True)
-    server.run()
+    click.echo(f"http://{shown}:{port}{ROOT}", err=True)
+    server.run(sockets=[door])
 
 
 @contextmanager

@@ -8,10 +8,11 @@ import multiprocessing
 import signal
 import threading
 import time
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from glmkit import Config, GenerationOptions, Glmkit, GlmkitError
 
@@ -19,6 +20,7 @@ from .database import Database, open_queue
 from .settings import QueueSettings
 
 if TYPE_CHECKING:
+    from ..api.served import Wanted
     from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -36,10 +38,10 @@ class Post:
 
     config: Config
     settings: QueueSettings
-    model: str | None = None
-    loading: dict[str, Any] = field(default_factory=dict)
-    """Options of ``load_model``."""
+    wanted: Wanted
+    """What it answers with."""
     options: GenerationOptions = GenerationOptions()
+    """How tokens are picked, unless a question says otherwise."""
 
     def portable(self) -> Post:
         """Return the same in plain values, as another process can be sent."""
@@ -47,20 +49,23 @@ class Post:
         return dataclasses.replace(self, config=dataclasses.replace(self.config, plugins=plugins))
 
 
-def hire(app: Glmkit, database: Database, post: Post) -> Worker:
-    """Load the model, and return a worker that answers with it.
+@contextmanager
+def hired(app: Glmkit, database: Database, post: Post) -> Iterator[Worker]:
+    """Load what answers, and have a worker that is told to stop when the block ends.
 
-    :raises GlmkitError: if it cannot be loaded.
+    :raises GlmkitError: if something cannot be loaded.
     """
-    from glmkit.live import Live
-
+    from ..api.served import Serving
+    from ..settings import Settings
     from .worker import Worker
 
-    model = app.load_model(post.model, **post.loading)
     slots = post.settings.slots
-    live = Live(model, concurrency=slots, queue=slots)
-    names = dict.fromkeys((model.name, post.model or app.config.model))
-    return Worker(database, post.settings, {name: live for name in names}, options=post.options)
+    serving = Serving.open(app, Settings(concurrency=slots, max_waiting=slots), post.wanted)
+    models = {**serving.models, serving.live.name: next(iter(serving.models.values()))}
+    try:
+        yield Worker(database, post.settings, models, options=post.options)
+    finally:
+        serving.close()
 
 
 class Fleet:
@@ -155,8 +160,12 @@ def work(post: Post) -> None:
     told: list[int] = []  # an event would have a lock, which the signal may find taken
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     try:
-        with closing(open_queue(post.settings)) as database:
-            _until_told(hire(Glmkit(post.config), database, post), told)
+        app = Glmkit(post.config)
+        with (
+            closing(open_queue(post.settings)) as database,
+            hired(app, database, post) as worker,
+        ):
+            _until_told(worker, told)
     except GlmkitError as error:
         log.error("%s", error)
         raise SystemExit(HOPELESS) from error

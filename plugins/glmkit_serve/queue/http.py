@@ -187,12 +187,22 @@ class _Routes:
         return JsonResponse({"counts": self._store.counts(), "models": waiting})
 
 
-def app_of(
-    store: Store, settings: QueueSettings, door: Door, models: Collection[str] | None = None
-) -> FastAPI:
+def add_queue(
+    web: FastAPI, store: Store, settings: QueueSettings, models: Collection[str] | None = None
+) -> None:
+    """Serve a queue from ``web``, too.
+
+    :param models: names that may be asked for; None: any, as workers elsewhere may know them.
+    """
+    web.include_router(router_of(store, settings, models))
+    web.add_exception_handler(UnknownQuestionError, _gone)
+    web.add_exception_handler(DatabaseError, _away)
+
+
+def app_of(store: Store, settings: QueueSettings, door: Door) -> FastAPI:
     """Return an application that serves a queue and nothing else."""
     app = FastAPI(title="glmkit queue", docs_url=None, redoc_url=None)
-    add_queue(app, store, settings, models=models)
+    add_queue(app, store, settings)
 
     @app.get("/health")
     def health() -> Response:
@@ -202,15 +212,6 @@ def app_of(
 
     guard(app, door)
     return app
-
-
-def add_queue(
-    app: FastAPI, store: Store, settings: QueueSettings, *, models: Collection[str] | None = None
-) -> None:
-    """Serve a queue from an application, beside what else it serves."""
-    app.include_router(router_of(store, settings, models))
-    app.add_exception_handler(UnknownQuestionError, _gone)
-    app.add_exception_handler(DatabaseError, _away)
 
 
 async def _gone(request: Request, error: Exception) -> Response:

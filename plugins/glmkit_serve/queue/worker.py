@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from glmkit import (
     BusyError,
@@ -26,12 +27,16 @@ from glmkit import (
     Reply,
     UsageError,
 )
-from glmkit.live import Live, Ticket
 
 from .database import Database, DatabaseError
 from .leases import Lease, Leases
 from .settings import QueueSettings
 from .store import Store
+
+if TYPE_CHECKING:
+    from glmkit.live import Ticket
+
+    from ..api.served import Served
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +82,7 @@ class Worker:
         self,
         database: Database,
         settings: QueueSettings,
-        models: Mapping[str, Live],
+        models: Mapping[str, Served],
         *,
         options: GenerationOptions | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -227,14 +232,15 @@ class Worker:
                 self._ask(run)
 
     def _ask(self, run: _Run) -> None:
-        name = run.lease.model or next(iter(self._models))
+        served = self._models[run.lease.model or next(iter(self._models))]
         system = [Message("system", self._settings.system)] if self._settings.system else []
         try:
             question = Message("user", run.lease.question)
             options = options_of(run.lease.options, self._options)
-            run.ticket = self._models[name].ask(
-                [*system, *run.history, question], options, wake=self._news.set
-            )
+            if served.adapter is not None:
+                options = replace(options, adapter=served.adapter)
+            messages = [*system, *run.history, question]
+            run.ticket = served.live.ask(messages, options, wake=self._news.set)
         except GlmkitError as error:
             run.outcome = error
 
