@@ -12,7 +12,7 @@ from typing import Any
 from ..types import Progress
 from .checks import Longest
 from .data import Data
-from .samples import Sample
+from .samples import Preference, Sample, compared
 
 _EVERY = 20_000
 _SHARES = (50, 90, 95, 99)
@@ -107,6 +107,70 @@ class Statistics:
         if self.tokens.values:
             found |= {"tokens": self.tokens.figures(), "overlong": self.overlong}
         return found
+
+
+@dataclass
+class PairStatistics:
+    """What preference data is made of."""
+
+    pairs: int = 0
+    longer: int = 0
+    """Pairs whose better answer is the longer one, in characters."""
+    shorter: int = 0
+    with_margin: int = 0
+    turns: Counter[int] = field(default_factory=Counter)
+    """Pairs by how many questions they have."""
+    scripts: Counter[str] = field(default_factory=Counter)
+    """Pairs by the script of their better answers."""
+    prompts: Lengths = field(default_factory=Lengths)
+    """Characters of what is said before the answers."""
+    chosen: Lengths = field(default_factory=Lengths)
+    rejected: Lengths = field(default_factory=Lengths)
+    tokens: Lengths = field(default_factory=Lengths)
+    """Of the longer conversation of each pair, where a model was given."""
+    overlong: int = 0
+    """Pairs with more tokens than there may be."""
+
+    def add(self, pair: Preference, longest: Longest | None) -> None:
+        """Take a pair into account."""
+        better, worse = len(pair.chosen.content), len(pair.rejected.content)
+        self.pairs += 1
+        self.longer += better > worse
+        self.shorter += better < worse
+        self.with_margin += pair.margin is not None
+        self.turns[sum(each.role == "user" for each in pair.prompt)] += 1
+        self.scripts[script_of([pair.chosen.content])] += 1
+        self.prompts.add(sum(len(each.content) for each in pair.prompt))
+        self.chosen.add(better)
+        self.rejected.add(worse)
+        if longest is not None:
+            tokens = max(longest.measure(compared(pair, which)) for which in (0, 1))
+            self.tokens.add(tokens)
+            self.overlong += tokens > longest.tokens
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything, ready for JSON."""
+        names = ("pairs", "longer", "shorter", "with_margin")
+        found: dict[str, Any] = {name: getattr(self, name) for name in names}
+        found["turns"] = {str(turns): count for turns, count in sorted(self.turns.items())}
+        found["scripts"] = dict(self.scripts.most_common())
+        for name in ("prompts", "chosen", "rejected"):
+            found[f"{name.removesuffix('s')}_characters"] = getattr(self, name).figures()
+        if self.tokens.values:
+            found |= {"tokens": self.tokens.figures(), "overlong": self.overlong}
+        return found
+
+
+def pair_statistics(
+    data: Data, longest: Longest | None = None
+) -> Generator[Progress, None, PairStatistics]:
+    """Measure preference data; the parameters are those of :func:`statistics`."""
+    found = PairStatistics()
+    for number, pair in enumerate(data.preferences(), 1):
+        found.add(pair, longest)
+        if number % _EVERY == 0:
+            yield Progress("measuring", number, len(data))
+    return found
 
 
 def statistics(data: Data, longest: Longest | None = None) -> Generator[Progress, None, Statistics]:

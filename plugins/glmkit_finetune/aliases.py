@@ -114,8 +114,10 @@ IDLE = (
 _OURS = ("lora", "qlora", "ptuning", "full", "freeze")
 """Recipes that are supervised fine-tuning; those of other plugins do what they do."""
 _NO = (*FALSE, "none", "null")
+_STAGES = {"rm": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
+"""What others call a stage, and the recipe that does it here."""
 _FIXED: dict[str, tuple[tuple[str, ...], str]] = {
-    "stage": (("sft",), "glmkit finetune does 'sft' only (see glmkit finetune --list)"),
+    "stage": (("sft",), f"the recipe does 'sft'; others: {', '.join(_STAGES.values())}"),
     "do_train": (TRUE, "glmkit finetune trains; to measure a model: glmkit evaluate"),
     "lora_bias": (("none",), "a LoRA trains no biases here; leave it out"),
     "merge_lora": (_NO, "merge when it is trained: glmkit adapters merge BASE OUTPUT -o MERGED"),
@@ -295,6 +297,12 @@ def _leave_out(left: dict[str, Any]) -> None:
 def _check_kind(left: dict[str, Any], recipe: str) -> None:
     """Check what other trainers are told and a recipe's name says here."""
     ours = recipe in _OURS
+    stage = str(left.get("stage", "")).lower()
+    if stage in _STAGES and (ours or recipe in _STAGES.values()) and _STAGES[stage] != recipe:
+        raise UsageError(
+            f"stage is {stage!r}, and the recipe is {recipe!r}; run glmkit finetune "
+            f"{_STAGES[stage]}"
+        )
     for name, (allowed, says) in _FIXED.items():
         value = left.pop(name, None)
         if value is not None and ours and str(value).lower() not in allowed:

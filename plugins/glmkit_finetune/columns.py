@@ -20,6 +20,8 @@ _COLUMNS = {
     "system": "Column of the system message.",
     "messages": "Column of whole conversations.",
     "tools": "Column of the tools that are offered.",
+    "chosen": "Column of the better answer, of preference data.",
+    "rejected": "Column of the worse answer.",
 }
 
 

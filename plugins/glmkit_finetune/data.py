@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from .opinions import from_feedback
 if TYPE_CHECKING:
     from glmkit import Glmkit
     from glmkit.dataset.checks import Finding, Longest, Report
-    from glmkit.dataset.statistics import Statistics
+    from glmkit.dataset.statistics import PairStatistics, Statistics
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _SOURCES = click.argument("sources", nargs=-1, required=True, metavar="DATA...")
@@ -33,6 +32,13 @@ _TRAIN_ON = click.option(
     default="all",
     show_default=True,
     help="Which answers are learnt.",
+)
+_RANKED = click.option(
+    "--ranked",
+    type=click.Choice(["all", "best"]),
+    default="all",
+    show_default=True,
+    help="Of ranked answers, compare all with each other, or the best with the others.",
 )
 _SEED = click.option("--seed", default=42, show_default=True, help="Of what FILE#500 picks.")
 _MODEL = click.option("--model", help="Count in this model's tokens: name, hub id or folder.")
@@ -104,6 +110,8 @@ def _as_dict(report: Report) -> dict[str, Any]:
         "files": report.files,
         "rows": report.rows,
         "samples": report.samples,
+        "pairs": report.pairs,
+        "longer": report.longer,
         "counts": report.counts,
         "findings": [_finding(each) for each in report.findings],
     }
@@ -125,7 +133,11 @@ def _print_report(report: Report, limit: int) -> None:
         click.echo(f"... and {len(report.findings) - len(shown):,} more: --limit 0 shows all")
     counts = ", ".join(f"{name} {count:,}" for name, count in report.counts.items())
     verdict = "good" if report.good else "cannot be trained on as it is"
-    click.echo(f"{report.samples:,} of {report.rows:,} rows can be learnt; {counts or verdict}")
+    unit = "pairs" if report.pairs else "rows"
+    click.echo(f"{report.samples:,} of {report.rows:,} {unit} can be learnt; {counts or verdict}")
+    if report.pairs:
+        share = report.longer / report.pairs
+        click.echo(f"the better answer is the longer one in {report.longer:,} pairs ({share:.1%})")
 
 
 def _marked(finding: Finding) -> str:
@@ -148,6 +160,7 @@ def _marked(finding: Finding) -> str:
 @_OVERWRITE
 @reading_options
 @_SKIP
+@_RANKED
 @_SEED
 @click.pass_obj
 def convert(
@@ -158,14 +171,19 @@ def convert(
     output: Path,
     overwrite: bool,
     skip_bad: bool,
+    ranked: str,
     seed: int,
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Write DATA in another format; several are written into one file."""
-    from glmkit.dataset.converting import FORMATS, write_rows
+    from glmkit.dataset.converting import FORMATS, PAIR_FORMATS, write_rows
 
-    found = _opened(app, sources, options, skip_bad=skip_bad, seed=seed)
-    count = write_rows(map(FORMATS[wanted], found.samples()), output, overwrite=overwrite)
+    found = _opened(app, sources, options, skip_bad=skip_bad, seed=seed, ranked=ranked)
+    if found.compares:
+        rows = map(PAIR_FORMATS[wanted], found.preferences())
+    else:
+        rows = map(FORMATS[wanted], found.samples())
+    count = write_rows(rows, output, overwrite=overwrite)
     click.echo(f"{output}: {count:,} rows, {wanted}")
 
 
@@ -176,7 +194,7 @@ def _opened(
     **settings: Any,  # noqa: ANN401
 ) -> Data:
     """Read data through, and say on standard error what it is."""
-    found: Data = app.watch(opening(sources, **reading_of(options), **settings))
+    found: Data = app.watch(opening(sources, kind=None, **reading_of(options), **settings))
     click.echo(found.described, err=True)
     return found
 
@@ -186,6 +204,7 @@ def _opened(
 @reading_options
 @_SKIP
 @_TRAIN_ON
+@_RANKED
 @_SEED
 @_MODEL
 @_FAMILY
@@ -203,12 +222,13 @@ def stats(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Measure DATA: turns, lengths, languages, and with --model tokens and what is truncated."""
-    from glmkit.dataset.statistics import statistics
+    from glmkit.dataset.statistics import pair_statistics, statistics
 
     longest = _longest(app, model, family, max_length)
-    settings = {name: options.pop(name) for name in ("skip_bad", "train_on", "seed")}
+    settings = {name: options.pop(name) for name in ("skip_bad", "train_on", "ranked", "seed")}
     found = _opened(app, sources, options, **settings)
-    measured: Statistics = app.watch(statistics(found, longest))
+    measuring = pair_statistics if found.compares else statistics
+    measured: Statistics | PairStatistics = app.watch(measuring(found, longest))
     if as_json:
         _echo_json(measured.as_dict() | {"fingerprint": found.fingerprint})
         return
@@ -216,18 +236,20 @@ def stats(
         click.echo(line)
 
 
-def _lines(measured: Statistics, longest: Longest | None) -> Iterator[str]:
+def _lines(measured: Statistics | PairStatistics, longest: Longest | None) -> Iterator[str]:
     told = measured.as_dict()
-    for name in ("samples", "messages", "answers", "learnt", "with_system", "with_tools"):
-        yield f"{name.replace('_', ' '):<20} {told[name]:,}"
-    yield f"{'questions each':<20} " + _shares(told["turns"], measured.samples)
-    yield f"{'scripts':<20} " + _shares(told["scripts"], measured.samples)
-    for name in ("question_characters", "answer_characters", "tokens"):
-        if told.get(name):
-            figures = ", ".join(f"{key} {value:,}" for key, value in told[name].items())
+    whole: int = told.get("pairs") or told.get("samples") or 0
+    for name, value in told.items():
+        if isinstance(value, int) and name != "overlong":
+            yield f"{name.replace('_', ' '):<20} {value:,}"
+    yield f"{'questions each':<20} " + _shares(told["turns"], whole)
+    yield f"{'scripts':<20} " + _shares(told["scripts"], whole)
+    for name, value in told.items():
+        if value and (name.endswith("_characters") or name == "tokens"):
+            figures = ", ".join(f"{key} {each:,}" for key, each in value.items())
             yield f"{name.replace('_', ' '):<20} {figures}"
     if longest is not None:
-        share = measured.overlong / max(measured.samples, 1)
+        share = measured.overlong / max(whole, 1)
         above = f"{measured.overlong:,} above {longest.tokens:,} tokens ({share:.1%})"
         yield f"{'overlong':<20} {above}"
 
@@ -242,6 +264,7 @@ def _shares(counts: dict[str, int], whole: int) -> str:
 @reading_options
 @_SKIP
 @_TRAIN_ON
+@_RANKED
 @_SEED
 @_MODEL
 @_FAMILY
@@ -267,16 +290,17 @@ def preview(
 ) -> None:
     """Show the first samples of DATA as they are learnt, with --model to the very token.
 
-    What is learnt is green on a terminal and in brackets elsewhere.
+    What is learnt is green on a terminal and in brackets elsewhere. Of preference data, the
+    conversation with the better answer comes first, then the one with the worse.
     """
-    from .previews import as_dict, open_encoder, plain_lines, written_lines
+    from .previews import as_dict, first, open_encoder, plain_lines, written_lines
 
     length = options.pop("max_length") or TrainConfig.max_length
     writing = {name: options.pop(name) for name in ("family", "overlong", "system")}
-    settings = {name: options.pop(name) for name in ("skip_bad", "train_on", "seed")}
+    settings = {name: options.pop(name) for name in ("skip_bad", "train_on", "ranked", "seed")}
     if model is None and as_json:
         raise UsageError("--json shows tokens, which a model makes; give --model")
-    samples = islice(_opened(app, sources, options, **settings).samples(), count)
+    samples = first(_opened(app, sources, options, **settings), count)
     if model is None:
         _echo_parts("\n".join(plain_lines(each)) for each in samples)
         return

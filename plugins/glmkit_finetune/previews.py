@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,7 @@ from glmkit.dataset.checks import Longest
 
 if TYPE_CHECKING:
     from glmkit import Glmkit, Message
-    from glmkit.dataset import Sample
+    from glmkit.dataset import Data, Sample
     from glmkit.training.encoding import Encoded, SampleEncoder
 
 _ENDLESS = 1 << 30
@@ -31,6 +32,17 @@ def open_encoder(app: Glmkit, model: str, **options: Any) -> SampleEncoder:  # n
 
     located = app.locate_model(None if model == "default" else model)
     return SampleEncoder.open(located.path, **options)
+
+
+def first(data: Data, count: int) -> Iterator[Sample]:
+    """Yield the first samples; of preferences, a conversation with each answer."""
+    from glmkit.dataset.samples import compared
+
+    if data.compares:
+        pairs = islice(data.preferences(), count)
+        yield from (compared(each, which) for each in pairs for which in (0, 1))
+    else:
+        yield from islice(data.samples(), count)
 
 
 def counting(app: Glmkit, model: str, family: str | None, most: int) -> Longest:

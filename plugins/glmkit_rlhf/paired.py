@@ -33,6 +33,8 @@ class PairConfig(LoraConfig):
     others: all, best."""
 
     # --- what is trained ---
+    quantize: str | None = None
+    """Round the frozen weights: int4 or int8 (as qlora does); default: as they lie."""
     tuning: str = "lora"
     """lora, or full: all weights."""
     batch_size: int = 4
@@ -45,6 +47,10 @@ class PairConfig(LoraConfig):
         check_choice("ranked", self.ranked, ("all", "best"))
         if self.tuning == "full":
             refuse_half(self)
+        if self.quantize is not None:
+            check_choice("quantize", self.quantize, ("int4", "int8"))
+            if self.tuning == "full":
+                raise UsageError("rounded weights cannot learn themselves; take --tuning lora")
         self._check_run()
 
     tunings: ClassVar[tuple[str, ...]] = ("lora", "full")

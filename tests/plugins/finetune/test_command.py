@@ -220,7 +220,8 @@ FAULTS = [
     (["--learning-rate", "nan"], "must be a number, got 'nan'"),
     (["--set", "packing=maybe"], "packing \\(--set\\) must be true or false, got 'maybe'"),
     (["--lora_rank", "4", "--rank", "5"], "lora_rank and rank are the same setting"),
-    (["--stage", "dpo"], "stage is 'dpo'; glmkit finetune does 'sft' only"),
+    (["--stage", "rm"], "the recipe is 'lora'; run glmkit finetune reward"),
+    (["--stage", "kto"], "stage is 'kto'; the recipe does 'sft'; others: reward, dpo"),
     (["--quantization_bit", "4"], "the recipe 'lora' keeps weights as they are; use glmkit fine"),
     (["--load_in_4bit"], "quantization_bit: the recipe 'lora' keeps.*qlora"),
     (["--warmup_steps", "20"], "give --max-steps too, or the share of the steps: --warmup-ratio"),
@@ -259,7 +260,7 @@ def test_what_is_wrong_is_said_in_one_line(finetune, base, tmp_path, flags, says
 def test_recipes_of_others_are_of_any_stage():
     flags = {"stage": "dpo", "do_train": "true", "finetuning_type": "lora", "rank": "4"}
     assert config_of(LoraConfig, "dpo", flags=flags).rank == 4
-    with pytest.raises(UsageError, match="stage is 'dpo'"):
+    with pytest.raises(UsageError, match="stage is 'dpo'.*run glmkit finetune dpo"):
         config_of(LoraConfig, "lora", flags=flags)
 
 

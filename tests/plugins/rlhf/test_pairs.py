@@ -214,3 +214,36 @@ def test_published_files_are_read_whole(shared_data, name, pairs, longer):
     assert report.pairs == pairs
     assert longer is None or report.longer == longer
     assert report.rows - report.samples == (6 if longer is None else 0)
+
+
+def said(*words):
+    from click.testing import CliRunner
+
+    from glmkit_finetune.data import data
+
+    done = CliRunner().invoke(data, [str(each) for each in words], obj=_app())
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def _app():
+    from types import SimpleNamespace
+
+    return SimpleNamespace(watch=drain)
+
+
+def test_the_commands_of_data_know_pairs(tmp_path):
+    rows = [ALIKE["TRL"], {"prompt": "2+2?", "chosen": "It is 4.", "rejected": "5"}]
+    path = jsonl(tmp_path / "a.jsonl", *rows)
+    checked = said("check", path)
+    assert "2 of 2 pairs can be learnt; good" in checked
+    assert "the better answer is the longer one in 1 pairs (50.0%)" in checked
+    measured = json.loads(said("stats", path, "--json"))
+    assert (measured["pairs"], measured["longer"], measured["shorter"]) == (2, 1, 0)
+    assert measured["chosen_characters"]["max"] == 8
+    assert "longer               1" in said("stats", path)
+    shown = said("preview", path)
+    assert "assistant: ⟦2⟧" in shown and "assistant: ⟦3⟧" in shown and "2+2?" not in shown
+    out = tmp_path / "b.json"
+    said("convert", path, "--to", "sharegpt", "-o", out)
+    assert json.loads(out.read_text())[1]["rejected"] == {"from": "gpt", "value": "5"}
