@@ -51,8 +51,6 @@ class RunConfig:
     """Precision of the frozen weights: auto, float32, bfloat16, float16."""
     device: str | None = None
     """cpu, cuda, cuda:1, ...; default: the best."""
-    memory_check: bool = True
-    """Foretell the memory before anything is loaded, and refuse what does not fit."""
     gradient_checkpointing: bool = False
     """Work the inside of blocks out again when gradients need it: less memory, more time."""
 
@@ -150,6 +148,8 @@ class TrainConfig(RunConfig):
     """cpu, cuda, cuda:1, or several that share the layers: cuda:0,cuda:1; default: the best."""
     max_memory: str | None = None
     """Most that may be taken of each device: 0=10GiB,cpu=30GiB."""
+    memory_check: bool = True
+    """Foretell the memory before anything is loaded, and refuse what does not fit."""
     parallel: str = "ddp"
     """How several processes share the work: ddp, fsdp, zero1, zero2, zero3."""
     offload: bool = False
