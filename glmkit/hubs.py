@@ -28,6 +28,8 @@ DEFAULT_INDEX = "https://pypi.org/simple"
 
 _KEEP = (".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken")
 _PICKLED = re.compile(r"(pytorch_model|adapter_model)[\w.-]*\.bin")
+PIPELINE = "model_index.json"
+"""What names the parts of a picture model in diffusers' layout."""
 _LICENCE = re.compile(r"(model_)?licen[sc]e(\.\w+)?", re.IGNORECASE)
 _OTHER_RUNTIMES = {"onnx", "openvino", "coreml", "original", "flax", "tensorrt"}
 
@@ -117,13 +119,40 @@ def needed_paths(paths: Iterable[str], place: str) -> list[str]:
     kept = sorted(each for each in paths if _is_needed(each))
     safe = {_folder(each) for each in kept if each.endswith(".safetensors")}
     kept = [each for each in kept if not (_folder(each) in safe and _is_pickled(each))]
+    if PIPELINE in kept:
+        kept = _of_pipeline(kept)
     if not any(each.endswith((".safetensors", ".bin")) for each in kept):
         raise SourceError(
             f"{place} holds no weights that glmkit reads (*.safetensors, pytorch_model*.bin)"
         )
-    if not {"config.json", "adapter_config.json"} & set(kept):
+    if not {"config.json", "adapter_config.json", PIPELINE} & set(kept):
         raise SourceError(f"{place} holds no config.json; is it really a model?")
     return kept
+
+
+def _of_pipeline(paths: list[str]) -> list[str]:
+    """Pick what a picture model's folders hold once: no single file of all weights, no variants.
+
+    A variant, such as ``x.fp16.safetensors``, stays where the folder has no ``x.safetensors``.
+    """
+    weights = {each for each in paths if each.endswith(".safetensors")}
+    plain = {_folder(each) for each in weights if _variant(each) is None}
+    half = {_folder(each) for each in weights if _variant(each) == "fp16"}
+    left_out = {
+        each
+        for each in weights
+        if not _folder(each)
+        or (_variant(each) is not None and _folder(each) in plain)
+        or (_variant(each) not in (None, "fp16") and _folder(each) in half)
+    }
+    return [each for each in paths if each not in left_out]
+
+
+def _variant(path: str) -> str | None:
+    """Return what stands between name and ending: ``fp16`` in ``model.fp16.safetensors``."""
+    stem = path.rpartition("/")[2].removesuffix(".safetensors")
+    found = re.fullmatch(r"[\w-]+?\.(fp16|non_ema|bf16|fp32)(-\d+-of-\d+)?", stem)
+    return found[1] if found else None
 
 
 def _folder(path: str) -> str:
