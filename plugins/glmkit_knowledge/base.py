@@ -136,6 +136,12 @@ class KnowledgeBase:
             self._store.close()
         self._store = self._index = None
 
+    def remove(self) -> None:
+        """Close the index and delete its files; the documents stay."""
+        self.close()
+        for each in self._cache.glob(f"{self._path.stem}.*"):
+            each.unlink(missing_ok=True)
+
     def update(self) -> Generator[Progress, None, UpdateReport]:
         """Bring the index up to date with the folder; return an :class:`UpdateReport`.
 

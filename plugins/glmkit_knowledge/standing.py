@@ -56,6 +56,9 @@ class StandingModel(StreamedModel):
         self._app, self._model, self._settings = app, model, settings
         self._library = _Library(base, Retriever(base, base.encoder, home=app.config.home))
         self._close = weakref.finalize(self, base.close)
+        self._base = base
+        self.skipped: tuple[tuple[str, str], ...] = ()
+        """Documents that could not be read when the model was opened, each with the reason."""
 
     @classmethod
     def open(cls, app: Glmkit, path: Path, model: ChatModel) -> StandingModel:
@@ -68,12 +71,19 @@ class StandingModel(StreamedModel):
         if not path.exists():
             raise UsageError(f"no such folder or file: {path}; name one that holds documents")
         base = KnowledgeBase.open(path, home=app.config.home, encoder=_encoder_of(app))
-        app.watch(base.update())
-        return cls(app, base, model, settings)
+        report = app.watch(base.update())
+        opened = cls(app, base, model, settings)
+        opened.skipped = tuple(report.skipped)
+        return opened
 
     def close(self) -> None:
         """Close the index."""
         self._close()
+
+    def remove(self) -> None:
+        """Close the index and delete it; the documents stay."""
+        self._close()
+        self._base.remove()
 
     def stream(
         self, messages: Sequence[MessageLike], options: GenerationOptions | None = None

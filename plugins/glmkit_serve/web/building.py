@@ -103,7 +103,7 @@ def _leaving(page: Page) -> Any:  # noqa: ANN401
     def leave(request: gr.Request) -> None:
         visit = page.visits.leave(request.session_hash)
         if visit is not None:
-            page.talk.library.forget(visit.documents)
+            page.talk.library.remove(visit.documents)
 
     return leave
 

@@ -96,13 +96,17 @@ class Library:
         model = self._model(folder, speaker)
         return {Path(path).name: reason for path, reason in getattr(model, "skipped", ())}
 
-    def forget(self, folder: Path) -> None:
-        """Let the models of a folder go."""
+    def forget(self, folder: Path) -> list[ChatModel]:
+        """Let the models of a folder go and return them; answers that run on go on with theirs."""
         with self._opening:
-            for key in [each for each in self._models if each[0] == folder]:
-                close = getattr(self._models.pop(key), "close", None)
-                if close is not None:
-                    close()
+            return [self._models.pop(each) for each in list(self._models) if each[0] == folder]
+
+    def remove(self, folder: Path) -> None:
+        """Delete the index of a folder whose documents are gone."""
+        for model in self.forget(folder):
+            remove = getattr(model, "remove", None)
+            if remove is not None:
+                remove()
 
 
 def good_name(name: str) -> bool:

@@ -131,7 +131,8 @@ def page_of(
 
 def site_of(page: Page, keys: tuple[str, ...]) -> FastAPI:
     """Return the site with the tabs of plugins."""
-    from .site import local_names, site
+    from .entrance import local_names
+    from .site import site
 
     local = is_local(page.settings.host) and not keys
     return site(page, tabs_of(page.app), keys=keys, hosts=local_names() if local else None)

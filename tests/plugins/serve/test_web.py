@@ -1,6 +1,8 @@
 """The page without a browser: what is shown, asked, taken in, kept and refused."""
 
 import ast
+import asyncio
+import base64
 import html
 import os
 import re
@@ -8,9 +10,11 @@ import threading
 from pathlib import Path
 
 import pytest
+import web_parts
 from hypothesis import given, settings, strategies as st
 from web_parts import Scripted, make_page
 
+import glmkit
 from glmkit import (
     BusyError,
     ClosedError,
@@ -18,6 +22,7 @@ from glmkit import (
     DrawOptions,
     Message,
     Passage,
+    PluginError,
     TimeLimitError,
     UnknownNameError,
     UsageError,
@@ -26,10 +31,12 @@ from glmkit.live import Live
 from glmkit_serve.web import escaping, talk, words as texts
 from glmkit_serve.web.command import named
 from glmkit_serve.web.drawing import Brush
+from glmkit_serve.web.entrance import Entrance, local_names
 from glmkit_serve.web.library import OWN, good_name
 from glmkit_serve.web.opinions import improve, rate, turn_at
 from glmkit_serve.web.running import Wishes, run, voices_of
 from glmkit_serve.web.settings import WebSettings
+from glmkit_serve.web.tabs import Tab, tabs_of
 from glmkit_serve.web.talk import Wanted, rows_of
 from glmkit_serve.web.uploads import Limits, documents_in, safe_name, take_in
 from glmkit_serve.web.visits import Visits
@@ -395,7 +402,95 @@ def test_the_index_is_brought_up_to_date_and_tells_what_it_cannot_read(page, vis
     assert library.model(OWN, visit, speaker) is first
     (visit.documents / "b.md").write_text("two\0")
     assert library.update(visit.documents, speaker) == {"b.md": "no text"}
-    assert first.closed and set(library.model(OWN, visit, speaker).texts) == {"a.md", "b.md"}
+    assert library.model(OWN, visit, speaker) is not first and set(
+        library.model(OWN, visit, speaker).texts
+    ) == {"a.md", "b.md"}
+
+
+def test_the_knowledge_base_of_a_visit_is_read_asked_and_removed(tmp_path):
+    """With the real plugin."""
+    page = make_page(tmp_path / "home", plugins=web_parts.real_documents())
+    visit, library = page.visits.of("a"), page.talk.library
+    visit.documents.mkdir(parents=True)
+    (visit.documents / "nile.md").write_text("# Rivers\n\nThe Nile is 6,650 kilometres long.\n")
+    (visit.documents / "bad.pdf").write_bytes(b"no PDF at all")
+    assert "bad.pdf" in library.update(visit.documents, page.model)
+    turn, _ = ask(page, visit, "How long is the Nile in kilometres?", base=OWN)
+    assert turn.sources[0].path == "nile.md" and not turn.problem
+    refused, _ = ask(page, visit, "Who composed the opera Carmen?", base=OWN)
+    assert refused.ended == "refused" and not refused.sources
+    index = list((tmp_path / "home" / "knowledge").glob("documents-*"))
+    assert index
+    library.remove(visit.documents)
+    assert not any(each.exists() for each in index)
+
+
+# -- who may come in -------------------------------------------------------------------------------
+
+
+def answered(entrance, path="/", **headers):
+    """Return status and headers of what an ASGI application answers."""
+    sent = []
+
+    async def ask_it():
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        scope = {"type": "http", "method": "GET", "path": path, "headers": raw}
+        await entrance(scope, None, collect)
+
+    async def collect(message):
+        sent.append(message)
+
+    asyncio.run(ask_it())
+    return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+
+
+async def inside(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"in"})
+
+
+def basic(text):
+    return {"Authorization": "Basic " + base64.b64encode(text.encode()).decode()}
+
+
+def test_a_key_is_asked_for_as_password():
+    locked = Entrance(inside, ("key-1", "ключ"), None)
+    assert answered(locked, **basic("anybody:key-1"))[0] == 200
+    assert answered(locked, **basic(":ключ"))[0] == 200
+    wrong = (basic("key-1"), basic("a:key-2"), basic("a:"), {"Authorization": "Basic ?"}, {})
+    for headers in (*wrong, {"Authorization": "Bearer key-1"}):
+        status, told = answered(locked, "/en/gradio_api/upload", **headers)
+        assert status == 401 and told["www-authenticate"].startswith("Basic")
+
+
+def test_without_a_key_only_local_names_are_answered():
+    door = Entrance(inside, (), local_names("box.lan"))
+    for host in ("127.0.0.1:7860", "localhost", "[::1]:7860", "BOX.lan:7860"):
+        assert answered(door, Host=host)[0] == 200
+    for host in ("evil.example", "127.0.0.1.evil.example:7860", ""):
+        assert answered(door, Host=host)[0] == 403
+    assert "default-src 'self'" in answered(door, Host="localhost")[1]["content-security-policy"]
+
+
+# -- tabs of others --------------------------------------------------------------------------------
+
+
+def test_plugins_add_tabs_by_names_of_their_own(tmp_path):
+    class Other:
+        @glmkit.hookimpl
+        def register_tabs(self, register):
+            register(Tab("notes", "somewhere:build", {"en": "Notes", "zh": "笔记"}))
+
+    class Twice:
+        @glmkit.hookimpl
+        def register_tabs(self, register):
+            register(Tab("chat", "somewhere:build"))
+
+    app = make_page(tmp_path / "home", plugins={"other": Other()}).app
+    (tab,) = tabs_of(app)
+    assert (tab.title("zh"), tab.title("fr"), Tab("x", "y:z").title("en")) == ("笔记", "Notes", "x")
+    with app.plugins.using(Twice(), name="twice"), pytest.raises(PluginError, match="'chat'"):
+        tabs_of(app)
 
 
 def test_names_of_bases_are_names_and_no_paths(page):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +15,7 @@ from pathlib import Path
 import glmkit
 import glmkit_serve
 from glmkit import Chunk, DataError, Picture, Progress, Spec, StreamedModel, Usage, UsageError
-from glmkit.feedback import FeedbackStore
-from glmkit.live import Live
-from glmkit.testing import make_app
+from glmkit.testing import HashEncoder, make_app
 from glmkit_serve.web import running
 from glmkit_serve.web.settings import WebSettings
 from glmkit_serve.web.uploads import documents_in
@@ -25,16 +25,22 @@ class Scripted(StreamedModel):
     """Says what its script has for a question, word by word; else repeats the question.
 
     :param pause_s: between two words.
+    :param journal: file that gets a line for each answer that ended: how many words were said.
     """
 
     name = "scripted"
     languages = None
 
-    def __init__(self, script: dict[str, str] | None = None, pause_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        script: dict[str, str] | None = None,
+        pause_s: float = 0.0,
+        journal: Path | None = None,
+    ) -> None:
         self.script = script or {}
         self.pause_s = pause_s
+        self.journal = journal
         self.seen: list[tuple] = []
-        self.said = 0
         self.closed = threading.Event()
 
     def stream(self, messages, options=None):
@@ -43,15 +49,18 @@ class Scripted(StreamedModel):
         if question == "fail":
             raise UsageError("the model does not like <this>")
         words = re.findall(r"\S+\s*", self.script.get(question, f"You said: {question}"))
+        said = 0
         try:
-            for word in words[: options.max_tokens]:
+            for said, word in enumerate(words[: options.max_tokens], 1):  # noqa: B007
                 time.sleep(self.pause_s)
-                self.said += 1
                 yield Chunk(word)
             reason = "length" if len(words) > options.max_tokens else "stop"
             yield Chunk("", reason, Usage(1, len(words)))
         finally:
             self.closed.set()
+            if self.journal is not None:
+                with self.journal.open("a") as file:
+                    file.write(f"{said} {question}\n")
 
 
 class Cited(StreamedModel):
@@ -66,7 +75,7 @@ class Cited(StreamedModel):
             raise DataError("nothing in it can be read")
         self.skipped = tuple((each, "no text") for each, text in texts.items() if "\0" in text)
         self.texts = texts
-        self.closed = False
+        self.removed = False
 
     def stream(self, messages, options=None):
         found = tuple(
@@ -77,8 +86,8 @@ class Cited(StreamedModel):
             last = chunk.finish_reason is not None
             yield Chunk("", chunk.finish_reason, chunk.usage, found) if last else chunk
 
-    def close(self) -> None:
-        self.closed = True
+    def remove(self) -> None:
+        self.removed = True
 
 
 class Dots:
@@ -113,22 +122,35 @@ def load_dots(name, app) -> Dots:
     return Dots()
 
 
-class Parts:
-    """A plugin with documents and drawing."""
+def load_hash(name, app) -> HashEncoder:
+    """Return an encoder without a model."""
+    return HashEncoder()
+
+
+class Painting:
+    """A plugin that draws, and has an encoder for documents."""
+
+    @glmkit.hookimpl
+    def register_image_models(self, register):
+        register(Spec("dots", "Dots.", "web_parts:load_dots"))
+
+    @glmkit.hookimpl
+    def register_encoders(self, register):
+        register(Spec("hash", "", "web_parts:load_hash"))
+
+
+class Parts(Painting):
+    """The same with documents, too."""
 
     @glmkit.hookimpl
     def knowledge_model(self, path, model, app):
         return Cited(path, model)
 
-    @glmkit.hookimpl
-    def register_image_models(self, register):
-        register(Spec("dots", "Dots.", f"{__name__}:load_dots"))
-
 
 def make_page(home: Path, model=None, *, plugins=None, bases=None, wishes=None, **settings):
     """Return the page's parts, in English."""
     others = {"parts": Parts()} if plugins is None else plugins
-    app = make_app(home, serve=glmkit_serve, **others)
+    app = make_app(home, {"encoder": "hash"}, serve=glmkit_serve, **others)
     voices = running.voices_of(model or Scripted(), {})
     return running.page_of(
         app, WebSettings(**settings), voices, bases or {}, wishes or running.Wishes()
@@ -156,13 +178,26 @@ def served(page, keys=()) -> Iterator[str]:
             thread.join(10)
 
 
-__all__ = [
-    "Cited",
-    "Dots",
-    "FeedbackStore",
-    "Live",
-    "Parts",
-    "Scripted",
-    "make_page",
-    "served",
-]
+def real_documents() -> dict[str, object]:
+    """Return the plugins of a page that reads documents with the knowledge plugin."""
+    import glmkit_knowledge
+
+    return {"painting": Painting(), "knowledge": glmkit_knowledge}
+
+
+def serve_for_browsers(home: Path, script: dict[str, str]) -> None:
+    """Serve the page until standard input ends; print where.
+
+    In a process of its own: loading Gradio takes seconds, and it has threads.
+    """
+    model = Scripted(script, 0.02, home / "journal")
+    page = make_page(home, model, plugins=real_documents(), port=0, max_file_mb=0.01)
+    with served(page) as address:
+        sys.stdout.write(f"{address}\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    sys.modules["web_parts"] = sys.modules["__main__"]
+    serve_for_browsers(Path(sys.argv[1]), json.loads(sys.argv[2]))
