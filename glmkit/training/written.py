@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UsageError
 from ..evaluation.predicting import text_of
 from ..models.tokenizers import Detokenizer
 from ..runtime.answers import Answer
@@ -76,15 +76,13 @@ def write_answers(
     :param max_tokens: of an answer, with the token that ends it.
     :param computing: what products are taken in; see :class:`~.learner.Learner`.
     :raises CheckpointError: if the model has no chat format, or its scores are no numbers.
+    :raises UsageError: if a prompt fills the model's context.
     :raises OutOfMemoryError: if not even one row fits.
     """
     renderer = local.renderer
     if renderer is None:
         raise CheckpointError(f"{local.name} has no chat format, so it cannot answer")
-    begun = [
-        _Begun.of(each, renderer, local.settings.stop_ids, max_tokens, temperature)
-        for each in asked
-    ]
+    begun = [_Begun.of(each, renderer, local, max_tokens, temperature) for each in asked]
     with judged(local.model), computing_in(computing, local.model.like.device):
         _run(local, [each.answer.row for each in begun], begun)
     return [each.written() for each in begun]
@@ -114,13 +112,19 @@ class _Begun:
         cls,
         asked: Asked,
         renderer: Renderer,
-        stops: frozenset[int],
+        local: LocalModel,
         max_tokens: int,
         temperature: float,
     ) -> _Begun:
         """Begin an answer."""
         drawn = _Drawn(make_sampler(temperature=temperature, seed=asked.seed, prompt=asked.ids))
-        row = Row(list(asked.ids), max_tokens, stops, drawn)
+        room = local.context_length - len(asked.ids)
+        if room < 1:
+            raise UsageError(
+                f"a prompt of {len(asked.ids)} tokens leaves no room for an answer in a context of "
+                f"{local.context_length}"
+            )
+        row = Row(list(asked.ids), min(max_tokens, room), local.settings.stop_ids, drawn)
         chat_format = renderer.format
         text = Detokenizer(renderer.tokenizer, skip_special=chat_format.skip_special)
         reader = chat_format.reader(list(asked.messages))
@@ -152,8 +156,6 @@ def prompts_of(
 
     :param room: tokens that a prompt may have; old turns are left out for it.
     """
-    from ..errors import UsageError
-
     for messages in conversations:
         try:
             yield list(renderer.render(list(messages), room=room).ids)

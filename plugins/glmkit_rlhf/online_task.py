@@ -99,7 +99,7 @@ class OnlineTask(ABC):
         self.held = HeldFeed(len(self._held_questions), world, config.seed)
         return Intake(
             self.feed,
-            config.max_length * min(config.batch_size, self.rounds.own),
+            self._longest * config.batch_size,
             self.held if self._held_questions else None,
             self._described(prompts, left),
             prompts.fingerprint,
@@ -161,6 +161,7 @@ class OnlineTask(ABC):
 
     def _rendered(self, prompts: Prompts) -> tuple[list[Question], list[str]]:
         """Return prompts as tokens, and why some have none."""
+        from glmkit.models.layouts import read_model
         from glmkit.models.prompts import open_renderer
 
         config = self.config
@@ -172,7 +173,8 @@ class OnlineTask(ABC):
             )
         if config.system is not None:
             renderer = replace(renderer, system=config.system)
-        room = config.max_length - config.max_new_tokens
+        shape = read_model(Path(config.model), config.family).config
+        room = min(config.max_length, shape.context_length) - config.max_new_tokens
         found: list[Question] = []
         left: list[str] = []
         conversations = [each.messages for each in prompts.prompts]
@@ -183,6 +185,11 @@ class OnlineTask(ABC):
             else:
                 found.append(Question(prompt, ids))
         return found, left
+
+    @property
+    def _longest(self) -> int:
+        """Tokens that a prompt and its answer may have."""
+        return max(len(each.ids) for each in self._questions) + self.config.max_new_tokens
 
     def _rounds(self, world: int) -> Rounds:
         config = self.config

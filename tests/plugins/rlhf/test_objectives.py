@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from glmkit_rlhf.objectives import (
     AdaptivePenalty,
@@ -96,6 +96,7 @@ def test_generalised_advantages():
     close(found.returns, first + 0.5, 1.0, 2.0)
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.floats(-3, 3), min_size=1, max_size=12),
     st.floats(0, 1),

@@ -1,5 +1,7 @@
 """Rewards: the rules, how they are found by name, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 import glmkit
@@ -173,3 +175,16 @@ def test_hook_register_rewards(tmp_path):
     app = make_app(tmp_path / "home", rlhf=glmkit_rlhf, mine=plugin("length"))
     with pytest.raises(PluginError, match="'length' of plugin '(mine|rlhf)' is already registered"):
         registered(app.plugins)
+
+
+def test_the_example_of_a_reward(tmp_path, monkeypatch):
+    example = Path(__file__).parents[3] / "examples" / "plugins" / "glmkit-brevity"
+    monkeypatch.syspath_prepend(str(example))
+    import glmkit_brevity
+
+    app = make_app(tmp_path / "home", rlhf=glmkit_rlhf, brevity=glmkit_brevity)
+    known = registered(app.plugins)
+    row = {"reference": "Paris"}
+    for answer, expected in {"paris": 1.0, "it is paris": 1.0, "so it is Paris, I": 0.6}.items():
+        assert worth(known, "brevity:3", answer, row) == pytest.approx(expected)
+    assert worth(known, "brevity:3", "Rome", row) == 0.0
