@@ -48,7 +48,7 @@ class Tool:
         :raises UsageError: if a parameter has no annotation, or one of another type.
         """
         said = inspect.getdoc(function) or ""
-        called = name or getattr(function, "__name__", type(function).__name__)
+        called = name or str(getattr(function, "__name__", type(function).__name__))
         hints = _parameters(function, called)
         schema = _object(hints, _defaults(function), _param_docs(said))
         return cls(called, _summary(said), schema, partial(_call_typed, function, hints))
@@ -228,8 +228,15 @@ def _is_a(value: object, kind: str) -> bool:
         return kind == "boolean"
     if kind == "integer":
         return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    known = {"string": str, "number": (int, float), "array": (list, tuple), "object": Mapping}
-    return isinstance(value, known.get(kind, ()))
+    return isinstance(value, _TYPES.get(kind, ()))
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "number": (int, float),
+    "array": (list, tuple),
+    "object": (Mapping,),
+}
 
 
 def _parts(

@@ -51,6 +51,7 @@ def _list_tools(ctx: click.Context, param: click.Parameter, value: bool) -> None
 )
 @click.option(
     "--tools",
+    "listed",
     is_flag=True,
     is_eager=True,
     expose_value=False,

@@ -116,6 +116,8 @@ class _Drawing:
     """One run of the command."""
 
     def __init__(self, app: Glmkit, settings: Settings, given: dict[str, Any]) -> None:
+        if given["device"] is not None:
+            app.config = replace(app.config, device=given["device"])  # of both models
         self._app = app
         self._settings = settings
         self._given = given
@@ -161,6 +163,7 @@ class _Drawing:
         painter = self._app.load_image_model(name)
         if not isinstance(painter, Painter):
             raise UsageError(f"{name!r} is no model of this plugin, which draws with diffusers")
+        painter.name = name or painter.name  # as it was given: a record may travel
         return painter
 
     def _loras(self) -> list[tuple[Path, float]]:

@@ -45,7 +45,7 @@ _OTHER = (
     "坐 sitting,戴 wearing,戴着 wearing,穿着 wearing,拿着 holding,骑 riding,吃 eating,和 and,"
     "在 in,卡通 cartoon,油画 oil painting,水彩 watercolour,素描 pencil sketch,"
     "水墨画 Chinese ink painting,照片 photo,像素画 pixel art,动漫 anime,写实 realistic,"
-    "风格 style"
+    "风格 style,两只 two,三只 three,两个 two,三个 three"
 )
 _SILENT = (
     "一只 一个 一条 一匹 一头 一朵 一棵 一座 一辆 一架 一艘 一把 一顶 一本 一杯 一碗 一块 一片 "

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ _FORMATS = (
 )
 Part = tuple[str, str]
 """Component and path of a module in it."""
+Scale = Callable[[Part, int], float]
+"""Takes a part and its rank."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ class _Halves:
         self._halves.setdefault(part, {})[half] = tensor.float()
         self._keys.setdefault(part, key)
 
-    def joined(self, scale: Any) -> dict[Part, Factors]:  # noqa: ANN401
+    def joined(self, scale: Scale) -> dict[Part, Factors]:
         """Return all pairs.
 
         :param scale: takes part and rank, returns what the pair is multiplied with where no alpha
@@ -201,7 +203,7 @@ class _Halves:
             raise CheckpointError(f"{self._place}: an alpha of {'.'.join(lonely)!r} without a LoRA")
         return {part: self._pair(part, scale) for part in self._halves}
 
-    def _pair(self, part: Part, scale: Any) -> Factors:  # noqa: ANN401
+    def _pair(self, part: Part, scale: Scale) -> Factors:
         halves, key = self._halves[part], self._keys[part]
         if len(halves) != 2:
             (there,) = halves

@@ -59,6 +59,9 @@ class Record:
 
         :raises TypeError: if something is missing or of another kind.
         """
+        wrong = [name for name, kind in _KINDS.items() if not isinstance(said.get(name), kind)]
+        if wrong:
+            raise TypeError(f"it lacks {', '.join(wrong)}, or has them in another form")
         known = {each.name for each in fields(cls)}
         given = {name: value for name, value in said.items() if name in known}
         width, height = given["size"]
@@ -84,6 +87,13 @@ class Record:
         )
         negative = f"Negative prompt: {self.negative}\n" if self.negative else ""
         return f"{self.prompt}\n{negative}{told}"
+
+
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("wish", "prompt", "model", "negative", "fingerprint"), str),
+    **dict.fromkeys(("seed", "steps"), int),
+    "guidance": (int, float, type(None)),
+}
 
 
 def versions() -> dict[str, str]:

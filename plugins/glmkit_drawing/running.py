@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from inspect import signature
 from queue import SimpleQueue
 from threading import Event
 from typing import Any
@@ -31,6 +32,7 @@ def steps_of(
     :raises PictureError: if the numbers of a step are not finite.
     """
     left, said = Event(), SimpleQueue[int | None]()
+    reports = "callback_on_step_end" in signature(pipeline.__call__).parameters
 
     def after(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
         if left.is_set():
@@ -44,7 +46,8 @@ def steps_of(
 
     with ThreadPoolExecutor(1, "drawing") as pool:
         try:
-            running = pool.submit(pipeline, **arguments, callback_on_step_end=after)
+            more = {"callback_on_step_end": after} if reports else {}
+            running = pool.submit(pipeline, **arguments, **more)
             running.add_done_callback(finished)
             while (step := said.get()) is not None:
                 yield step

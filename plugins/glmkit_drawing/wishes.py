@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glmkit import GenerationOptions, Message, UsageError, language_of
+from glmkit import GenerationOptions, Message, SourceError, UsageError, language_of
 
 from .keywords import translate
 
@@ -58,27 +58,34 @@ def word(wish: str, painter: Painter, chat: Callable[[], ChatModel] | None) -> W
         return fit(
             painter, wish, f"drawn as wished: {painter.name!r} knows short wishes in {spoken}"
         )
-    model = chat()
-    if model.languages is None or language_of(wish) in model.languages:
-        prompt = _asked(model, wish, painter)
-        if prompt is not None:
-            return fit(painter, prompt, f"worded by {model.name!r}")
-        if language_of(wish) in painter.about.languages:
-            return fit(painter, wish, f"drawn as wished: {model.name!r} strayed from the wish")
-    return _from_table(wish, painter, model.name)
+    why = "no chat model is here"
+    try:
+        model = chat()
+    except SourceError:
+        pass  # wording is a help: it is not worth failing, nor fetching what may not be fetched
+    else:
+        why = f"{model.name!r} does not speak its language"
+        if model.languages is None or language_of(wish) in model.languages:
+            prompt = _asked(model, wish, painter)
+            if prompt is not None:
+                return fit(painter, prompt, f"worded by {model.name!r}")
+            why = f"{model.name!r} strayed from the wish"
+    if language_of(wish) in painter.about.languages:
+        return fit(painter, wish, f"drawn as wished: {why}")
+    return _from_table(wish, painter, why)
 
 
-def _from_table(wish: str, painter: Painter, model: str) -> Worded:
-    """Translate word by word, where the chat model cannot."""
+def _from_table(wish: str, painter: Painter, why: str) -> Worded:
+    """Translate word by word, where no chat model does."""
     english, unknown = translate(wish)
     if not english or unknown:
         lacking = ", ".join(unknown) or wish
         raise UsageError(
-            f"nobody here puts this wish into English: the chat model {model!r} does not, and the "
-            f"table of words lacks {lacking}; wish in English, name a chat model that speaks "
-            f"Chinese (--model glm-4-9b), or pass the wish as it is (--no-expand)"
+            f"nobody here puts this wish into English: {why}, and the table of words lacks "
+            f"{lacking}; wish in English, name a chat model that speaks Chinese (--model "
+            "glm-4-9b), or pass the wish as it is (--no-expand)"
         )
-    return fit(painter, english, f"translated word by word, as {model!r} speaks no Chinese")
+    return fit(painter, english, f"translated word by word: {why}")
 
 
 def _asked(model: ChatModel, wish: str, painter: Painter) -> str | None:
@@ -88,10 +95,18 @@ def _asked(model: ChatModel, wish: str, painter: Painter) -> str | None:
     for asked, answer in _EXAMPLES:
         messages += [Message("user", asked), Message("assistant", answer)]
     # Greedy: the same wish gives the same prompt, and with it the same picture.
-    options = GenerationOptions(max_tokens=4 * words, temperature=0)
+    options = GenerationOptions(max_tokens=2 * words, temperature=0)
     answer = model.reply([*messages, Message("user", wish)], options).text
-    prompt = _STOP.split(answer.strip())[0].strip().strip("\"'`“”").strip()
+    line = _STOP.split(answer.strip())[0].strip().strip("\"'`“”").strip()
+    prompt = _own(line, wish)
     return prompt if _is_prompt(prompt, wish) else None
+
+
+def _own(line: str, wish: str) -> str:
+    """Leave out what a small model says twice, or repeats from the examples."""
+    taught = {each for _, answer in _EXAMPLES for each in answer.split(", ")[1:]}
+    phrases = dict.fromkeys(each.strip() for each in line.rstrip(".").split(","))
+    return ", ".join(each for each in phrases if each and (each not in taught or each in wish))
 
 
 def _is_prompt(prompt: str, wish: str) -> bool:
@@ -113,12 +128,15 @@ def fit(painter: Painter, prompt: str, how: str) -> Worded:
     room = painter.room
     if room is None or painter.count(prompt) <= room:
         return Worded(prompt, how)
-    ends = [each.start() for each in re.finditer(r"[,，、;；\s]+", prompt)] or range(1, len(prompt))
-    fitting = [end for end in ends if end and painter.count(prompt[:end]) <= room]
-    end = max(fitting, default=0)
-    if not end:
+    end = 0
+    for between in (r"[,，、;；。]\s*", r"\s+", r"(?<=[^\x00-\x7f])"):  # the best place first
+        ends = (each.start() for each in re.finditer(between, prompt))
+        end = max((each for each in ends if painter.count(prompt[:each]) <= room), default=0)
+        if prompt[:end].strip():
+            break
+    if not prompt[:end].strip():
         raise UsageError(
             f"the first word of the wish has more than the {room} tokens that the text encoder of "
             f"{painter.name!r} reads; shorten it"
         )
-    return Worded(prompt[:end].rstrip(), how, prompt[end:].strip(",，、;； "))
+    return Worded(prompt[:end].rstrip(",，、;； "), how, prompt[end:].strip(",，、;； "))

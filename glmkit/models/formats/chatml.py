@@ -11,6 +11,8 @@ _ROLES = {"observation": "tool"}
 
 
 def _pieces(messages: Sequence[Message], system: str) -> list[Piece]:
+    # What a tool found can be read; an offer of tools would be dropped in silence.
+    refuse_tools([each for each in messages if each.tools], "a model with this chat format")
     turns = [(_ROLES.get(each.role, each.role), each.content) for each in messages]
     if system and messages[0].role != "system":
         turns.insert(0, ("system", system))
