@@ -121,7 +121,7 @@ class Config:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """What clients of a server of our own have to send, beside those in its own table."""
     generation: GenerationOptions = GenerationOptions()
-    plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _EMPTY)
+    plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _EMPTY, repr=False)
     """The ``[plugins.<name>]`` tables, checked by the plugins themselves."""
 
     @property

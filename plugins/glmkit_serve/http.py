@@ -179,7 +179,7 @@ async def _plain(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     """Tell what is wrong with a body, without repeating it."""
     found = error.errors() if isinstance(error, RequestValidationError) else ()
-    first = next(iter(found), {})
+    first: Mapping[str, Any] = next(iter(found), {})
     where = ".".join(str(each) for each in tuple(first.get("loc", ()))[1:])
     said = str(first.get("msg", "the request cannot be read")).encode("ascii", "replace").decode()
     where = where.encode("ascii", "replace").decode()[:200]
