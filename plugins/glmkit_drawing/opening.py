@@ -69,7 +69,7 @@ def _open(folder: Path, app: Glmkit, name: str) -> Painter:
     from .painter import Painter
 
     device = _device(app.config.first_device)
-    pipeline = _pipeline(folder, device)
+    pipeline = open_pipeline(folder, device)
     return Painter(pipeline, name=name, about=read_about(folder), fingerprint=fingerprint(folder))
 
 
@@ -103,7 +103,11 @@ def _device(wanted: str | None) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _pipeline(folder: Path, device: str) -> Any:  # noqa: ANN401
+def open_pipeline(folder: Path, device: str) -> Any:  # noqa: ANN401
+    """Open a folder: in single precision on processors, in half precision elsewhere.
+
+    :raises CheckpointError: if it draws no pictures from text, or its weights cannot be read.
+    """
     import torch
 
     if find_spec("diffusers") is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from glmkit import CheckpointError, UsageError
 
-from ..opening import INDEX, _pipeline as open_pipeline
+from ..opening import INDEX, open_pipeline
 
 if TYPE_CHECKING:
     from PIL import Image
