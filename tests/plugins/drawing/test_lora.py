@@ -160,7 +160,7 @@ def test_kohyas_keys_are_named_too(painter, loras, tmp_path):
     with pytest.raises(CheckpointError, match="attn7_to_q"):
         painter.wear([(save(renamed, tmp_path / "b.safetensors"), 1.0)])
     with pytest.raises(CheckpointError, match="lora_unet_x.lora_mid.weight"):
-        more = tensors | {"lora_unet_x.lora_mid.weight": tensors[key]}
+        more = tensors | {"lora_unet_x.lora_mid.weight": tensors[key].clone()}
         read_lora(save(more, tmp_path / "c.safetensors"))
 
 
