@@ -55,7 +55,7 @@ def chat_tab(page: Page, blocks: gr.Blocks) -> None:
             base = documents_panel(page, blocks)
             choices = _choices(page)
     parts = _Parts(talk, box, review, better, [choices[0], base, *choices[1:]])
-    _connect(_Turns(page), parts, fresh)
+    _connect(_Turns(page), parts, fresh, page.settings.concurrency)
     _connect_opinions(_Opinions(page), parts, save, close)
 
 
@@ -210,10 +210,14 @@ class _Turns:
         return [], gr.update(submit_btn=True, stop_btn=False), gr.update(visible=False)
 
 
-def _connect(turns: _Turns, parts: _Parts, fresh: gr.Button) -> None:
+def _connect(turns: _Turns, parts: _Parts, fresh: gr.Button, side_by_side: int) -> None:
     """Say what happens when."""
     shown = [parts.talk, parts.box]
-    many: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+    many: dict[str, Any] = {
+        "concurrency_limit": side_by_side,
+        "concurrency_id": "ask",
+        "show_progress": "hidden",
+    }
     now: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     chosen = parts.chosen
     asked = (

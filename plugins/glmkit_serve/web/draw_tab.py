@@ -55,7 +55,8 @@ def draw_tab(page: Page) -> None:
             [gallery, told],
             api_visibility="private",
             show_progress="hidden",
-            concurrency_limit=None,
+            concurrency_limit=4,
+            concurrency_id="draw",
         )
     stop.click(turns.stop, None, None, queue=False, api_visibility="private")
 

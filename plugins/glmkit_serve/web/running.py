@@ -61,7 +61,7 @@ def run(app: Glmkit, wishes: Wishes) -> None:
     :raises MissingExtraError: if the page's libraries are not installed.
     """
     table = app.plugin_config("serve")
-    keys = Settings.of(table).api_keys + wishes.keys
+    keys = (*Settings.of(table).api_keys, *app.config.api_keys, *wishes.keys)
     settings = WebSettings.of(table.get("web", {}), **wishes.flags)
     check_exposure(settings.host, keys)
     bases = _files(wishes.bases, "--kb")

@@ -38,7 +38,7 @@ class WebSettings:
     max_tokens: int = 4096
     """Longest answer that may be asked for, 16..10**6 tokens."""
     concurrency: int = 32
-    """Answers that are shown side by side, 1..1000."""
+    """Answers that are shown side by side in each language, 1..500; more wait."""
     timeout_s: float = 600.0
     """How long an answer may take, waiting included, 1..86400 seconds."""
 
@@ -79,7 +79,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "max_bases": (0, 1000),
     "max_chars": (1, 10**6),
     "max_tokens": (16, 10**6),
-    "concurrency": (1, 1000),
+    "concurrency": (1, 500),
     "timeout_s": (1, 86400),
 }
 _WHOLE = set(_RANGES) - {"max_file_mb", "timeout_s"}

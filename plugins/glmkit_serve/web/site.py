@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, Request
 from starlette.responses import RedirectResponse, Response
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from .page import Page
     from .tabs import Tab
+
+_BESIDE = 16
+"""Threads of one page for all but answers: uploads, drawing, opinions."""
 
 
 def site(
@@ -49,7 +53,7 @@ def site(
 
     for language in LANGUAGES:
         blocks = build(replace(page, words=Words(language)), tabs)
-        blocks.queue(max_size=None, default_concurrency_limit=page.settings.concurrency)
+        blocks.queue(max_size=None, default_concurrency_limit=_BESIDE)
         _mount(app, blocks, language, page)
     app.add_middleware(Entrance, keys=keys, hosts=hosts)
     return app
@@ -73,9 +77,16 @@ def _mount(app: FastAPI, blocks: gr.Blocks, language: str, page: Page) -> None:
     )
 
 
+def _needed(page: Page) -> int:
+    return (page.settings.concurrency + _BESIDE) * len(LANGUAGES)
+
+
 def _lifespan(page: Page) -> Any:  # noqa: ANN401
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Each answer holds a thread while it waits for its next word; others are to be served, too.
+        threads = current_default_thread_limiter()
+        threads.total_tokens = max(threads.total_tokens, _needed(page))
         yield
         page.visits.close()
 
