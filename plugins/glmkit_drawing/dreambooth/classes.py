@@ -7,6 +7,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from glmkit import StepLog, UsageError
 from glmkit.training.folder import CLASS_PICTURES
 
@@ -21,11 +23,14 @@ def class_pictures(
     pipeline: Any,  # noqa: ANN401
     config: DreamboothConfig,
     side: int,
+    computing: torch.dtype | None = None,
 ) -> Generator[StepLog, None, list[Path]]:
     """Return the files of pictures of the class; those that lack are drawn first.
 
     A run that was stopped goes on drawing where it was.
 
+    :param side: width and height.
+    :param computing: what products are taken in.
     :raises UsageError: if the folder holds pictures that were drawn of something else.
     """
     folder = Path(config.class_data or Path(config.output) / CLASS_PICTURES).expanduser()
@@ -33,7 +38,7 @@ def class_pictures(
     found = pictures_in(folder)
     if len(found) < config.class_count:
         _keep_about(folder, _about(config, side), drawn=bool(found))
-        yield from _drawn(pipeline, config, folder, side)
+        yield from _drawn(pipeline, config, folder, side, computing)
         found = pictures_in(folder)
     return found[: config.class_count]
 
@@ -74,6 +79,7 @@ def _drawn(
     config: DreamboothConfig,
     folder: Path,
     side: int,
+    computing: torch.dtype | None,
 ) -> Generator[StepLog, None, None]:
     """Draw until there are enough; every picture has a seed and a name of its own."""
     lacks = config.class_count - len(pictures_in(folder))
@@ -89,6 +95,7 @@ def _drawn(
             side=side,
             steps=config.sample_steps or 1,
             guidance=config.guidance or 0,
+            computing=computing,
         )
         for at, picture in zip(some, pictures, strict=True):
             partial = folder / f".{_name(at)}.partial"

@@ -141,7 +141,7 @@ class _Run:
         pipeline.to(self.device)
         of_class: list[Path] = []
         if config.prior_preservation:
-            of_class = yield from class_pictures(pipeline, config, side)
+            of_class = yield from class_pictures(pipeline, config, side, self.computing)
         run = self._described(photographs, of_class)
         yield StepLog(0, 0, note=f"encoding {len(photographs) + len(of_class):,} pictures")
         things = encoded(pipeline.vae, photographs, side, crops=config.crops, flip=config.flip)
