@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from glmkit import Glmkit
 
     from .database import Database
-    from .fleet import Post
+    from .post import Post
     from .settings import QueueSettings
     from .worker import Worker
 
@@ -113,7 +113,7 @@ def queue(
         check_exposure(served.host, served.api_keys)
     from ..api.served import Wanted
     from .database import open_queue
-    from .fleet import Post
+    from .post import Post
 
     named = named_paths("--adapter", adapters), named_paths("--kb", bases)
     wanted = Wanted(model, *named, loading=given_of(flags, LOADING))

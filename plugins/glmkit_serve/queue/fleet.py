@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import multiprocessing
 import signal
@@ -14,13 +13,12 @@ from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING
 
-from glmkit import Config, GenerationOptions, Glmkit, GlmkitError
+from glmkit import Glmkit, GlmkitError
 
 from .database import Database, open_queue
-from .settings import QueueSettings
+from .post import Post, portable
 
 if TYPE_CHECKING:
-    from ..api.served import Wanted
     from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -30,23 +28,6 @@ HOPELESS = 78
 _LOOK_S = 0.2
 _SHORT_LIFE_S = 10.0
 _LONGEST_PAUSE_S = 30.0
-
-
-@dataclass(frozen=True)
-class Post:
-    """What a worker has to know to begin, in this process or another."""
-
-    config: Config
-    settings: QueueSettings
-    wanted: Wanted
-    """What it answers with."""
-    options: GenerationOptions = GenerationOptions()
-    """How tokens are picked, unless a question says otherwise."""
-
-    def portable(self) -> Post:
-        """Return the same in plain values, as another process can be sent."""
-        plugins = {name: dict(table) for name, table in self.config.plugins.items()}
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, plugins=plugins))
 
 
 @contextmanager
@@ -77,7 +58,7 @@ class Fleet:
     """
 
     def __init__(self, post: Post, count: int, hopeless: threading.Event) -> None:
-        self._post = post.portable()
+        self._post: Post = portable(post)
         self._spawn = multiprocessing.get_context("spawn")
         self._seats = [_Seat() for _ in range(count)]
         self._over = threading.Event()

@@ -146,7 +146,7 @@ class _Routes:
             raise HttpError(
                 400, f"states are {', '.join(STATES)}, got {state!a:.80}", param="state"
             )
-        found = [told(self._store, each) for each in self._store.listed(state, limit=limit)]
+        found = [told(each) for each in self._store.listed(state, limit=limit)]
         return JsonResponse({"data": found})
 
     async def look(self, number: Number, wait: Waited = 0.0) -> Response:
@@ -161,7 +161,7 @@ class _Routes:
         """Stream the answer as server-sent events."""
         question = await run_in_threadpool(self._store.get, number)
         ahead = await run_in_threadpool(self._store.ahead, question)
-        events = _events(self._watcher, question, ahead)
+        events = events_of(self._watcher, question, ahead)
         return StreamingResponse(events, media_type="text/event-stream")
 
     def cancel(self, number: Number) -> Response:
@@ -256,9 +256,11 @@ async def _settled(watcher: Watcher, question: Question, wait_s: float) -> Quest
     return latest[0]
 
 
-async def _events(watcher: Watcher, question: Question, ahead: int) -> AsyncGenerator[bytes, None]:
+async def events_of(
+    watcher: Watcher, question: Question, ahead: int
+) -> AsyncGenerator[bytes, None]:
     """Yield what changes about a question: its state, more of the answer, at last all of it."""
-    telling = _Telling(question)
+    telling = Telling(question)
     yield _event({"id": question.id, "state": question.state, "ahead": ahead})
     spoke = time.monotonic()
     async with aclosing(watcher.follow(question.id)) as rounds:
@@ -275,7 +277,7 @@ async def _events(watcher: Watcher, question: Question, ahead: int) -> AsyncGene
     yield b"data: [DONE]\n\n"
 
 
-class _Telling:
+class Telling:
     """Knows what a client was told of a question, and says what is new."""
 
     def __init__(self, question: Question) -> None:
