@@ -100,7 +100,7 @@ class DpoLearner(nn.Module):
         found = token_log_probs(
             self.model, hidden[(wanted - 1).to(hidden.device)], batch.ids[wanted]
         )
-        sums = torch.stack([each.sum() for each in torch.split(found, _counts(batch))])
+        sums = torch.stack([each.sum() for each in torch.split(found, batch.sizes)])
         return Logs(sums[::2], sums[1::2])
 
     def _reference(self, batch: PairBatch) -> Logs:
@@ -131,11 +131,6 @@ def _figures(policy: Logs, reference: Logs, beta: float) -> dict[str, Tensor]:
     }
 
 
-def _counts(batch: PairBatch) -> list[int]:
-    """Return the tokens of each answer, 2S numbers."""
-    return [int(each.sum()) for each in torch.split(batch.learnt, list(batch.lengths))]
-
-
 def _sizes(batch: PairBatch) -> Logs:
-    counts = torch.tensor(_counts(batch), device=batch.ids.device)
+    counts = torch.tensor(batch.sizes, device=batch.ids.device)
     return Logs(counts[::2], counts[1::2])

@@ -10,7 +10,7 @@ Letters: N places, H hidden size.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -34,10 +34,12 @@ class ScalarHead(nn.Module):
     """A linear layer with one output, in single precision whatever the model lies in; at first 0.
 
     :param size: H.
+    :param pooling: what of a conversation it reads; see :func:`pooled`.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, pooling: str = "last") -> None:
         super().__init__()
+        self.pooling = pooling
         self.weight = nn.Parameter(torch.zeros(size))
         self.bias = nn.Parameter(torch.zeros(()))
 
@@ -71,10 +73,29 @@ def worth(model: CausalModel, hidden: Tensor, name: str = REWARD) -> Tensor:
     return found
 
 
-def save_head(state: Mapping[str, Tensor], folder: Path, name: str = REWARD) -> None:
+def pooled(hidden: Tensor, lengths: Sequence[int], sizes: Sequence[int], pooling: str) -> Tensor:
+    """Return what a head reads of conversations, (S, H).
+
+    :param hidden: (N, H), one conversation behind another, normed.
+    :param lengths: tokens of each, S of them.
+    :param sizes: tokens of their answers, at their ends.
+    :param pooling: ``last``: the last token; ``mean``: the mean over the answer's tokens.
+    """
+    parts = torch.split(hidden, list(lengths))
+    if pooling == "last":
+        return torch.stack([each[-1] for each in parts])
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    ends = zip(parts, sizes, strict=True)
+    return torch.stack([each[len(each) - size :].to(exact).mean(0) for each, size in ends])
+
+
+def save_head(
+    state: Mapping[str, Tensor], folder: Path, name: str = REWARD, *, pooling: str = "last"
+) -> None:
     """Write a head.
 
     :param state: ``weight`` and ``bias``.
+    :param pooling: what it reads; see :func:`pooled`.
     """
     from safetensors.torch import save_file
 
@@ -83,7 +104,7 @@ def save_head(state: Mapping[str, Tensor], folder: Path, name: str = REWARD) -> 
     about = {
         "format": 1,
         "hidden_size": len(state["weight"]),
-        "place": "last token, behind the norm",
+        "pooling": pooling,
     }
     (folder / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -111,7 +132,7 @@ def load_head(folder: Path, size: int | None = None, name: str = REWARD) -> Scal
     try:
         about: Any = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         state = load_file(file)
-        head = ScalarHead(int(about["hidden_size"]))
+        head = ScalarHead(int(about["hidden_size"]), pooling=str(about["pooling"]))
         head.load_state_dict(state)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{file} is damaged or not whole ({error}); copy it again") from error
@@ -128,10 +149,18 @@ class Headed:
 
     :param inner: what is trained of the model itself.
     :param rate: the learning rate of the head; None: as the rest's.
+    :param pooling: what the head reads; see :func:`pooled`.
     """
 
-    def __init__(self, inner: Tuning, name: str = REWARD, *, rate: float | None = None) -> None:
-        self.inner, self.name, self.rate = inner, name, rate
+    def __init__(
+        self,
+        inner: Tuning,
+        name: str = REWARD,
+        *,
+        rate: float | None = None,
+        pooling: str = "last",
+    ) -> None:
+        self.inner, self.name, self.rate, self.pooling = inner, name, rate, pooling
         self.kind, self.lossless = inner.kind, inner.lossless
         self.forecast = inner.forecast
         self.whole = bool(getattr(inner, "whole", False))
@@ -145,7 +174,7 @@ class Headed:
     def dress(self, model: CausalModel) -> None:
         """Freeze and add as the inner tuning does, and put the head on."""
         self.inner.dress(model)
-        put_head(model, self.name)
+        put_head(model, self.name).pooling = self.pooling
 
     def groups(self, model: CausalModel, config: TrainConfig) -> list[Group]:
         """Return the inner tuning's groups, and the head apart where it has a rate of its own."""
@@ -162,7 +191,7 @@ class Headed:
         start = f"{self.name}."
         head = {name.removeprefix(start): v for name, v in state.items() if name.startswith(start)}
         self.inner.save({n: v for n, v in state.items() if not n.startswith(start)}, folder)
-        save_head(head, folder, self.name)
+        save_head(head, folder, self.name, pooling=self.pooling)
 
     def load(self, folder: Path) -> dict[str, Tensor]:
         """Return what was written; of an adapter without a head, a new one.

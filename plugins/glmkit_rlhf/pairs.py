@@ -167,9 +167,10 @@ class PairBatch:
         )
 
     @property
-    def ends(self) -> Tensor:
-        """Where the last token of each conversation is, int64 (2S,)."""
-        return torch.tensor(self.lengths).cumsum(0) - 1
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens of each answer, 2S of them."""
+        parts = torch.split(self.learnt, list(self.lengths))
+        return tuple(int(each.sum()) for each in parts)
 
 
 def taken_in(config: PairConfig, world: int) -> Generator[StepLog, None, Intake]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from glmkit import StepLog, UsageError
 from glmkit.recipes import Alias
+from glmkit.training.configs import check_choice
 
 from .paired import PairConfig, tuning_of
 
@@ -25,6 +26,8 @@ class RewardConfig(PairConfig):
     # --- reward model ---
     centering: float = 0.0
     """How much the mean reward of both answers is drawn to 0 (0.01 for example)."""
+    pooling: str = "last"
+    """What the head reads: the last token, or the mean over the answer's tokens: last, mean."""
     head_rate: float | None = None
     """The learning rate of the head; default: as learning-rate."""
 
@@ -35,6 +38,7 @@ class RewardConfig(PairConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
+        check_choice("pooling", self.pooling, ("last", "mean"))
         if not 0 <= self.centering < float("inf"):
             raise UsageError(f"centering must be 0 or more, got {self.centering}")
         if self.head_rate is not None and not 0 < self.head_rate < float("inf"):
@@ -56,7 +60,7 @@ class Reward:
         from .reward_task import RewardTask
 
         inner = HeadOnly(Path(config.model)) if config.tuning == "head" else tuning_of(config)
-        tuning = Headed(inner, rate=config.head_rate)
+        tuning = Headed(inner, rate=config.head_rate, pooling=config.pooling)
         yield from train(config, tuning, recipe="reward", task=RewardTask(config))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from glmkit.training.attention import placed
 from glmkit.training.learner import Loss, computing_in
 
-from .heads import worth
+from .heads import head_of, pooled
 from .losses import bradley_terry
 from .pairs import PairBatch, taken_in
 
@@ -46,7 +46,10 @@ class RewardTask:
         self, config: TrainConfig, local: LocalModel, computing: torch.dtype | None
     ) -> RewardLearner:
         """Return the model's loss of pairs."""
-        return RewardLearner(local.model, centering=self.config.centering, computing=computing)
+        still = self.config.tuning == "head"
+        return RewardLearner(
+            local.model, centering=self.config.centering, computing=computing, still=still
+        )
 
 
 class RewardLearner(nn.Module):
@@ -54,6 +57,8 @@ class RewardLearner(nn.Module):
 
     :param model: with a head; whatever of it requires gradients is trained.
     :param computing: see :class:`glmkit.training.learner.Learner`.
+    :param still: only the head learns: what it reads of a pair never changes, and is worked out
+        when the pair is first seen, of each pair alone, so that a resumed run gets the same.
     """
 
     def __init__(
@@ -62,9 +67,12 @@ class RewardLearner(nn.Module):
         *,
         centering: float = 0.0,
         computing: torch.dtype | None = None,
+        still: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.centering, self.computing = model, centering, computing
+        self.known: dict[int, Tensor] | None = {} if still else None
+        """What the head reads of pairs, (2, H) each, by their keys."""
 
     def forward(self, batch: PairBatch) -> Loss:
         """Return the Bradley-Terry loss, each pair times its share, and what it comes from."""
@@ -85,6 +93,21 @@ class RewardLearner(nn.Module):
 
     def rewards(self, batch: PairBatch) -> Tensor:
         """Return what each answer is worth, (2S,): better, worse, better, worse, ..."""
+        found: Tensor = head_of(self.model)(self._read(batch))
+        return found
+
+    def _read(self, batch: PairBatch) -> Tensor:
+        """Return what the head reads, (2S, H)."""
+        if self.known is None:
+            return self._pooled(batch)
+        for at, key in enumerate(batch.keys):
+            if key not in self.known:
+                with torch.no_grad():
+                    self.known[key] = self._pooled(batch.alone(at))
+        return torch.cat([self.known[key] for key in batch.keys])
+
+    def _pooled(self, batch: PairBatch) -> Tensor:
         positions, blocks = placed(self.model, batch.ids, batch.lengths)
         hidden = self.model.hidden(batch.ids[None], positions, past=blocks)[0]
-        return worth(self.model, hidden[batch.ends.to(hidden.device)])
+        pooling = head_of(self.model).pooling
+        return pooled(self.model.norm(hidden), batch.lengths, batch.sizes, pooling)

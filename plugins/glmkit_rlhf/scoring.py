@@ -14,11 +14,12 @@ from glmkit.dataset.samples import Sample
 from glmkit.training.attention import placed
 from glmkit.training.encoding import SampleEncoder
 
-from .heads import REWARD, load_head, worth
+from .heads import REWARD, head_of, load_head, pooled
 
 if TYPE_CHECKING:
     from glmkit import Glmkit
     from glmkit.runtime.engines.local import LocalModel
+    from glmkit.training.examples import Example
     from glmkit.types import MessageLike
 
 _AT_ONCE = 4096
@@ -90,7 +91,7 @@ class RewardModel:
     def scores(self, conversations: Iterable[Sequence[MessageLike]]) -> Iterator[list[float]]:
         """Yield the same, some at a time, as they come."""
         rows = (self._row(each) for each in conversations)
-        some: list[torch.Tensor] = []
+        some: list[Example] = []
         for row in rows:
             if some and sum(map(len, some)) + len(row) > _AT_ONCE:
                 yield self._scored(some)
@@ -99,23 +100,24 @@ class RewardModel:
         if some:
             yield self._scored(some)
 
-    def _row(self, conversation: Sequence[MessageLike]) -> torch.Tensor:
+    def _row(self, conversation: Sequence[MessageLike]) -> Example:
         messages = tuple(Message.of(each) for each in conversation)
         weights = (*(0.0 for _ in messages[1:]), 1.0)
         (found,) = self.encoder.encode([Sample(messages, weights)])
         if not found.rows:
             raise DataError(f"a conversation cannot be scored: {found.reason}")
-        return torch.from_numpy(found.rows[-1].ids).long()
+        return found.rows[-1]
 
     @torch.inference_mode()
-    def _scored(self, rows: Sequence[torch.Tensor]) -> list[float]:
-        model = self.local.model
-        ids, lengths = torch.cat(list(rows)), [len(each) for each in rows]
+    def _scored(self, rows: Sequence[Example]) -> list[float]:
+        model, head = self.local.model, head_of(self.local.model)
+        ids = torch.cat([torch.from_numpy(each.ids).long() for each in rows])
         ids = ids.to(model.like.device)
+        lengths = [len(each) for each in rows]
+        sizes = [int((each.weights > 0).sum()) for each in rows]
         positions, blocks = placed(model, ids, lengths)
-        hidden = model.hidden(ids[None], positions, past=blocks)[0]
-        ends = torch.tensor(lengths).cumsum(0) - 1
-        found: list[float] = worth(model, hidden[ends.to(hidden.device)]).tolist()
+        hidden = model.norm(model.hidden(ids[None], positions, past=blocks)[0])
+        found: list[float] = head(pooled(hidden, lengths, sizes, head.pooling)).tolist()
         return found
 
 

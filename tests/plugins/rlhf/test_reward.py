@@ -75,7 +75,8 @@ def asked(rows=ROWS):
 )
 def test_a_reward_model_tells_answers_apart_and_reloads(tmp_path, data, layout, tuning):
     base = tiny_checkpoint(tmp_path / "base", layout=layout)
-    config, logs = trained(base, data, tmp_path / "run", tuning=tuning)
+    pooling = "mean" if tuning == "head" or layout == "chatglm" else "last"
+    config, logs = trained(base, data, tmp_path / "run", tuning=tuning, pooling=pooling)
     first, *_, last = [each for each in logs if each.loss is not None]
     assert first.loss == pytest.approx(0.693147, abs=1e-5)  # the head begins at 0
     assert last.loss < first.loss and last.metrics["accuracy"] == 1
@@ -176,6 +177,7 @@ def test_a_head_is_exact_under_autocast():
     ("name", "value", "reason"),
     [
         ("tuning", "some", "tuning must be one of lora, full, head"),
+        ("pooling", "some", "pooling must be one of last, mean"),
         ("ranked", "some", "ranked must be one of all, best"),
         ("packing", True, "a pair is a row already"),
         ("parallel", "zero3", "each process then has the whole model"),
