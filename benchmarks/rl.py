@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from record import Record
+from record import Record, machine_name
 
 LOW, HIGH = 0.3, 0.8
 """A reward should rise from below the one to above the other."""
@@ -111,7 +110,6 @@ def rounds(trial: Trial, model: str, settings: dict[str, Any], updates: int) -> 
 def measure(trial: Trial, model: str, settings: dict[str, Any], updates: int) -> dict[str, Any]:
     """Run to the end, or until there is nothing more to gain; return what it came to."""
     found: list[float] = []
-    began = time.monotonic()
     reached = None
     for reward in rounds(trial, model, settings, updates):
         found.append(reward)
@@ -127,7 +125,6 @@ def measure(trial: Trial, model: str, settings: dict[str, Any], updates: int) ->
         "last": sum(found[-WINDOW:]) / WINDOW,
         f"updates until {HIGH}": reached,
         "updates": len(found),
-        "seconds": time.monotonic() - began,
         "rewards": found,
     }
 
@@ -161,7 +158,11 @@ def main() -> None:
                 found = measure(trial, model, settings, given.updates)
                 record.results[trial.name] = found
                 print(f"{trial.name}: {found['first']:.3f} -> {found['last']:.3f}", flush=True)
-    print(record.write(given.out))
+    from importlib.metadata import version
+
+    names = ("glmkit", "torch", "peft")
+    record.versions = {each: version(each) for each in names} | {"threads": torch.get_num_threads()}
+    print(record.write(given.out, name=f"{machine_name()}-rl"))
 
 
 if __name__ == "__main__":
