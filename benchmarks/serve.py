@@ -25,12 +25,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from prompts import prompts
-from record import Record
+from record import ROOT, Record
 
 import glmkit
 
@@ -43,12 +43,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write."""
     given = _parsed(arguments)
     record = Record(settings={key: str(value) for key, value in vars(given).items()})
-    texts, record.settings["prompts from"] = prompts(QUESTIONS, given.data)
+    texts, record.settings["prompts from"] = prompts(QUESTIONS, ROOT)
     model = glmkit.load(given.model)
+    numbers = count()  # each prompt begins with its own, so that none is known already
+    questions = (f"{at}: {texts[at % len(texts)]}" for at in numbers)
     with _server(given) as (process, port):
-        before = _offline(model, texts, given)
-        load = asyncio.run(_load(process.pid, port, texts, given))
-        after = _offline(model, texts, given)
+        before = _offline(model, questions, given)
+        load = asyncio.run(_load(process.pid, port, questions, given))
+        after = _offline(model, questions, given)
     speeds = [load.tokens / load.seconds] * 2
     rounds = {"glmkit serve": speeds, "offline batch": [before, after]}
     record.add("answers", rounds, "tokens/s", over="glmkit serve")
@@ -62,33 +64,30 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="default")
     parser.add_argument("--seconds", type=float, default=180.0, help="of load on the server")
-    parser.add_argument("--offline", type=float, default=30.0, help="seconds of each offline batch")
+    parser.add_argument("--offline", type=int, default=512, help="questions of an offline batch")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--leaving", type=float, default=0.1, help="share of answers left early")
     parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
     parser.add_argument("--out", type=Path)
     return parser.parse_args(arguments)
 
 
 def _offline(
     model: Any,  # noqa: ANN401
-    texts: list[str],
+    questions: Iterator[str],
     given: argparse.Namespace,
 ) -> float:
-    """Return the tokens/s of a batch in this process, once all its rows run."""
+    """Return the tokens/s of a batch in this process, from its first row to its last."""
     options = glmkit.GenerationOptions(max_tokens=given.max_tokens, temperature=0)
-    asked = (
-        glmkit.Ask(at, [{"role": "user", "content": texts[at % len(texts)]}], options)
-        for at in count()
-    )
-    tokens, begun = 0, time.perf_counter()
-    with closing(model.answers(asked, concurrency=given.clients)) as answers:
-        for _, reply in answers:
-            tokens += reply.usage.completion_tokens
-            if time.perf_counter() - begun > given.offline:
-                break
-    return tokens / (time.perf_counter() - begun)
+    asked = [
+        glmkit.Ask(at, [{"role": "user", "content": text}], options)
+        for at, text in enumerate(islice(questions, given.offline))
+    ]
+    begun = time.perf_counter()
+    replies = [reply for _, reply in model.answers(asked, concurrency=given.clients)]
+    speed = sum(each.usage.completion_tokens for each in replies) / (time.perf_counter() - begun)
+    print(f"offline: {speed:.0f} tokens/s", flush=True)
+    return speed
 
 
 @contextmanager
@@ -132,14 +131,13 @@ class _Load:
         ]
 
 
-async def _load(pid: int, port: int, texts: list[str], given: argparse.Namespace) -> _Load:
+async def _load(pid: int, port: int, questions: Iterator[str], given: argparse.Namespace) -> _Load:
     load, chance, begun = _Load(), random.Random(0), time.perf_counter()
     until = begun + given.seconds
-    numbers = count()
 
     async def client() -> None:
         while time.perf_counter() < until:
-            text = texts[next(numbers) % len(texts)]
+            text = next(questions)
             leaves = chance.random() < given.leaving
             try:
                 await _ask(port, text, given.max_tokens, load, leaves=leaves)

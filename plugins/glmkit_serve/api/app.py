@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from anyio import to_thread
 from fastapi import APIRouter, FastAPI
 
 import glmkit
@@ -26,16 +23,8 @@ log = logging.getLogger("glmkit.serve")
 
 
 def build(serving: Serving) -> FastAPI:
-    """Return the application that serves ``serving`` and closes it at the end."""
-
-    @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        await to_thread.run_sync(serving.close)
-
-    app = FastAPI(
-        title="glmkit", version=glmkit.__version__, docs_url=None, redoc_url=None, lifespan=life
-    )
+    """Return the application that serves ``serving``, which whoever opened it closes."""
+    app = FastAPI(title="glmkit", version=glmkit.__version__, docs_url=None, redoc_url=None)
     meter = Meter(serving)
     app.include_router(chatting.router(serving, meter))
     app.include_router(others.router(serving, meter))
