@@ -11,6 +11,7 @@ import gradio as gr
 from .documents import documents_panel
 from .opinions import improve, rate, turn_at
 from .talk import Wanted, rows_of
+from .voices import suited
 
 if TYPE_CHECKING:
     from glmkit.feedback import Rating
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from .page import Page
     from .visits import Visit
 
-_TEMPERATURE = 0.7
-_TOP_P = 0.9
 Update = Any
 """What Gradio takes for one component: a value, or a change of its properties."""
 
@@ -91,6 +90,7 @@ def _box(page: Page) -> gr.Textbox:
 def _choices(page: Page) -> list[Any]:
     """Build what else is chosen; in the order of :class:`~.talk.Wanted`, the base left out."""
     words, asked = page.words, page.app.config.generation
+    warmth, share = suited(page.model)
     names = page.talk.voices.names()
     with gr.Accordion(words("settings"), open=False, elem_id="settings"):
         voice = gr.Dropdown(names, value=names[0], label=words("model"), elem_id="voice")
@@ -98,7 +98,7 @@ def _choices(page: Page) -> list[Any]:
         temperature = gr.Slider(
             0,
             2,
-            value=_TEMPERATURE if asked.temperature is None else asked.temperature,
+            value=warmth if asked.temperature is None else asked.temperature,
             step=0.05,
             label=words("temperature"),
             info=words("temperature_more"),
@@ -106,7 +106,7 @@ def _choices(page: Page) -> list[Any]:
         top_p = gr.Slider(
             0.05,
             1,
-            value=_TOP_P if asked.top_p is None else asked.top_p,
+            value=share if asked.top_p is None else asked.top_p,
             step=0.05,
             label=words("top_p"),
             info=words("top_p_more"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from glmkit import UnknownNameError, UsageError
 
@@ -57,6 +57,18 @@ class Voices:
 
     def __iter__(self) -> Iterator[Voice]:
         return iter(self._voices.values())
+
+
+_TEMPERATURE, _TOP_P = 0.7, 0.9
+
+
+def suited(model: object) -> tuple[float, float]:
+    """Return the temperature and top-p that a model's authors chose, where it says so."""
+    own = getattr(getattr(model, "model", model), "settings", None)
+    found = getattr(own, "temperature", None), getattr(own, "top_p", None)
+    if all(isinstance(each, (int, float)) for each in found):
+        return cast("tuple[float, float]", found)
+    return _TEMPERATURE, _TOP_P
 
 
 def worn_by(

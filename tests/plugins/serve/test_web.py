@@ -8,6 +8,7 @@ import os
 import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import web_parts
@@ -40,7 +41,7 @@ from glmkit_serve.web.tabs import Tab, tabs_of
 from glmkit_serve.web.talk import Wanted, rows_of
 from glmkit_serve.web.uploads import Limits, documents_in, safe_name, take_in
 from glmkit_serve.web.visits import Visits
-from glmkit_serve.web.voices import worn_by
+from glmkit_serve.web.voices import suited, worn_by
 from glmkit_serve.web.words import LANGUAGES, TEXTS, Words, preferred
 
 EN, ZH = Words("en"), Words("zh")
@@ -301,6 +302,13 @@ def test_adapters_are_chosen_by_name(tmp_path):
     assert visit.turns[0].adapter == "poet"
     with pytest.raises(UsageError, match="takes no adapters"):
         worn_by(Scripted(), {"poet": "/p"})
+
+
+def test_sliders_begin_where_the_model_was_made_for(model):
+    model.settings = SimpleNamespace(temperature=0.2, top_p=0.8)
+    with Live(model) as live:
+        assert suited(live) == suited(model) == (0.2, 0.8)
+    assert suited(Scripted()) == (0.7, 0.9)
 
 
 # -- documents -------------------------------------------------------------------------------------
