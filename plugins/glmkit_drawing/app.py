@@ -182,8 +182,10 @@ def _options_of(given: dict[str, Any]) -> DrawOptions:
 def _recorded(record: Record, given: dict[str, Any]) -> DrawOptions:
     """Return the options of a record, but for those that were given."""
     said = DrawOptions(record.negative, record.size, record.steps, record.guidance, record.seed)
-    asked = given_of(given, ("negative", "steps", "guidance", "seed", "count"))
-    return replace(said, **asked, **({"size": size_of(given["size"])} if given["size"] else {}))
+    asked: dict[str, Any] = given_of(given, ("negative", "steps", "guidance", "seed", "count"))
+    if given["size"]:
+        asked["size"] = size_of(given["size"])
+    return replace(said, **asked)
 
 
 def _check_same(painter: Painter, record: Record, picture: Path) -> None:

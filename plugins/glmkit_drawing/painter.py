@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 _SEEDS = 2**63
+_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
 @dataclass(frozen=True)
@@ -77,18 +78,28 @@ class Painter:
     @property
     def room(self) -> int | None:
         """Tokens of a prompt that the text encoder reads; None: nobody knows."""
-        tokenizer = getattr(self.pipeline, "tokenizer", None)
-        config = getattr(getattr(self.pipeline, "text_encoder", None), "config", None)
-        limits = (
-            getattr(tokenizer, "model_max_length", None),
-            getattr(config, "max_position_embeddings", None),
-        )
-        known = [each for each in limits if isinstance(each, int) and 0 < each < 1 << 20]
-        return min(known) if known and tokenizer is not None else None
+        return self._reader()[1]
 
     def count(self, text: str) -> int:
         """Return the tokens of a prompt, those around it included."""
-        return len(self.pipeline.tokenizer(text, truncation=False, verbose=False).input_ids)
+        return len(self._reader()[0](text, truncation=False, verbose=False).input_ids)
+
+    def _reader(self) -> tuple[Any, int | None]:
+        """Return the tokenizer whose encoder reads most of a prompt, and how much that is."""
+        own = [getattr(self.pipeline, each, None) for each in _TOKENIZERS]
+        tokenizers = [each for each in own if each is not None]
+        said = self._takes.get("max_sequence_length")
+        if not tokenizers:
+            return None, None
+        if said is not None and isinstance(said.default, int):
+            return tokenizers[-1], said.default  # a T5 beside CLIP reads on where that ends
+        config = getattr(getattr(self.pipeline, "text_encoder", None), "config", None)
+        limits = (
+            getattr(tokenizers[0], "model_max_length", None),
+            getattr(config, "max_position_embeddings", None),
+        )
+        known = [each for each in limits if isinstance(each, int) and 0 < each < 1 << 20]
+        return tokenizers[0], min(known, default=None)
 
     def draw(
         self, wish: str, options: DrawOptions | None = None, *, asked: str | None = None

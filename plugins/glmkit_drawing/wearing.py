@@ -113,7 +113,7 @@ def _problem(
     weight = getattr(module, "weight", None)
     if module is None or weight is None:
         return f"no such module in its {component}"
-    base = getattr(module, "base_layer", module)  # under a LoRA that is on already
+    base: Any = getattr(module, "base_layer", module)  # under a LoRA that is on already
     there = tuple(base.weight.shape)
     asked = (factors.up.shape[0], *factors.down.shape[1:])
     return "" if there == asked else f"{asked} for a module of {there}"

@@ -104,16 +104,27 @@ def _asked(model: ChatModel, wish: str, painter: Painter) -> str | None:
 
 def _own(line: str, wish: str) -> str:
     """Leave out what a small model says twice, or repeats from the examples."""
-    taught = {each for _, answer in _EXAMPLES for each in answer.split(", ")[1:]}
-    phrases = dict.fromkeys(each.strip() for each in line.rstrip(".").split(","))
-    return ", ".join(each for each in phrases if each and (each not in taught or each in wish))
+    taught = [_words(each) for _, answer in _EXAMPLES for each in answer.split(", ")[1:]]
+    phrases: dict[frozenset[str], str] = {}
+    for each in line.rstrip(". ").split(","):
+        phrases.setdefault(frozenset(_words(each)), each.strip())
+    return ", ".join(
+        phrase
+        for words, phrase in phrases.items()
+        if words and (words <= _words(wish) or words not in taught)
+    )
+
+
+def _words(text: str) -> set[str]:
+    """Return the words of a text that say something."""
+    return {each for each in re.findall("[a-z]{3,}", text.lower()) if each not in _SMALL}
 
 
 def _is_prompt(prompt: str, wish: str) -> bool:
     """Tell whether a prompt is English and, for an English wish, still about it."""
     if not re.search("[A-Za-z]{2}", prompt) or language_of(prompt) != "en":
         return False
-    wished = {each for each in re.findall("[a-z]{3,}", wish.lower()) if each not in _SMALL}
+    wished = _words(wish)
     kept = {each for each in wished if each.rstrip("s") in prompt.lower()}
     return language_of(wish) != "en" or 2 * len(kept) >= len(wished)
 

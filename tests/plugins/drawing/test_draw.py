@@ -20,6 +20,7 @@ from glmkit_drawing.app import draw
 from glmkit_drawing.commands import draw as draw_group
 from glmkit_drawing.files import keep, slug
 from glmkit_drawing.opening import About
+from glmkit_drawing.painter import Painter
 from glmkit_drawing.records import read_record
 from glmkit_drawing.running import PictureError
 from glmkit_drawing.settings import size_of
@@ -209,6 +210,20 @@ def test_what_does_not_fit_is_cut_and_told(run, painter):
     assert said["prompt"] + ", " + said["cut"] == wish
     assert painter.count(said["prompt"]) <= 32 < painter.count(said["prompt"] + ", a green cat")
     assert f"cut, as the text encoder reads 32 tokens: {said['cut']}" in done.stderr
+
+
+def test_a_longer_text_encoder_beside_clip_is_the_one_that_counts(painter):
+    class Twice:
+        tokenizer, tokenizer_2 = None, painter.pipeline.tokenizer
+
+        def __call__(self, prompt, max_sequence_length=256): ...
+
+    class Wordless:
+        def __call__(self, prompt): ...
+
+    assert Painter(Twice(), name="x").room == 256
+    assert Painter(Twice(), name="x").count("a red apple") == 5
+    assert Painter(Wordless(), name="x").room is None
 
 
 @pytest.mark.parametrize(
