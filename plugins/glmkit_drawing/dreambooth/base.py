@@ -120,8 +120,9 @@ def ids_of(pipeline: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None
 def rare_words(pipeline: Any, prompt: str, class_prompt: str | None) -> list[str]:  # noqa: ANN401
     """Return the words of a prompt that the model has hardly met.
 
-    Tokens are numbered as they were learnt, the frequent ones first; a word of several tokens was
-    too rare for one. What the class is called is not rare.
+    A word of several tokens was too rare for one. Large vocabularies have tokens for rare words,
+    too; they are numbered as they were learnt, the frequent ones first. What the class is called is
+    not rare.
     """
     tokenizer = pipeline.tokenizer
     common = set((class_prompt or "").lower().split())
@@ -129,10 +130,14 @@ def rare_words(pipeline: Any, prompt: str, class_prompt: str | None) -> list[str
     found = []
     for word in prompt.split():
         ids = [each for each in tokenizer(word).input_ids if each not in ends]
-        rare = len(ids) != 1 or ids[0] > len(tokenizer) // 2
+        rare = len(ids) != 1 or ids[0] > max(_LARGE, len(tokenizer)) // 2
         if rare and word.lower() not in common:
             found.append(word)
     return found
+
+
+_LARGE = 20_000
+"""Tokens; a vocabulary of fewer has single tokens for frequent words only."""
 
 
 def draw(

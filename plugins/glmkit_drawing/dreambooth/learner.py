@@ -97,7 +97,7 @@ class PictureLearner(nn.Module):
         """Return Min-SNR's weights (B,): little noise counts no more than gamma says."""
         if not self.min_snr:
             return torch.ones(len(times), device=times.device)
-        kept = self.scheduler.alphas_cumprod.to(times.device)[times].float()
+        kept: Tensor = self.scheduler.alphas_cumprod.to(times.device)[times].float()
         ratio = kept / (1 - kept)
         most = ratio.clamp(max=self.min_snr)
         if self.foretold == "sample":
