@@ -287,6 +287,15 @@ class Glmkit:
 
         return load_encoder(located.path, device=self.config.first_device, name=located.name)
 
+    def locate_image_model(self, name: str) -> Located:
+        """Return the folder of a picture model, which is fetched where that is allowed.
+
+        :param name: hub id or folder.
+        :raises UnknownNameError: if nobody knows the name.
+        :raises SourceError: if it was never pulled.
+        """
+        return self._locate(name, "image model", self.image_models)
+
     def load_image_model(self, name: str | None = None) -> ImageModel:
         """Load what draws, by the name a plugin gave it, hub id or folder.
 
@@ -304,7 +313,7 @@ class Glmkit:
         spec = specs.get(name)
         if spec is not None:
             return cast("ImageModel", load_target(spec.loader)(name, self))
-        located = self._locate(name, "image model", specs)
+        located = self.locate_image_model(name)
         for spec in specs:
             if spec.accepts is not None and spec.accepts(located.path):
                 return cast("ImageModel", load_target(spec.loader)(str(located.path), self))

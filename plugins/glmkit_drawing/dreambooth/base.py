@@ -29,15 +29,14 @@ KIND = "StableDiffusionPipeline"
 def located(name: str, app: Glmkit) -> Path:
     """Return the folder of a picture model.
 
-    :param name: ``default``, a folder, or what was pulled.
+    :param name: ``default``, a folder or a hub id.
     :raises UnknownNameError: if nobody knows the name.
     """
     if name == "default":
         from ..picture_model import folder
 
         return folder()
-    own = Path(name).expanduser()
-    return own if own.is_dir() else app.locate_model(name).path
+    return app.locate_image_model(name).path
 
 
 def check(folder: Path) -> None:
