@@ -202,6 +202,9 @@ def test_pairs_are_written_as_trl_and_llama_factory_read_them(app, capsys, tmp_p
     assert row["system"] == "Be short."
     assert [each["from"] for each in row["conversations"]] == ["human", "gpt", "human"]
     assert row["chosen"] == {"from": "gpt", "value": "Nairobi"}
+    for name in ("pairs.jsonl", "pairs.json"):
+        checked = json.loads(run(app, capsys, "check", tmp_path / name, "--json").out)
+        assert checked["good"] and checked["pairs"] == 1, name
 
 
 def test_nothing_to_write_is_said_and_writes_nothing(app, capsys, tmp_path):
