@@ -158,7 +158,7 @@ SERVER = """
 @pytest.mark.allow_hosts(["127.0.0.1"])
 def test_a_server_that_is_told_to_stop_lets_answers_end(forks, tmp_path):
     server = forks.start(SERVER, tiny_checkpoint(tmp_path / "tiny"), tmp_path / "home")
-    until(lambda: "http://" in server.said(), 60)
+    until(lambda: "http://" in server.said(), 100)
     line = server.said().splitlines()[-1]
     address = re.search(r"http://\S+", line)
     assert address is not None and "as default, no key needed" in line
