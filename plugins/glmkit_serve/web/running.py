@@ -68,11 +68,13 @@ def run(app: Glmkit, wishes: Wishes) -> None:
     _check_installed()
     with listening(settings) as door, _live(app, wishes, settings) as model:
         page = page_of(app, settings, voices_of(model, wishes.adapters), bases, wishes)
+        built = site_of(page, keys)
+        door.listen()  # from now on browsers wait rather than being refused
         address = address_of(settings.host, door)
         click.echo(f"glmkit is on {address} (Ctrl-C ends it)", err=True)
         if wishes.show:
             click.launch(address)
-        _serve(site_of(page, keys), door)
+        _serve(built, door)
 
 
 def _files(given: Mapping[str, str], flag: str) -> dict[str, Path]:
