@@ -62,7 +62,13 @@ def load_diffusers(path: str, app: Glmkit) -> Painter:
 
     :raises CheckpointError: if it draws no pictures from text, or its weights cannot be read.
     """
-    return _open(Path(path), app, path)
+    folder = Path(path)
+    if not is_diffusers(folder):
+        raise CheckpointError(
+            f"{path!r} is no folder of diffusers', which holds a {INDEX}; name the folder or "
+            "hub id of a text-to-image model"
+        )
+    return _open(folder, app, path)
 
 
 def _open(folder: Path, app: Glmkit, name: str) -> Painter:

@@ -303,7 +303,8 @@ def test_weights_are_read_from_safetensors_only(app, tiny, tmp_path):
     (folder / "model_index.json").write_text("{")
     with pytest.raises(CheckpointError, match="is damaged"):
         app.load_image_model(str(folder))
-    assert not list(tmp_path.glob("pictures/*"))
+    with pytest.raises(CheckpointError, match="'diffusers' is no folder of diffusers'"):
+        app.load_image_model("diffusers")
 
 
 def test_fingerprints_tell_models_apart(tiny, tmp_path, opened):
