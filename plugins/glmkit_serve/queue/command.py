@@ -173,9 +173,12 @@ def _thread(worker: Worker, over: threading.Event) -> Iterator[None]:
     thread.start()
     try:
         yield
+        failed = over.is_set()
     finally:
         worker.stop()
         thread.join()
+    if failed:
+        raise GlmkitError("the worker ended; the lines above say why")
 
 
 def _processes(post: Post, workers: int, over: threading.Event) -> Iterator[None]:

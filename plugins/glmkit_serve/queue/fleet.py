@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from glmkit import Glmkit, GlmkitError
 
-from .database import Database, open_queue
+from .database import Database, DatabaseError, open_queue
 from .post import Post, portable
 
 if TYPE_CHECKING:
@@ -138,21 +138,23 @@ def work(post: Post) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # The terminal's Ctrl-C reaches all; who began us says when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    told: list[int] = []  # an event would have a lock, which the signal may find taken
-    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     try:
         app = Glmkit(post.config)
         with (
             closing(open_queue(post.settings)) as database,
             hired(app, database, post) as worker,
         ):
-            _until_told(worker, told)
+            _until_told(worker)
     except GlmkitError as error:
         log.error("%s", error)
-        raise SystemExit(HOPELESS) from error
+        away = isinstance(error, DatabaseError)  # which may be there again for the next one
+        raise SystemExit(1 if away else HOPELESS) from error
 
 
-def _until_told(worker: Worker, told: list[int]) -> None:
+def _until_told(worker: Worker) -> None:
+    # Until now the signal ended the process, as nothing was taken on that had to be given back.
+    told: list[int] = []  # an event would have a lock, which the signal may find taken
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     parent = multiprocessing.parent_process()
     thread = threading.Thread(target=worker.run, name="worker")
     thread.start()

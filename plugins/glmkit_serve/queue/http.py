@@ -29,7 +29,7 @@ from .database import DatabaseError
 from .settings import QueueSettings
 from .store import Question, Store, UnknownQuestionError
 from .tables import STATES
-from .worker import options_of
+from .worker import with_options
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +129,7 @@ class _Routes:
 
     def submit(self, body: Submission) -> Response:
         """Put a question at the end of the line."""
-        if body.options:
-            options_of(json.dumps(body.options), GenerationOptions())
+        with_options(GenerationOptions(), body.options or {})
         if self._models is not None and body.model is not None and body.model not in self._models:
             raise UnknownNameError("model", body.model, self._models)
         number = self._store.submit(
@@ -207,7 +206,7 @@ def app_of(store: Store, settings: QueueSettings, door: Door) -> FastAPI:
     @app.get("/health")
     def health() -> Response:
         """Tell whether the database can be reached."""
-        store.counts()
+        store.ping()
         return JsonResponse({"status": "ok"})
 
     guard(app, door)

@@ -188,6 +188,13 @@ class Store:
             removed += count
         return removed
 
+    def ping(self) -> None:
+        """Look whether the database can be reached.
+
+        :raises DatabaseError: if not.
+        """
+        self._database.read(lambda connection: connection.scalar(select(1)))
+
     def counts(self) -> dict[str, int]:
         """Return how many questions there are in each state."""
         grouped = select(self._table.c.state, func.count()).group_by(self._table.c.state)

@@ -13,9 +13,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glmkit import (
     BusyError,
@@ -44,6 +44,8 @@ _SIGNS = 3
 """Signs of life in the time of a lease."""
 _LONGEST_PAUSE_S = 10.0
 """Between two tries to reach a database that is away."""
+_FULL_S = 1.0
+"""Pause where the model takes no more."""
 _PURGE_EVERY_S = 3600.0
 
 
@@ -172,7 +174,10 @@ class Worker:
             if not self._written(run):
                 log.warning("question %d was taken from %s", run.lease.id, self.name)
             self._runs.remove(run)
-            self._look_at = 0.0  # there is room, and the session's next question may be claimed
+            # There is room, and the session's next question may be claimed; unless the model itself
+            # has no room, as others ask it, too.
+            full = isinstance(run.outcome, (BusyError, ClosedError))
+            self._look_at = self._clock() + _FULL_S if full else 0.0
 
     def _written(self, run: _Run) -> bool:
         outcome, lease = run.outcome, run.lease
@@ -281,10 +286,18 @@ def options_of(text: str | None, options: GenerationOptions) -> GenerationOption
         raise UsageError(f"the options of a question are no JSON: {error}") from error
     if not isinstance(given, dict):
         raise UsageError(f"the options of a question are a JSON object, got {text:.80}")
-    unknown: Sequence[str] = sorted(set(given) - set(GenerationOptions.__dataclass_fields__))
+    return with_options(options, given)
+
+
+def with_options(options: GenerationOptions, given: Mapping[str, Any]) -> GenerationOptions:
+    """Return options with other values in some of their fields.
+
+    :raises UsageError: if a field is none, or a value out of range.
+    """
+    known = GenerationOptions.__dataclass_fields__
+    unknown = sorted(set(given) - set(known))
     if unknown:
-        known = ", ".join(GenerationOptions.__dataclass_fields__)
-        raise UsageError(f"unknown option {unknown[0]!r}; known: {known}")
+        raise UsageError(f"unknown option {unknown[0]!a:.80}; known: {', '.join(known)}")
     try:
         return replace(options, **given)
     except TypeError as error:

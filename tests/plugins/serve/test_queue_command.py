@@ -170,6 +170,7 @@ def test_a_worker_that_cannot_begin_is_not_replaced(app, monkeypatch):
 
 
 @pytest.mark.parallel
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("flags", [["--port", "0"], ["--no-http", "--workers", "2"]])
 def test_the_whole_command_answers_and_stops_when_told(tmp_path, flags):
     from glmkit.models.tiny import tiny_checkpoint
@@ -185,7 +186,7 @@ def test_the_whole_command_answers_and_stops_when_told(tmp_path, flags):
         [*command, "--max-tokens", "8", *flags], env=environment, cwd=tmp_path
     )
     try:
-        end = time.monotonic() + 100
+        end = time.monotonic() + 300
         while queue.store.counts()["done"] < 6:
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.1)

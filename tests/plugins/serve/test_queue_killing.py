@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from forks import Fork, Forks
-from queue_parts import Queue
+from queue_parts import Queue, open_at
 
 WORKERS = 3
 LEASE_S = 0.6
@@ -88,14 +91,14 @@ def workers(tmp_path_factory):
 
 @dataclass
 class Gang:
-    """Workers, one of which is killed and replaced now and then."""
+    """Workers, one of which is hurt now and then."""
 
     queue: Queue
     server: Forks
     journal: Path
     dice: random.Random
     running: list[Fork] = field(default_factory=list)
-    kills: int = 0
+    hurt: int = 0
 
     def start(self) -> None:
         settings = self.queue.settings
@@ -105,10 +108,30 @@ class Gang:
     def kill(self) -> None:
         victim = self.running.pop(self.dice.randrange(len(self.running)))
         assert victim.kill() == -9, victim.said()
-        self.kills += 1
+
+    def replace(self) -> None:
+        self.kill()
+        self.start()
+        self.hurt += 1
+
+    def freeze(self) -> None:
+        """Let one sleep until its leases have ended, and then go on as if nothing had happened."""
+        victim = self.dice.choice(self.running)
+        os.kill(victim.pid, signal.SIGSTOP)
+        time.sleep(LEASE_S + 0.3)
+        os.kill(victim.pid, signal.SIGCONT)
+        self.hurt += 1
 
 
-def kill_at_random(queue: Queue, server: Forks, folder: Path, *, sessions: int, turns: int) -> Gang:
+def hurt_at_random(
+    queue: Queue,
+    server: Forks,
+    folder: Path,
+    hurt: Callable[[Gang], None] = Gang.replace,
+    *,
+    sessions: int,
+    turns: int,
+) -> Gang:
     """Submit questions, and have them answered by workers that do not live long."""
     for statement in AUDITS[queue.database.name.partition(":")[0].partition("+")[0]]:
         queue.sql(statement)
@@ -122,15 +145,14 @@ def kill_at_random(queue: Queue, server: Forks, folder: Path, *, sessions: int, 
     while queue.store.counts()["done"] < sessions * turns:
         assert time.monotonic() < until, (queue.store.counts(), [f.said() for f in gang.running])
         time.sleep(gang.dice.uniform(0.1, 0.5))
-        gang.kill()
-        gang.start()
+        hurt(gang)
     while gang.running:
         gang.kill()
     return gang
 
 
-def check(queue: Queue, gang: Gang, *, sessions: int, turns: int) -> Counter[str]:
-    """Look at what was answered, what was written and what was begun."""
+def check_written(queue: Queue, *, sessions: int, turns: int) -> None:
+    """Look at what was answered, and what the database noted of it."""
     for session in range(sessions):
         for turn in range(turns):
             found = queue.store.get(turn * sessions + session + 1)
@@ -142,6 +164,10 @@ def check(queue: Queue, gang: Gang, *, sessions: int, turns: int) -> Counter[str
     for number in written:
         in_order[(number - 1) % sessions].append(number)
     assert all(numbers == sorted(numbers) for numbers in in_order.values())
+
+
+def check_begun(gang: Gang) -> Counter[str]:
+    """Look at what was begun, and return how often."""
     begun: dict[str, list[int]] = defaultdict(list)
     for line in gang.journal.read_text().splitlines():
         session, _, turn = line.partition(".")
@@ -154,9 +180,18 @@ def check(queue: Queue, gang: Gang, *, sessions: int, turns: int) -> Counter[str
 def test_each_question_is_answered_once_and_in_order(new_queue, workers, tmp_path):
     size = {"sessions": 12, "turns": 6}
     queue = new_queue()
-    gang = kill_at_random(queue, workers, tmp_path, **size)
-    begun = check(queue, gang, **size)
-    assert gang.kills > WORKERS and max(begun.values()) > 1  # some were cut short
+    gang = hurt_at_random(queue, workers, tmp_path, **size)
+    check_written(queue, **size)
+    begun = check_begun(gang)
+    assert gang.hurt > WORKERS and max(begun.values()) > 1  # some were cut short
+
+
+def test_who_sleeps_through_a_lease_changes_nothing(workers, tmp_path):
+    """It wakes up with answers to questions that others have answered meanwhile."""
+    size = {"sessions": 12, "turns": 4}
+    queue = open_at(tmp_path / "q.db")
+    hurt_at_random(queue, workers, tmp_path, Gang.freeze, **size)
+    check_written(queue, **size)
 
 
 @pytest.mark.parallel
@@ -165,9 +200,10 @@ def test_a_thousand_questions(new_queue, workers, tmp_path, record_property):
     size = {"sessions": 50, "turns": 20}
     queue = new_queue()
     began = time.monotonic()
-    gang = kill_at_random(queue, workers, tmp_path, **size)
-    begun = check(queue, gang, **size)
+    gang = hurt_at_random(queue, workers, tmp_path, **size)
+    check_written(queue, **size)
+    begun = check_begun(gang)
     again = sum(count - 1 for count in begun.values())
-    record_property("kills", gang.kills)
+    record_property("kills", gang.hurt)
     record_property("begun_again", again)
     record_property("seconds", round(time.monotonic() - began))

@@ -242,3 +242,19 @@ def test_old_answers_are_removed_where_that_is_wanted(tmp_path):
     with working(queue, EchoModel()) as worker:
         worker.step()
     assert queue.store.counts() == dict.fromkeys(queue.store.counts(), 0) | {"dead": 1}
+
+
+def test_a_model_that_others_keep_busy_is_left_in_peace_for_a_while(queue):
+    number = queue.store.submit("a b")
+    live = Live(EchoModel(), queue=0)
+    live.drain(1.0)  # takes no more
+    now = [100.0]
+    served = {"m": Served("m", "chat", live)}
+    worker = Worker(queue.database, queue.settings, served, clock=lambda: now[0])
+    for _ in range(9):
+        worker.step()
+    assert queue.store.get(number).token == 1 and queue.store.get(number).attempts == 0
+    now[0] += 2.0
+    worker.step()
+    assert queue.store.get(number).token == 2
+    live.close()
