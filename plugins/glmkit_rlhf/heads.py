@@ -164,6 +164,7 @@ class Headed:
         self.kind, self.lossless = inner.kind, inner.lossless
         self.forecast = inner.forecast
         self.whole = bool(getattr(inner, "whole", False))
+        self._size = 0
 
     @property
     def lies(self) -> str | None:
@@ -175,6 +176,7 @@ class Headed:
         """Freeze and add as the inner tuning does, and put the head on."""
         self.inner.dress(model)
         put_head(model, self.name).pooling = self.pooling
+        self._size = model.config.hidden_size
 
     def groups(self, model: CausalModel, config: TrainConfig) -> list[Group]:
         """Return the inner tuning's groups, and the head apart where it has a rate of its own."""
@@ -199,10 +201,9 @@ class Headed:
         :raises CheckpointError: if it is damaged, or for another base.
         """
         state = self.inner.load(folder)
-        if has_head(folder, self.name):
-            head = load_head(folder, name=self.name)
-            state |= {f"{self.name}.{leaf}": each for leaf, each in head.state_dict().items()}
-        return state
+        there = has_head(folder, self.name)
+        head = load_head(folder, name=self.name) if there else ScalarHead(self._size)
+        return state | {f"{self.name}.{leaf}": each for leaf, each in head.state_dict().items()}
 
 
 class HeadOnly:

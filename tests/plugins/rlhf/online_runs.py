@@ -11,18 +11,19 @@ from glmkit_rlhf.ppo import Ppo, PpoConfig
 REWARDS = """
 CALLS = []
 def letters(answer, *, question, row):
-    return sum(each in 'abcdefghijklmnopqrstuvwxyz' for each in answer) / 6
+    return sum(each in 'abcdefghijklmnopqrstuvwxyz' for each in answer) / max(4, len(answer))
 def breaks(answer, *, question, row):
     CALLS.append(answer)
     return float('nan') if len(CALLS) > 40 and row['number'] == 3 else 0.5
 """
 PROMPTS = 6
 COMMON: dict[str, Any] = {
-    "max_new_tokens": 6,
+    "max_new_tokens": 4,
     "max_length": 64,
     "batch_size": 16,
     "rank": 4,
     "report_to": (),
+    "save_steps": 1000,
     "learning_rate": 2e-2,
 }
 OWN: dict[str, dict[str, Any]] = {
