@@ -22,7 +22,7 @@ IMPORTS = """
 import os, random, time
 from sqlalchemy.dialects import sqlite
 import glmkit.chat, glmkit.live, glmkit.testing
-import glmkit_serve.queue.worker
+import glmkit_serve.api.served, glmkit_serve.queue.worker
 try:
     import psycopg
     from sqlalchemy.dialects import postgresql
@@ -34,6 +34,7 @@ WORKER = """
 import os, random, sys, time
 from glmkit import Chunk, StreamedModel, Usage
 from glmkit.live import Live
+from glmkit_serve.api.served import Served
 from glmkit_serve.queue.database import Database
 from glmkit_serve.queue.settings import QueueSettings
 from glmkit_serve.queue.worker import Worker
@@ -61,7 +62,7 @@ settings = QueueSettings(
     max_attempts=100, backoff_s=0.0,
 )
 database = Database.open(url, table, durable=False)
-Worker(database, settings, {"echo": Live(Echo())}).run()
+Worker(database, settings, {"echo": Served("echo", "chat", Live(Echo()))}).run()
 """
 
 # Whatever writes an answer is written down by the database itself.
