@@ -130,16 +130,11 @@ def teach(told: argparse.Namespace, wishes: dict[str, str], extra: Sequence[str]
     from glmkit.cli import main as glmkit
 
     command = ["finetune", "dreambooth", "--data", str(told.photographs), "--model", told.model]
-    command += ["--prompt", wishes["thing"], "--class-prompt", wishes["class"], "--overwrite"]
-    command += ["--output", str(told.out / "run"), *extra]
-    before, sys.argv = sys.argv, ["glmkit", *command]
-    try:
-        glmkit()
-    except SystemExit as left:
-        if left.code:
-            raise
-    finally:
-        sys.argv = before
+    command += ["--prompt", wishes["thing"], "--class-prompt", wishes["class"]]
+    command += ["--prior-preservation", "--overwrite", "--output", str(told.out / "run"), *extra]
+    code = glmkit(command)
+    if code:
+        raise SystemExit(code)
 
 
 class Measure:

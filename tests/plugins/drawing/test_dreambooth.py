@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_pictures import SIDE, tiny_picture_model
+from tiny_pictures import SIDE, tiny_clip_tokenizer, tiny_picture_model
 
 from glmkit.errors import CheckpointError, DataError, UsageError
 from glmkit_drawing.dreambooth.config import DreamboothConfig
@@ -296,8 +296,8 @@ def test_resumed_run_has_the_losses_of_an_uninterrupted_one(config, tmp_path):
 
 @pytest.mark.timeout(400)
 def test_killed_run_goes_on_as_if_it_had_not_been(config, forks, tmp_path):
-    whole = losses(config(output=str(tmp_path / "whole"), max_steps=8))
-    told = config(max_steps=8)
+    whole = losses(config(output=str(tmp_path / "whole"), max_steps=6))
+    told = config(max_steps=6)
     child = forks.start(
         """
         import json, sys, time
@@ -316,11 +316,12 @@ def test_killed_run_goes_on_as_if_it_had_not_been(config, forks, tmp_path):
     while not (tmp_path / "run" / "checkpoint-4").is_dir() and time.monotonic() < patience:
         time.sleep(0.005)
     assert child.kill() == -9, child.said()
-    assert losses(config(max_steps=8, resume=True)) == whole[4:]
+    assert losses(config(max_steps=6, resume=True)) == whole[4:]
 
 
 def test_class_pictures_are_drawn_on_where_drawing_stopped(config, tmp_path):
     told = config(
+        prompt="a photo of a dog",
         prior_preservation=True,
         class_prompt="a dog",
         class_count=3,
@@ -335,6 +336,7 @@ def test_class_pictures_are_drawn_on_where_drawing_stopped(config, tmp_path):
     (folder / ".00001.png.partial").write_bytes(b"half")
     notes = [each.note for each in dreambooth.run(told)]
     assert any("0 of 2" in each for each in notes)
+    assert any("'a photo of a dog' has no rare word" in each for each in notes)
     assert (folder / "00000.png").read_bytes() == first
     assert len({each.read_bytes() for each in folder.glob("*.png")}) == 3
 
@@ -364,11 +366,15 @@ def test_other_models_are_refused_by_name(config, tmp_path):
         losses(config(model=str(tmp_path)))
 
 
-def test_a_prompt_without_a_rare_word_is_noted(config):
-    notes = [each.note for each in dreambooth.run(config(prompt="a photo of a dog", max_steps=1))]
-    assert any("has no rare word" in each for each in notes)
-    own = [each.note for each in dreambooth.run(config(max_steps=1, overwrite=True))]
-    assert not any("has no rare word" in each for each in own)
+def test_rare_words_are_those_that_have_no_token_of_their_own():
+    from types import SimpleNamespace
+
+    from glmkit_drawing.dreambooth.base import rare_words
+
+    own = SimpleNamespace(tokenizer=tiny_clip_tokenizer())
+    assert rare_words(own, "a photo of sks dog", None) == ["sks"]
+    assert rare_words(own, "a photo of a dog", None) == []
+    assert rare_words(own, "a photo of a corgi", "a Corgi") == []
 
 
 @pytest.mark.parametrize(
