@@ -6,6 +6,9 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -146,29 +149,49 @@ def test_the_queue_is_answered_beside_the_api(tmp_path):
             assert client.get(one, headers=headers).json()["answer"] == "as was asked"
 
 
-SERVER = """
-        from glmkit.cli import main
-
-    folder, home = sys.argv[1:]
-    main(["--home", home, "--offline", "serve", "--model", folder, "--port", "0"])
-"""
-
-
 @pytest.mark.network
 @pytest.mark.allow_hosts(["127.0.0.1"])
-def test_a_server_that_is_told_to_stop_lets_answers_end(forks, tmp_path):
-    server = forks.start(SERVER, tiny_checkpoint(tmp_path / "tiny"), tmp_path / "home")
-    until(lambda: "http://" in server.said(), 100)
-    line = server.said().splitlines()[-1]
-    address = re.search(r"http://\S+", line)
-    assert address is not None and "as default, no key needed" in line
-    found: list[dict] = []
-    body = {"messages": HELLO, "max_tokens": 300, "temperature": 0, "stream": True}
-    with httpx.Client(base_url=address[0], timeout=60, verify=False, trust_env=False) as client:
-        with client.stream("POST", "/chat/completions", json=body) as response:
-            os.kill(server.pid, signal.SIGTERM)
-            found += events_of(response)
-    assert found[-1]["choices"][0]["finish_reason"] == "length"
-    assert server.wait() in (0, -signal.SIGTERM)
-    assert "POST /v1/chat/completions 200" in server.said()
-    assert "Traceback" not in server.said() and "hello there" not in server.said()
+def test_a_server_that_is_told_to_stop_lets_answers_end(tmp_path):
+    """SIGTERM while an answer is being written: it comes whole, and the process is gone."""
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    command = [sys.executable, "-m", "glmkit", "serve", "--model", str(folder), "--port", "0"]
+    environment = {**os.environ, "GLMKIT_HOME": str(tmp_path / "home"), "GLMKIT_OFFLINE": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        address = re.search(r"http://\S+", line)
+        assert address is not None and "as default, no key needed" in line, line
+        body = {"messages": HELLO, "max_tokens": 300, "temperature": 0, "stream": True}
+        found: list[dict] = []
+
+        def ask() -> None:
+            url = f"{address[0]}/chat/completions"
+            with httpx.stream("POST", url, json=body, timeout=60, trust_env=False) as response:
+                lines = events_of(response)
+                found.extend(lines)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        root = address[0].removesuffix("/v1")
+        until(lambda: _running(root), 60)
+        process.send_signal(signal.SIGTERM)
+        thread.join()
+        process.wait(60)
+        assert found[-1]["choices"][0]["finish_reason"] == "length"
+        assert process.returncode in (0, -signal.SIGTERM)
+        said = process.stderr.read()
+        assert "POST /v1/chat/completions 200" in said and "Traceback" not in said
+        assert "hello there" not in said
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def _running(root: str) -> bool:
+    try:
+        return httpx.get(f"{root}/health", trust_env=False).json()["running"] == 1
+    except httpx.TransportError:
+        return False
