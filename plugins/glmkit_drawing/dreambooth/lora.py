@@ -34,7 +34,7 @@ def dress(nets: Nets, config: DreamboothConfig) -> dict[str, dict[str, Any]]:
     about = {}
     for name, net in nets.named_children():
         net.requires_grad_(False)
-        own = LoraConfig(target_modules=targets[name], **config.told())
+        own: Any = LoraConfig(target_modules=targets[name], **config.told())
         add: Any = net.add_adapter
         add(own)
         about[name] = own.to_dict()

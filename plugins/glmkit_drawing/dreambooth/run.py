@@ -208,7 +208,8 @@ class _Run:
         config = self.config
         torch.manual_seed(config.seed)  # new weights are drawn
         prompts = [config.prompt, config.class_prompt or ""][: 1 + config.prior_preservation]
-        texts, mask = (_on(each, self.device) for each in ids_of(pipeline, prompts))
+        ids, mask = ids_of(pipeline, prompts)
+        texts, mask = ids.to(self.device), None if mask is None else mask.to(self.device)
         encoder = pipeline.text_encoder
         if not config.train_text_encoder:
             with torch.no_grad():
@@ -237,10 +238,6 @@ class _Run:
 
     def _card(self, figures: Mapping[str, float]) -> None:
         write_card(self.folder, self.base, run=read(self.folder), figures=figures)
-
-
-def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)
 
 
 def _dtype(said: str, device: torch.device) -> torch.dtype:
