@@ -100,7 +100,7 @@ class DpoLearner(nn.Module):
         found = token_log_probs(
             self.model, hidden[(wanted - 1).to(hidden.device)], batch.ids[wanted]
         )
-        sums = torch.stack([each.sum() for each in torch.split(found, batch.sizes)])
+        sums = torch.stack([each.sum() for each in torch.split(found, list(batch.sizes))])
         return Logs(sums[::2], sums[1::2])
 
     def _reference(self, batch: PairBatch) -> Logs:

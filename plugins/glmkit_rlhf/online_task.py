@@ -157,7 +157,8 @@ class OnlineTask(ABC):
             seed=config.seed,
             skip_bad=config.skip_bad,
         )
-        return (yield from _said(reading))
+        prompts: Prompts = yield from _said(reading)
+        return prompts
 
     def _rendered(self, prompts: Prompts) -> tuple[list[Question], list[str]]:
         """Return prompts as tokens, and why some have none."""

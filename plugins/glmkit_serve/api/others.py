@@ -77,7 +77,7 @@ def router(serving: Serving, meter: Meter) -> APIRouter:
     async def health() -> Response:
         """Tell whether the server takes questions."""
         status = "shutting down" if serving.draining else "ok"
-        told = {"status": status, "model": serving.live.name}
+        told: dict[str, object] = {"status": status, "model": serving.live.name}
         told |= {"running": serving.live.running, "waiting": serving.live.waiting}
         return JsonResponse(told, status_code=503 if serving.draining else 200)
 

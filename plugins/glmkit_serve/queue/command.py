@@ -134,7 +134,9 @@ def _run(
     """Work until told to stop, or until the workers end by themselves."""
     over = threading.Event()
     with ExitStack() as stack:
-        door = served and stack.enter_context(closing(bound(served.host, served.port)))
+        door = None
+        if served is not None:
+            door = stack.enter_context(closing(bound(served.host, served.port)))
         stack.enter_context(_working(app, database, post, workers, over))
         click.echo(f"answering with {workers} worker{'s' * (workers != 1)}", err=True)
         if served is not None and door is not None:

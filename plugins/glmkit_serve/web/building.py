@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Fonts of the reader's own machine: the page fetches nothing from elsewhere.
-_FONTS = ("system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei")
-_FONTS += ("Noto Sans CJK SC", "WenQuanYi Zen Hei", "sans-serif")
+_FONTS = (
+    *("system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei"),
+    *("Noto Sans CJK SC", "WenQuanYi Zen Hei", "sans-serif"),
+)
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
