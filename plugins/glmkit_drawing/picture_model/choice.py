@@ -18,7 +18,12 @@ LEFT_OUT = frozenset(
 _SIGNS = ("200D-2640", "200D-2642", "200D-27A1")
 """Ends of codes: as a woman, as a man, facing right."""
 _COUPLE = ("1F468-", "1F469-", "1F9D1-1F3")
-_WEIGHTS = {"objects": 0.7, "smileys-emotion": 0.5, "people-body": 0.25, "symbols": 0.25}
+_THINGS = (
+    "animal-", "plant-", "food-", "drink", "dishware", "transport-", "sky-", "place-building",
+    "sport", "musical-instrument", "heart", "clothing", "event",
+)  # fmt: skip
+"""Beginnings of the subgroups that are wished for most."""
+_SELDOM = 0.2
 
 
 def is_learned(emoji: Emoji) -> bool:
@@ -32,5 +37,5 @@ def is_learned(emoji: Emoji) -> bool:
 
 
 def weight(emoji: Emoji) -> float:
-    """Return how often the emoji is learned against one of animals, food, places or games."""
-    return _WEIGHTS.get(emoji.group, 1.0)
+    """Return how often the emoji is learned by the denoiser, against a thing that one can see."""
+    return 1.0 if emoji.subgroup.startswith(_THINGS) else _SELDOM

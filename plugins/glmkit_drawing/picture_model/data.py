@@ -140,9 +140,9 @@ def _json(archive: tarfile.TarFile, name: str) -> Any:  # noqa: ANN401
     try:
         file = archive.extractfile(name)
     except KeyError as error:
-        raise DataError(f"{archive.name} holds no {name}; is it another version?") from error
+        raise DataError(f"{archive.name!r} holds no {name}; is it another version?") from error
     if file is None:
-        raise DataError(f"{name} in {archive.name} is no file")
+        raise DataError(f"{name} in {archive.name!r} is no file")
     return json.loads(file.read())
 
 

@@ -98,5 +98,6 @@ def disturbed(pictures: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def nearest(judge: Judge, drawn: Tensor, pictures: Tensor) -> Tensor:
     """Return the number of the nearest picture for each drawn one, ``(B,)``; all in [-1, 1]."""
-    known = torch.cat([judge(part) for part in pictures.split(256)])
-    return (judge(drawn) @ known.T).argmax(1)
+    known = torch.cat([judge(part) for part in torch.split(pictures, 256)])
+    found: Tensor = (judge(drawn) @ known.T).argmax(1)
+    return found

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,11 +76,14 @@ class _Learner:
 
     def __init__(self, module: nn.Module, plan: Plan) -> None:
         self.module, self.plan, self.step = module, plan, 0
-        self.ema = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(plan.ema))
+        average = get_ema_multi_avg_fn(plan.ema)  # type: ignore[no-untyped-call]
+        self.ema = AveragedModel(module, multi_avg_fn=average)
         matrices = [each for each in module.parameters() if each.requires_grad and each.ndim > 1]
         others = [each for each in module.parameters() if each.requires_grad and each.ndim < 2]
+        groups: list[dict[str, Any]] = [{"params": matrices}]
+        groups += [{"params": others, "weight_decay": 0.0}] if others else []
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices}, {"params": others, "weight_decay": 0.0}],
+            groups,
             lr=plan.lr,
             betas=(0.9, plan.beta2),
             weight_decay=plan.weight_decay,

@@ -31,7 +31,7 @@ class Sizes:
     @property
     def latent(self) -> int:
         """Height and width of a latent picture."""
-        return self.picture // 2 ** (len(self.vae) - 1)
+        return self.picture >> (len(self.vae) - 1)
 
 
 def new_vae(sizes: Sizes) -> AutoencoderKL:

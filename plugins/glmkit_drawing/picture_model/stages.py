@@ -38,7 +38,7 @@ PLANS = {
     "decoder": Plan(steps=500, lr=1e-3, ema=0.99, weight_decay=0.0, cooldown=0.6),
 }
 """How each stage of the embedded model was trained."""
-BATCHES = {"vae": 12, "text": 128, "unet": 32, "decoder": 12}
+BATCHES = {"vae": 12, "text": 128, "unet": 16, "decoder": 12}
 FIRST_SPREAD = 8.0
 """By how much the latents are spread before training, so that the decoder heeds them."""
 
@@ -53,7 +53,7 @@ class Studio:
     device: str = "cpu"
     pieces: int = 5000
     """Of English words, that the tokenizer learns."""
-    wishes: int = 24
+    wishes: int = 16
     """Ways to ask for every emoji that the denoiser sees."""
 
     @cached_property
@@ -75,9 +75,10 @@ class Studio:
             raise UsageError(f"{path} is not there yet; train the stage '{stage}' first")
         return averaged_weights(path)
 
-    def at_work(self, module: nn.Module) -> nn.Module:
+    def at_work(self, module: nn.Module) -> None:
         """Move a network to where it is trained."""
-        return module.to(self.device, memory_format=torch.channels_last)
+        module.to(self.device)
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def tokenizer(self) -> CLIPTokenizer:
@@ -87,7 +88,8 @@ class Studio:
         path = self.folder / "tokenizer"
         if not path.exists():
             _learn_tokenizer(self).save_pretrained(path)
-        return CLIPTokenizer.from_pretrained(path)
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(path)
+        return tokenizer
 
 
 def _learn_tokenizer(studio: Studio) -> CLIPTokenizer:
@@ -167,7 +169,9 @@ def text_encoder_of(studio: Studio) -> CLIPTextModel:
     """Return the trained text encoder."""
     learner = _text_learner(studio)
     learner.load_state_dict(studio.finished("text"))
-    return learner.encoder.eval()
+    encoder = learner.encoder
+    encoder.eval()  # type: ignore[no-untyped-call]
+    return encoder
 
 
 def unet_of(studio: Studio) -> UNet2DConditionModel:
@@ -180,4 +184,4 @@ def unet_of(studio: Studio) -> UNet2DConditionModel:
 def _text_learner(studio: Studio) -> TextLearner:
     tokenizer = studio.tokenizer
     encoder = networks.new_text_encoder(studio.sizes, len(tokenizer), tokenizer.eos_token_id)
-    return TextLearner(encoder, len(studio.learned))
+    return TextLearner(encoder, len(studio.learned), end=tokenizer.eos_token_id)

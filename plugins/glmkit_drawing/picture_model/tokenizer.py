@@ -39,7 +39,12 @@ def train_tokenizer(texts: Iterable[str], *, pieces: int, tokens: int) -> CLIPTo
     names += dict.fromkeys(left + right for left, right in merges)
     names += [BEGIN, END]
     vocabulary = {name: at for at, name in enumerate(names)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
+    # transformers' annotation says lists of strings; pairs are what the tokenizer below takes.
+    return CLIPTokenizer(
+        vocab=vocabulary,
+        merges=merges,  # type: ignore[arg-type]
+        model_max_length=tokens,
+    )
 
 
 def _english(texts: list[str], pieces: int) -> list[Merge]:
@@ -67,7 +72,7 @@ def _characters(characters: Iterable[str]) -> list[Merge]:
     """Return the merges that join the bytes of each character, inside a run and at its end."""
     merges: dict[Merge, None] = {}
     for character in characters:
-        *first, last = _as_letters(character)
+        *first, last = list(_as_letters(character))
         whole = first[0]
         for letter in first[1:]:
             merges[whole, letter] = None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DROPPED = 0.1
 """Share of pictures that are learned without their wish, which guidance needs."""
-FIRST = 0.3
+FIRST = 0.4
 """Share of pictures learned at the first step of drawing, where nothing but noise is seen."""
 SNR_LIMIT = 5.0
 """Above this ratio of signal to noise, a step counts less: there, little is left to draw."""
@@ -64,7 +64,7 @@ def latent_set(
     states = states_of(encoder, token_ids(tokenizer, ["", *texts]))
     return LatentSet(
         latents,
-        states[1:].unflatten(0, (len(emoji), wishes)),
+        states[1:].reshape(len(emoji), wishes, *states.shape[1:]),
         states[0],
         torch.tensor([weight(each) for each in emoji]),
     )
@@ -93,7 +93,8 @@ def unet_loss(
         shown = seen.to(device, memory_format=torch.channels_last)
         drawn = unet(shown, times.to(device), states.to(device)).sample
         apart = (drawn - wanted).square().mean((1, 2, 3))
-        return (apart * importance[times].to(device)).mean()
+        total: Tensor = (apart * importance[times].to(device)).mean()
+        return total
 
     return loss
 

@@ -128,4 +128,4 @@ def standardise(vae: AutoencoderKL, pictures: Tensor) -> None:
 @torch.no_grad()
 def latents_of(vae: AutoencoderKL, pictures: Tensor, batch: int = 64) -> Tensor:
     """Return the means of the latents of pictures in [-1, 1], ``(N, C, h, w)``."""
-    return torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(batch)])
+    return torch.cat([vae.encode(part).latent_dist.mean for part in torch.split(pictures, batch)])
