@@ -137,7 +137,7 @@ def draw(
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="Work folder.")
 @click.option("--steps", default=20, show_default=True)
-@click.option("--guidance", default=3.0, show_default=True)
+@click.option("--guidance", default=2.0, show_default=True)
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0,), show_default=True)
 @click.option("--judge-steps", default=1000, show_default=True)
 def main(

@@ -10,7 +10,7 @@ import torch
 from .networks import new_scheduler
 from .stages import Studio, text_encoder_of, unet_of, vae_of
 
-STEPS, GUIDANCE = 20, 3.0
+STEPS, GUIDANCE = 20, 2.0
 """What suits the model, for those who ask for nothing else."""
 
 

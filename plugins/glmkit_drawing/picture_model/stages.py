@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 PLANS = {
-    "vae": Plan(steps=2400, lr=2e-3, ema=0.995, weight_decay=0.0, warmup=30, cooldown=0.4),
+    "vae": Plan(steps=3600, lr=2e-3, ema=0.995, weight_decay=0.0, warmup=30, cooldown=0.4),
     "text": Plan(steps=1900, lr=2e-3, ema=0.99, weight_decay=0.02, warmup=30, cooldown=0.3),
-    "unet": Plan(steps=5000, lr=1.5e-3, ema=0.998, weight_decay=0.01, cooldown=0.3),
-    "decoder": Plan(steps=500, lr=1e-3, ema=0.99, weight_decay=0.0, cooldown=0.6),
+    "unet": Plan(steps=3900, lr=1.5e-3, ema=0.99, weight_decay=0.01, cooldown=0.2),
+    "decoder": Plan(steps=1500, lr=1e-3, ema=0.99, weight_decay=0.0, cooldown=0.6),
 }
 """How each stage of the embedded model was trained."""
 BATCHES = {"vae": 12, "text": 128, "unet": 16, "decoder": 12}

@@ -13,7 +13,9 @@ import pytest
 
 from glmkit.console import drain
 from glmkit.errors import DataError, SourceError, UsageError
+from glmkit_drawing import picture_model
 from glmkit_drawing.picture_model import captions, choice, data, evaluate
+from glmkit_drawing.picture_model.colours import main_colour
 from glmkit_drawing.picture_model.networks import Sizes
 
 pytest.importorskip("diffusers")
@@ -235,7 +237,7 @@ def test_every_stage_learns(studio, stage: str):
         loss = vae.vae_loss(net, pictures, 3, decoder_only=stage == "decoder")
     elif stage == "text":
         encoder = networks.new_text_encoder(TINY, len(tokenizer), tokenizer.eos_token_id)
-        net = text.TextLearner(encoder, len(studio.learned))
+        net = text.TextLearner(encoder, len(studio.learned), end=tokenizer.eos_token_id)
         loss = text.text_loss(net, text.Wishes(studio.learned, tokenizer), 8)
     else:
         net = networks.new_unet(TINY)
@@ -326,3 +328,29 @@ def test_the_judge_tells_colours_apart(studio):
         optimizer.step()
     seen = judge.disturbed(pictures, torch.Generator().manual_seed(99))
     assert judge.nearest(net, seen, pictures).tolist() == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """Return the embedded model, as diffusers loads it."""
+    return evaluate.loaded(picture_model.folder())
+
+
+def test_the_embedded_model_is_small_and_says_what_it_is():
+    from glmkit_drawing.picture_model.export import size_of
+
+    folder = picture_model.folder()
+    assert 1e6 < size_of(folder) <= 40e6
+    assert json.loads((folder / "glmkit.json").read_text())["languages"] == ["en", "zh"]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert all(word in card for word in ("Apache-2.0", "MIT", "## Limits", "## Training"))
+
+
+def test_the_embedded_model_draws_colours_that_are_asked_for(embedded):
+    wishes = ["a red apple", "红苹果", "a Christmas tree"]
+    drawn = evaluate.draw(embedded, wishes, seed=0, steps=8, guidance=2.0)
+    assert [main_colour(each) for each in drawn] == ["red", "red", "green"]
+    again = evaluate.draw(embedded, wishes[:1], seed=0, steps=8, guidance=2.0)
+    other = evaluate.draw(embedded, wishes[:1], seed=1, steps=8, guidance=2.0)
+    assert abs(again[0].astype(int) - drawn[0]).max() <= 1, "the same seed draws the same picture"
+    assert abs(other[0].astype(int) - drawn[0]).max() > 20
