@@ -139,7 +139,7 @@ def draw(
 @click.option("--steps", default=20, show_default=True)
 @click.option("--guidance", default=2.0, show_default=True)
 @click.option("--seed", "seeds", multiple=True, type=int, default=(0,), show_default=True)
-@click.option("--judge-steps", default=1000, show_default=True)
+@click.option("--judge-steps", default=800, show_default=True)
 def main(
     model: Path, folder: Path, steps: int, guidance: float, seeds: tuple[int, ...], judge_steps: int
 ) -> None:
