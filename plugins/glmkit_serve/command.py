@@ -110,6 +110,7 @@ def serve(
         web = stack.enter_context(_application(serving, queue_db))
         if access_log:
             _log_requests()
+        door.listen()  # who reads the next line may ask at once
         click.echo(_greeting(serving, door), err=True)
         _run(web, serving, door)
 

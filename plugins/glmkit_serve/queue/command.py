@@ -226,6 +226,7 @@ def _serve(
     threading.Thread(target=watch, name="watch", daemon=True).start()
     host, port = door.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
+    door.listen()  # who reads the next line may ask at once
     click.echo(f"http://{shown}:{port}{ROOT}", err=True)
     server.run(sockets=[door])
 

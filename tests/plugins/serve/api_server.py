@@ -61,9 +61,17 @@ def client_of(serving) -> Iterator[httpx.Client]:
             yield client
 
 
-def events_of(response: httpx.Response) -> list[dict]:
-    """Return the events of a stream; the last one says that it is done."""
-    lines = [line for line in response.iter_lines() if line]
+def events_of(response: httpx.Response, begun: threading.Event | None = None) -> list[dict]:
+    """Return the events of a stream; the last one says that it is done.
+
+    :param begun: set when the first of them is there.
+    """
+    lines = []
+    for line in response.iter_lines():
+        if begun is not None:
+            begun.set()
+        if line:
+            lines.append(line)
     assert all(line.startswith("data: ") for line in lines)
     *pieces, done = [line.removeprefix("data: ") for line in lines]
     assert done == "[DONE]"

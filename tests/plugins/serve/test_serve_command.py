@@ -165,17 +165,17 @@ def test_a_server_that_is_told_to_stop_lets_answers_end(tmp_path):
         assert address is not None and "as default, no key needed" in line, line
         body = {"messages": HELLO, "max_tokens": 300, "temperature": 0, "stream": True}
         found: list[dict] = []
+        begun = threading.Event()
 
         def ask() -> None:
             url = f"{address[0]}/chat/completions"
-            with httpx.stream("POST", url, json=body, timeout=60, trust_env=False) as response:
-                lines = events_of(response)
-                found.extend(lines)
+            given = {"json": body, "timeout": 60, "trust_env": False, "verify": False}
+            with httpx.stream("POST", url, **given) as response:
+                found.extend(events_of(response, begun))
 
         thread = threading.Thread(target=ask)
         thread.start()
-        root = address[0].removesuffix("/v1")
-        until(lambda: _running(root), 60)
+        assert begun.wait(60)
         process.send_signal(signal.SIGTERM)
         thread.join()
         process.wait(60)
@@ -188,10 +188,3 @@ def test_a_server_that_is_told_to_stop_lets_answers_end(tmp_path):
         process.kill()
         process.wait()
         process.stderr.close()
-
-
-def _running(root: str) -> bool:
-    try:
-        return httpx.get(f"{root}/health", trust_env=False).json()["running"] == 1
-    except httpx.TransportError:
-        return False
