@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         show_progress as show_progress,
     )
     from .errors import (
+        BadStepError as BadStepError,
         BusyError as BusyError,
         CheckpointError as CheckpointError,
         ClosedError as ClosedError,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         Spec as Spec,
     )
     from .recipes import (
+        Alias as Alias,
         Recipe as Recipe,
         RecipeSpec as RecipeSpec,
         StepLog as StepLog,
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
         ChatModel as ChatModel,
         Chunk as Chunk,
         Encoder as Encoder,
+        FinishReason as FinishReason,
         GenerationOptions as GenerationOptions,
         InspectableModel as InspectableModel,
         Message as Message,
@@ -121,6 +124,7 @@ _HOMES = {
     "config": ("Config", "refuse_unknown"),
     "console": ("show_progress",),
     "errors": (
+        "BadStepError",
         "BusyError",
         "CheckpointError",
         "ClosedError",
@@ -146,7 +150,7 @@ _HOMES = {
         "RegisterSpec",
         "Spec",
     ),
-    "recipes": ("Recipe", "RecipeSpec", "StepLog"),
+    "recipes": ("Alias", "Recipe", "RecipeSpec", "StepLog"),
     "repl": ("Repl",),
     "runtime.adapters": ("Adapter", "LowRank", "read_adapter"),
     "servers": ("Server",),
@@ -157,6 +161,7 @@ _HOMES = {
         "ChatModel",
         "Chunk",
         "Encoder",
+        "FinishReason",
         "GenerationOptions",
         "InspectableModel",
         "Message",

@@ -9,8 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from glmkit import UsageError
-from glmkit.recipes import Alias
+from glmkit import Alias, UsageError
 
 from .settings import FALSE, TRUE, is_true
 

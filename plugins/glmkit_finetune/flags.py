@@ -11,8 +11,7 @@ from typing import Any
 
 import click
 
-from glmkit import ConfigError, UsageError
-from glmkit.recipes import Alias
+from glmkit import Alias, ConfigError, UsageError
 
 from .aliases import ALIASES, LOOSE, OTHERS, aliases_of, translated
 from .settings import Setting, grouped, settings_of

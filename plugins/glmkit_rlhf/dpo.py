@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from glmkit import StepLog, UsageError
-from glmkit.recipes import Alias
+from glmkit import Alias, StepLog, UsageError
 from glmkit.training.configs import check_choice
 
 from .paired import PairConfig, tuning_of

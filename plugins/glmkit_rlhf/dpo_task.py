@@ -26,8 +26,7 @@ from .pairs import PairBatch, taken_in
 
 if TYPE_CHECKING:
     from glmkit import StepLog
-    from glmkit.models.causal import CausalModel
-    from glmkit.runtime.engines.local import LocalModel
+    from glmkit.training.below import CausalModel, LocalModel
     from glmkit.training.config import TrainConfig
     from glmkit.training.intake import Intake
     from glmkit.training.tuning import Tuning

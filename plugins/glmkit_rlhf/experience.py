@@ -15,7 +15,7 @@ from torch import Tensor
 from glmkit.training.attention import placed
 
 if TYPE_CHECKING:
-    from glmkit.models.causal import CausalModel
+    from glmkit.training.below import CausalModel
 
 
 @dataclass(frozen=True)

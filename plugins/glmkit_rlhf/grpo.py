@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from glmkit import StepLog, UsageError
-from glmkit.recipes import Alias
+from glmkit import Alias, StepLog, UsageError
 from glmkit.training.configs import check_choice
 
 from .online import OnlineConfig, also, judge_of, rewards_of, tuning_of

@@ -14,8 +14,7 @@ from .online_task import OnlineTask, PolicyLearner
 from .writing import Answered, Known
 
 if TYPE_CHECKING:
-    from glmkit.models.causal import CausalModel
-    from glmkit.runtime.engines.local import LocalModel
+    from glmkit.training.below import CausalModel, LocalModel
     from glmkit.training.tuning import Tuning
 
     from .grpo import GrpoConfig

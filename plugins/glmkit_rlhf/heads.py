@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from glmkit import CheckpointError
 
 if TYPE_CHECKING:
-    from glmkit.models.causal import CausalModel
+    from glmkit.training.below import CausalModel
     from glmkit.training.config import TrainConfig
     from glmkit.training.optimizers import Group
     from glmkit.training.tuning import Tuning
@@ -236,7 +236,7 @@ class HeadOnly:
 
     def save(self, state: dict[str, Tensor], folder: Path) -> None:
         """Write on which model it was trained."""
-        from glmkit.runtime.fingerprint import Fingerprint
+        from glmkit.training.below import Fingerprint
 
         Fingerprint.of(self.base).write(folder)
 

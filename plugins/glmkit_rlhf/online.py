@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from glmkit import Glmkit, UsageError
-from glmkit.recipes import Alias
+from glmkit import Alias, Glmkit, UsageError
 from glmkit.training.configs import LoraConfig, check_choice, lora_of, refuse_half
 
 from .rewards import Weighted, opened, registered

@@ -27,8 +27,7 @@ from .rounds import RolloutFeed, Rounds
 from .writing import Answered, HeldBatch, HeldFeed, Judge, Known, Question, Value, Writer
 
 if TYPE_CHECKING:
-    from glmkit.models.causal import CausalModel
-    from glmkit.runtime.engines.local import LocalModel
+    from glmkit.training.below import CausalModel, LocalModel
     from glmkit.training.config import TrainConfig
     from glmkit.training.tuning import Tuning
 
@@ -162,8 +161,7 @@ class OnlineTask(ABC):
 
     def _rendered(self, prompts: Prompts) -> tuple[list[Question], list[str]]:
         """Return prompts as tokens, and why some have none."""
-        from glmkit.models.layouts import read_model
-        from glmkit.models.prompts import open_renderer
+        from glmkit.training.below import open_renderer, read_model
 
         config = self.config
         renderer = open_renderer(Path(config.model), family=config.family)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from glmkit import UsageError
-from glmkit.recipes import Alias
+from glmkit import Alias, UsageError
 from glmkit.training.configs import LoraConfig, check_choice, lora_of, refuse_half
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from glmkit import DataError, Progress, StepLog, UsageError
 from glmkit.dataset import ColumnNames, Data, Sample, opening
 from glmkit.dataset.samples import compared
 from glmkit.dataset.specs import is_saved
-from glmkit.runtime.loading import physical_cores
 from glmkit.training.batches import Feed
+from glmkit.training.below import physical_cores
 from glmkit.training.examples import Example
 from glmkit.training.intake import TOKENS, Intake
 from glmkit.training.plan import Shape

@@ -17,10 +17,9 @@ from glmkit.training.encoding import SampleEncoder
 from .heads import REWARD, head_of, load_head, pooled
 
 if TYPE_CHECKING:
-    from glmkit import Glmkit
-    from glmkit.runtime.engines.local import LocalModel
+    from glmkit import Glmkit, MessageLike
+    from glmkit.training.below import LocalModel
     from glmkit.training.examples import Example
-    from glmkit.types import MessageLike
 
 _AT_ONCE = 4096
 """Tokens that are scored together."""
@@ -57,7 +56,7 @@ class RewardModel:
         :raises CheckpointError: if it is no such run, damaged, or for another model.
         """
         from glmkit import Glmkit
-        from glmkit.runtime.loading import load_local
+        from glmkit.training.below import load_local
 
         folder = Path(folder).expanduser()
         head = load_head(folder)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from glmkit import DataError, GlmkitError
-from glmkit.errors import BadStepError
+from glmkit import BadStepError, DataError, GlmkitError
 from glmkit.training.evaluating import judged
 from glmkit.training.learner import computing_in
 from glmkit.training.losses import token_log_probs
@@ -26,8 +25,7 @@ from .rounds import Rounds
 
 if TYPE_CHECKING:
     from glmkit.dataset.prompts import Prompt
-    from glmkit.models.causal import CausalModel
-    from glmkit.runtime.engines.local import LocalModel
+    from glmkit.training.below import CausalModel, LocalModel
 
     from .initial import Initial
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from glmkit import UsageError
-from glmkit.recipes import Alias
+from glmkit import Alias, UsageError
 from glmkit.training.config import RunConfig
 
 if TYPE_CHECKING:

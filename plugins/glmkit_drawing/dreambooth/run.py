@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from glmkit import OutOfMemoryError, StepLog, UsageError
-from glmkit.runtime.devices import devices_of
-from glmkit.runtime.loading import DTYPES
-from glmkit.runtime.memory import ran_out
+from glmkit.training.below import DTYPES, devices_of, ran_out
 from glmkit.training.checkpoint import Checkpoints
 from glmkit.training.course import begin, follow, trained_share
 from glmkit.training.crew import Alone

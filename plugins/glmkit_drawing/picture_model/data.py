@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmkit.errors import DataError, SourceError
+from glmkit import DataError, SourceError
 
 from .colours import main_colour
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmkit import console
+from glmkit import show_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +75,7 @@ def trained_judge(emoji: Sequence[Emoji], folder: Path, steps: int) -> Judge:
     judge = new_judge(len(emoji))
     plan = Plan(steps=steps, lr=2e-3, ema=0.99, cooldown=0.5)
     loss = judge_loss(judge, pictures_of(emoji), batch=96)
-    console.drain(learn(judge, loss, plan, folder / "judge.pt", stage="training the judge"))
+    show_progress(learn(judge, loss, plan, folder / "judge.pt", stage="training the judge"))
     return judge.eval()
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from glmkit.types import Progress
+from glmkit import Progress
 
 Loss = Callable[[torch.Generator], Tensor]
 """What one step minimises; draws its batch with the generator that it is given."""

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from glmkit.errors import UsageError
-from glmkit.types import Progress
+from glmkit import Progress, UsageError
 
 from . import networks
 from .captions import MEASURES, caption, plain

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmkit import console
+from glmkit import show_progress
 
 if TYPE_CHECKING:
     from .stages import Studio
@@ -78,7 +78,7 @@ def _train(studio: Studio, stage: str, steps: int | None, batch: int | None) -> 
     plan = PLANS[stage]
     if steps is not None:
         plan = replace(plan, steps=steps)
-    console.show_progress(TRAINERS[stage](studio, plan, batch or BATCHES[stage]))
+    show_progress(TRAINERS[stage](studio, plan, batch or BATCHES[stage]))
 
 
 def _export(studio: Studio, out: Path) -> None:
