@@ -15,6 +15,7 @@ from glmkit.errors import CheckpointError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.loading import load_local
 from glmkit.training import run
+from glmkit.training.recording import Record
 from glmkit_finetune import recipes
 
 IDS = [[3 + (7 * at) % 240 for at in range(12)]]
@@ -65,7 +66,7 @@ def data(tmp_path_factory):
 def quick():
     """Draw no curves: that takes longer than training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.Record, "draw", lambda self, title, unit: None)
+        patch.setattr(Record, "draw", lambda self, title, unit: None)
         yield patch
 
 
