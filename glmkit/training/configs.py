@@ -10,6 +10,7 @@ from ..errors import UsageError
 from .config import TrainConfig
 
 if TYPE_CHECKING:
+    from .tuning import Tuning
     from .tunings.lora import LoraTuning
 
 
@@ -100,3 +101,12 @@ def lora_of(config: LoraConfig) -> LoraTuning:
         init=config.init,
         family=config.family,
     )
+
+
+def tuning_of(config: LoraConfig, tuning: str) -> Tuning:
+    """Return what a configuration trains where it can be told: ``lora``, or ``full``."""
+    if tuning == "lora":
+        return lora_of(config)
+    from .tunings.whole import WholeTuning
+
+    return WholeTuning(Path(config.model), family=config.family)

@@ -23,7 +23,7 @@ from .evaluating import EvalFeed
 from .loop import Feed as Steps
 from .plan import Plan, Shape
 from .saved import SavedData, reading_saved
-from .tokens import Reading, Tokens, tokenizing
+from .tokens import Reading, Samples, Tokens, tokenizing
 
 ResultT = TypeVar("ResultT")
 TOKENS = ".tokens"
@@ -61,21 +61,21 @@ def taken_in(config: TrainConfig, world: int) -> Generator[StepLog, None, Intake
     """
     if not config.data:
         raise UsageError("there is nothing to train on; name files with --data")
-    data = yield from _said(_opened(config, config.data))
+    data = yield from reported(_opened(config, config.data))
     held: Data | SavedData | None = None
     if config.eval_data:
-        held = yield from _said(_opened(config, config.eval_data))
+        held = yield from reported(_opened(config, config.eval_data))
     elif config.val_size:
         if isinstance(data, SavedData):
             raise UsageError(
                 "val_size keeps samples, which tokenised data has none of; name --eval-data"
             )
         data, held = data.split(config.val_size, seed=config.seed)
-    tokens = yield from _said(_tokens(data, config))
-    feed = Feed(tokens, _shape(config, world), Batch.of)
+    tokens = yield from reported(_tokens(data, config))
+    feed = Feed(tokens, shape_of(config, world), Batch.of)
     watched = None
     if held is not None:
-        own = yield from _said(_tokens(held, config))
+        own = yield from reported(_tokens(held, config))
         watched = Feed(own, Shape(batch_size=config.batch_size, world=world), Batch.of)
     said = _described(data, tokens, feed.plan)
     questions = held if isinstance(held, Data) else None
@@ -113,7 +113,7 @@ def _opened(
     )
 
 
-def _said(work: Generator[Progress, None, ResultT]) -> Generator[StepLog, None, ResultT]:
+def reported(work: Generator[Progress, None, ResultT]) -> Generator[StepLog, None, ResultT]:
     """Turn progress into lines of a run that has not begun yet."""
     while True:
         try:
@@ -125,7 +125,8 @@ def _said(work: Generator[Progress, None, ResultT]) -> Generator[StepLog, None, 
         yield StepLog(0, 0, note=f"{event.stage}: {event.done:,}{of}")
 
 
-def _shape(config: TrainConfig, world: int) -> Shape:
+def shape_of(config: TrainConfig, world: int) -> Shape:
+    """Return how a configuration parts its data among so many processes."""
     return Shape(
         batch_size=config.batch_size,
         accumulation=config.gradient_accumulation,
@@ -137,17 +138,21 @@ def _shape(config: TrainConfig, world: int) -> Shape:
 
 
 def _tokens(data: Data | SavedData, config: TrainConfig) -> Generator[Progress, None, Tokens]:
-    cache = Path(config.cache) if config.cache else Path(config.output) / TOKENS
-    if isinstance(data, SavedData):
-        return (
-            yield from reading_saved(
-                data,
-                cache=cache,
-                vocab_size=read_model(Path(config.model), config.family).config.vocab_size,
-                max_length=config.max_length,
-                overlong=config.overlong,
-            )
+    if not isinstance(data, SavedData):
+        return (yield from tokens_of(data, config))
+    return (
+        yield from reading_saved(
+            data,
+            cache=_cache_of(config),
+            vocab_size=read_model(Path(config.model), config.family).config.vocab_size,
+            max_length=config.max_length,
+            overlong=config.overlong,
         )
+    )
+
+
+def tokens_of(data: Samples, config: TrainConfig) -> Generator[Progress, None, Tokens]:
+    """Make tokens of conversations, as a configuration says, or find those made before."""
     reading = Reading(
         Path(config.model),
         family=config.family,
@@ -156,7 +161,11 @@ def _tokens(data: Data | SavedData, config: TrainConfig) -> Generator[Progress, 
         overlong=config.overlong,
     )
     processes = config.workers or physical_cores()
-    return (yield from tokenizing(data, reading, cache=cache, processes=processes))
+    return (yield from tokenizing(data, reading, cache=_cache_of(config), processes=processes))
+
+
+def _cache_of(config: TrainConfig) -> Path:
+    return Path(config.cache) if config.cache else Path(config.output) / TOKENS
 
 
 def _described(data: Data | SavedData, tokens: Tokens, plan: Plan) -> str:

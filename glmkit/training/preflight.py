@@ -18,7 +18,7 @@ from ..runtime.memory import memory_of, readable
 from ..runtime.parting import Parting
 from ..runtime.placement import CPU, Device
 from ..runtime.planning import Forecast, forecast, of_folder
-from .config import TrainConfig
+from .config import RunConfig, TrainConfig
 from .losses import ROOM, ROOM_ELSEWHERE
 from .rounded import turns_up_to
 from .tuning import Tuning
@@ -152,6 +152,18 @@ def ran_out_in(config: TrainConfig, settings: Mapping[str, Any]) -> OutOfMemoryE
     :param settings: what else helps: ``quantize``, ``kind``.
     """
     helps = []
+    if config.max_length > _SHORT:
+        helps.append(f"--max-length {config.max_length // 2}")
+    if settings.get("kind") == "full":
+        helps.append("the recipe lora")
+    elif settings.get("quantize") is None:
+        helps.append("the recipe qlora")
+    return out_of_memory(config, helps)
+
+
+def out_of_memory(config: RunConfig, more: Sequence[str]) -> OutOfMemoryError:
+    """Return the error that names what helps any run, and ``more``."""
+    helps = []
     if config.batch_size > 1:
         helps.append(
             f"--batch-size {config.batch_size // 2} --gradient-accumulation "
@@ -159,12 +171,7 @@ def ran_out_in(config: TrainConfig, settings: Mapping[str, Any]) -> OutOfMemoryE
         )
     if not config.gradient_checkpointing:
         helps.append("--gradient-checkpointing")
-    if config.max_length > _SHORT:
-        helps.append(f"--max-length {config.max_length // 2}")
-    if settings.get("kind") == "full":
-        helps.append("the recipe lora")
-    elif settings.get("quantize") is None:
-        helps.append("the recipe qlora")
+    helps += more
     return OutOfMemoryError(
         f"memory ran out while training; what helps: {', or '.join(helps) or 'a larger device'}. "
         "Go on from the last checkpoint with --resume (batch-size x gradient-accumulation must "

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from glmkit import Alias, StepLog, UsageError
-from glmkit.training.configs import check_choice
+from glmkit.training.configs import check_choice, tuning_of
 
-from .paired import PairConfig, tuning_of
+from .paired import PairConfig
 
 _KINDS = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "ipo_sum", "robust")
 
@@ -64,7 +64,7 @@ class Dpo:
 
         from .dpo_task import DpoTask
 
-        tuning = tuning_of(config)
+        tuning = tuning_of(config, config.tuning)
         yield from train(config, tuning, recipe="dpo", task=DpoTask(config, tuning))
 
 

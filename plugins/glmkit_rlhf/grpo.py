@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from glmkit import Alias, StepLog, UsageError
-from glmkit.training.configs import check_choice
+from glmkit.training.configs import check_choice, tuning_of
 
-from .online import OnlineConfig, also, judge_of, rewards_of, tuning_of
+from .online import OnlineConfig, also, judge_of, rewards_of
 
 if TYPE_CHECKING:
     from glmkit import Glmkit
@@ -84,13 +84,12 @@ class Grpo:
         from glmkit.training.run import train
 
         from .grpo_task import GrpoTask
-        from .online_task import drawn_curves
+        from .online_task import draw_curves
 
-        tuning = tuning_of(config)
+        tuning = tuning_of(config, config.tuning)
         task = GrpoTask(config, tuning, rewards, judge_of(config, self._app))
         yield from train(config, tuning, recipe="grpo", task=task)
-        for _ in drawn_curves(Path(config.output).expanduser()):
-            pass
+        draw_curves(Path(config.output).expanduser())
 
 
 grpo = Grpo()

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from glmkit import Alias, Glmkit, UsageError
-from glmkit.training.configs import LoraConfig, check_choice, lora_of, refuse_half
+from glmkit.training.configs import LoraConfig, check_choice, refuse_half
 
 from .rewards import Weighted, opened, registered
 
 if TYPE_CHECKING:
-    from glmkit.training.tuning import Tuning
     from glmkit.training.written import Written
 
     from .writing import Judge, Question
@@ -178,14 +177,3 @@ def judge_of(config: OnlineConfig, app: Glmkit | None = None) -> Judge | None:
         )
 
     return judge
-
-
-def tuning_of(config: OnlineConfig) -> Tuning:
-    """Return which part of the model learns."""
-    if config.tuning == "lora":
-        return lora_of(config)
-    from pathlib import Path
-
-    from glmkit.training.tunings.whole import WholeTuning
-
-    return WholeTuning(Path(config.model), family=config.family)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from glmkit import CheckpointError, DataError, Progress, StepLog
+from glmkit import CheckpointError, DataError, StepLog
 from glmkit.dataset.columns import ColumnNames
 from glmkit.dataset.prompts import Prompts, reading_prompts
-from glmkit.training.intake import Intake
+from glmkit.training.intake import Intake, reported
 from glmkit.training.learner import Loss, computing_in
 from glmkit.training.losses import token_likelihoods
 from glmkit.training.written import prompts_of
@@ -156,8 +156,7 @@ class OnlineTask(ABC):
             seed=config.seed,
             skip_bad=config.skip_bad,
         )
-        prompts: Prompts = yield from _said(reading)
-        return prompts
+        return (yield from reported(reading))
 
     def _rendered(self, prompts: Prompts) -> tuple[list[Question], list[str]]:
         """Return prompts as tokens, and why some have none."""
@@ -214,16 +213,6 @@ class OnlineTask(ABC):
         return f"{prompts.described}\n{said}"
 
 
-def _said(work: Generator[Progress, None, Any]) -> Generator[StepLog, None, Any]:
-    """Turn progress into lines of a run that has not begun yet."""
-    while True:
-        try:
-            event = next(work)
-        except StopIteration as stop:
-            return stop.value
-        yield StepLog(0, 0, note=f"{event.stage}: {event.done:,}")
-
-
 class PolicyLearner(nn.Module):
     """A causal model that is asked for the loss of its answers.
 
@@ -278,8 +267,8 @@ def _of_held(batch: HeldBatch) -> Loss:
     return Loss(-figures["reward"], weight, figures)
 
 
-def drawn_curves(folder: Path) -> Iterator[Path]:
-    """Draw how reward, KL and length went over a run's steps, a picture each; yield the files."""
+def draw_curves(folder: Path) -> None:
+    """Draw how reward, KL and length went over a run's steps, a picture each."""
     from glmkit.training.plots import draw
     from glmkit.training.state import TrainerState
 
@@ -292,7 +281,6 @@ def drawn_curves(folder: Path) -> Iterator[Path]:
         if any(curves.values()):
             file = folder / f"training_{name}.png"
             draw(curves, file, title=f"{folder.absolute().name}: {name}", label=label)
-            yield file
 
 
 _CURVES = {

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from glmkit import Alias, UsageError
-from glmkit.training.configs import LoraConfig, check_choice, lora_of, refuse_half
-
-if TYPE_CHECKING:
-    from glmkit.training.tuning import Tuning
+from glmkit.training.configs import LoraConfig, check_choice, refuse_half
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +68,3 @@ class PairConfig(LoraConfig):
             )
         if self.neftune:
             raise UsageError("neftune is for learning answers by heart; leave it out")
-
-
-def tuning_of(config: PairConfig) -> Tuning:
-    """Return which part of the model learns."""
-    if config.tuning == "lora":
-        return lora_of(config)
-    from glmkit.training.tunings.whole import WholeTuning
-
-    return WholeTuning(Path(config.model), family=config.family)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,16 +22,13 @@ from glmkit.dataset import ColumnNames, Data, Sample, opening
 from glmkit.dataset.samples import compared
 from glmkit.dataset.specs import is_saved
 from glmkit.training.batches import Feed
-from glmkit.training.below import physical_cores
 from glmkit.training.examples import Example
-from glmkit.training.intake import TOKENS, Intake
+from glmkit.training.intake import Intake, reported, shape_of, tokens_of
 from glmkit.training.plan import Shape
-from glmkit.training.tokens import Reading, Tokens, tokenizing
+from glmkit.training.tokens import Tokens
 
 if TYPE_CHECKING:
     from .paired import PairConfig
-
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -182,30 +179,20 @@ def taken_in(config: PairConfig, world: int) -> Generator[StepLog, None, Intake]
     """
     if not config.data:
         raise UsageError("there is nothing to learn from; name files with --data")
-    data = yield from _said(_opened(config, config.data))
+    data = yield from reported(_opened(config, config.data))
     held: Data | None = None
     if config.eval_data:
-        held = yield from _said(_opened(config, config.eval_data))
+        held = yield from reported(_opened(config, config.eval_data))
     elif config.val_size:
         data, held = data.split(config.val_size, seed=config.seed)
-    pairs = yield from _said(_read(data, config))
-    feed = Feed(pairs, _shape(config, world), PairBatch.of)
+    pairs = yield from reported(_read(data, config))
+    feed = Feed(pairs, shape_of(config, world), PairBatch.of)
     watched = None
     if held is not None:
-        own = yield from _said(_read(held, config, first=len(data)))
+        own = yield from reported(_read(held, config, first=len(data)))
         watched = Feed(own, Shape(batch_size=config.batch_size, world=world), PairBatch.of)
     said = f"{data.described}\n{pairs.described}"
     return Intake(feed, feed.plan.longest, watched, said, data.fingerprint, len(pairs))
-
-
-def _shape(config: PairConfig, world: int) -> Shape:
-    return Shape(
-        batch_size=config.batch_size,
-        accumulation=config.gradient_accumulation,
-        world=world,
-        seed=config.seed,
-        group_by_length=config.group_by_length,
-    )
 
 
 def _opened(config: PairConfig, specs: Sequence[str]) -> Generator[Progress, None, Data]:
@@ -231,27 +218,6 @@ def _opened(config: PairConfig, specs: Sequence[str]) -> Generator[Progress, Non
 
 
 def _read(data: Data, config: PairConfig, *, first: int = 0) -> Generator[Progress, None, Pairs]:
-    reading = Reading(
-        Path(config.model),
-        family=config.family,
-        system=config.system,
-        max_length=config.max_length,
-        overlong=config.overlong,
-    )
-    cache = Path(config.cache) if config.cache else Path(config.output) / TOKENS
-    processes = config.workers or physical_cores()
-    tokens = yield from tokenizing(Sides(data), reading, cache=cache, processes=processes)
+    tokens = yield from tokens_of(Sides(data), config)
     margins = np.array([each.margin or 0.0 for each in data.preferences()], np.float32)
     return Pairs(tokens, margins, first)
-
-
-def _said(work: Generator[Progress, None, ResultT]) -> Generator[StepLog, None, ResultT]:
-    """Turn progress into lines of a run that has not begun yet."""
-    while True:
-        try:
-            event = next(work)
-        except StopIteration as stop:
-            result: ResultT = stop.value
-            return result
-        of = "" if event.total is None else f" of {event.total:,}"
-        yield StepLog(0, 0, note=f"{event.stage}: {event.done:,}{of}")

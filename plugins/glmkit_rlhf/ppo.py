@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from glmkit import Alias, StepLog, UsageError
+from glmkit.training.configs import tuning_of
 
-from .online import OnlineConfig, also, judge_of, rewards_of, tuning_of
+from .online import OnlineConfig, also, judge_of, rewards_of
 
 if TYPE_CHECKING:
     from glmkit import Glmkit
@@ -95,14 +96,13 @@ class Ppo:
         from glmkit.training.run import train
 
         from .heads import VALUE, Headed
-        from .online_task import drawn_curves
+        from .online_task import draw_curves
         from .ppo_task import PpoTask
 
-        tuning = Headed(tuning_of(config), VALUE, rate=config.value_learning_rate)
+        tuning = Headed(tuning_of(config, config.tuning), VALUE, rate=config.value_learning_rate)
         task = PpoTask(config, tuning, rewards, judge_of(config, self._app))
         yield from train(config, tuning, recipe="ppo", task=task)
-        for _ in drawn_curves(Path(config.output).expanduser()):
-            pass
+        draw_curves(Path(config.output).expanduser())
 
 
 ppo = Ppo()

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from glmkit import Alias, StepLog, UsageError
-from glmkit.training.configs import check_choice
+from glmkit.training.configs import check_choice, tuning_of
 
-from .paired import PairConfig, tuning_of
+from .paired import PairConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,11 @@ class Reward:
         from .heads import Headed, HeadOnly
         from .reward_task import RewardTask
 
-        inner = HeadOnly(Path(config.model)) if config.tuning == "head" else tuning_of(config)
+        inner = (
+            HeadOnly(Path(config.model))
+            if config.tuning == "head"
+            else tuning_of(config, config.tuning)
+        )
         tuning = Headed(inner, rate=config.head_rate, pooling=config.pooling)
         yield from train(config, tuning, recipe="reward", task=RewardTask(config))
 

@@ -20,6 +20,7 @@ from glmkit.training.folder import claimed, clear, described, read, refuse_other
 from glmkit.training.keeping import freed_memory_kept
 from glmkit.training.loop import Work, total_steps
 from glmkit.training.optimizers import check_optimizer, optimizer_of, schedule_of
+from glmkit.training.preflight import out_of_memory
 from glmkit.training.processes import Launched
 from glmkit.training.recording import check_trackers
 
@@ -256,18 +257,5 @@ def _work_again(nets: Nets) -> None:
 
 
 def _too_large(config: DreamboothConfig) -> OutOfMemoryError:
-    helps = []
-    if config.batch_size > 1:
-        helps.append(
-            f"--batch-size {config.batch_size // 2} --gradient-accumulation "
-            f"{2 * config.gradient_accumulation}"
-        )
-    if not config.gradient_checkpointing:
-        helps.append("--gradient-checkpointing")
-    if config.train_text_encoder:
-        helps.append("leaving out --train-text-encoder")
-    helps.append("a smaller --resolution")
-    return OutOfMemoryError(
-        f"memory ran out while training; what helps: {', '.join(helps)}. Go on from the last "
-        "checkpoint with --resume (batch-size x gradient-accumulation must stay the same)"
-    )
+    helps = ["leaving out --train-text-encoder"] if config.train_text_encoder else []
+    return out_of_memory(config, [*helps, "a smaller --resolution"])

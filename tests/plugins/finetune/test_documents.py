@@ -8,7 +8,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import glmkit_drawing
 import glmkit_finetune
+import glmkit_rlhf
 from glmkit import UsageError
 from glmkit.cli import cli
 from glmkit.testing import make_app
@@ -57,7 +59,8 @@ def theirs():
 @pytest.fixture
 def typed(tmp_path, monkeypatch):
     """Return a function that types a command, which does nothing, and returns a run's config."""
-    app, configs = make_app(tmp_path / "home", finetune=glmkit_finetune), []
+    plugins = {"finetune": glmkit_finetune, "rlhf": glmkit_rlhf, "drawing": glmkit_drawing}
+    app, configs = make_app(tmp_path / "home", **plugins), []
     invoke = click.Command.invoke
 
     def quiet(self, ctx):
