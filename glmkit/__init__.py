@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from .app import (
         Glmkit as Glmkit,
         ModelInfo as ModelInfo,
-        load as load,
-        load_encoder as load_encoder,
     )
     from .chat import (
         REFUSALS as REFUSALS,
@@ -55,9 +53,16 @@ if TYPE_CHECKING:
         UnknownNameError as UnknownNameError,
         UsageError as UsageError,
     )
+    from .generation import (
+        GenerationOptions as GenerationOptions,
+    )
     from .hookspecs import (
         hookimpl as hookimpl,
         hookspec as hookspec,
+    )
+    from .loading import (
+        load as load,
+        load_encoder as load_encoder,
     )
     from .pictures import (
         DrawOptions as DrawOptions,
@@ -98,7 +103,6 @@ if TYPE_CHECKING:
         Chunk as Chunk,
         Encoder as Encoder,
         FinishReason as FinishReason,
-        GenerationOptions as GenerationOptions,
         InspectableModel as InspectableModel,
         Message as Message,
         MessageLike as MessageLike,
@@ -112,7 +116,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "app": ("Glmkit", "ModelInfo", "load", "load_encoder"),
+    "app": ("Glmkit", "ModelInfo"),
     "chat": ("REFUSALS", "Chat", "Policy", "language_of"),
     "commands.options": (
         "LOADING",
@@ -141,7 +145,9 @@ _HOMES = {
         "UnknownNameError",
         "UsageError",
     ),
+    "generation": ("GenerationOptions",),
     "hookspecs": ("hookimpl", "hookspec"),
+    "loading": ("load", "load_encoder"),
     "pictures": ("DrawOptions", "ImageModel", "Picture"),
     "plugins": (
         "Plugins",
@@ -162,7 +168,6 @@ _HOMES = {
         "Chunk",
         "Encoder",
         "FinishReason",
-        "GenerationOptions",
         "InspectableModel",
         "Message",
         "MessageLike",

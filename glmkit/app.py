@@ -12,7 +12,7 @@ from .chat import Chat, Policy
 from .config import Config
 from .console import drain
 from .errors import CheckpointError, PluginError, UnknownNameError, UsageError
-from .plugins import Plugins, Registry, Spec, load_target
+from .plugins import Plugins, Registry, Spec, accepting, load_target
 from .recipes import Recipe, RecipeSpec
 from .servers import Server
 from .tools import Tool
@@ -280,9 +280,9 @@ class Glmkit:
         if spec is not None:
             return cast("Encoder", load_target(spec.loader)(name, self))
         located = self._locate(name, "encoder", self._encoders)
-        for spec in self._encoders:
-            if spec.accepts is not None and spec.accepts(located.path):
-                return cast("Encoder", load_target(spec.loader)(str(located.path), self))
+        spec = accepting(self._encoders, located.path)
+        if spec is not None:
+            return cast("Encoder", load_target(spec.loader)(str(located.path), self))
         from .runtime.encoding import load_encoder
 
         return load_encoder(located.path, device=self.config.first_device, name=located.name)
@@ -313,11 +313,11 @@ class Glmkit:
         spec = specs.get(name)
         if spec is not None:
             return cast("ImageModel", load_target(spec.loader)(name, self))
-        located = self.locate_image_model(name)
-        for spec in specs:
-            if spec.accepts is not None and spec.accepts(located.path):
-                return cast("ImageModel", load_target(spec.loader)(str(located.path), self))
-        raise CheckpointError(f"{located.path} is no picture model that a plugin knows")
+        path = self.locate_image_model(name).path
+        spec = accepting(specs, path)
+        if spec is None:
+            raise CheckpointError(f"{path} is no picture model that a plugin knows")
+        return cast("ImageModel", load_target(spec.loader)(str(path), self))
 
     def knowledge_model(self, path: Path, model: ChatModel) -> ChatModel:
         """Return a model that answers from the documents at ``path`` and speaks through ``model``.
@@ -395,39 +395,3 @@ def _refuse_given(name: str, given: Mapping[str, object]) -> None:
                 f"model {name!r} comes from a plugin, which takes no {option} (got {value!r}); "
                 "leave it out and configure the plugin instead"
             )
-
-
-def load(
-    name_or_path: str | Path = "default",
-    *,
-    device: str | None = None,
-    max_memory: str | None = None,
-    dtype: str | None = None,
-    quantize: str | None = None,
-    adapter: str | Path | None = None,
-    adapter_alpha: float | None = None,
-    family: str | None = None,
-    engine: str | None = None,
-    server: Server | str | None = None,
-) -> ChatModel:
-    """Load a chat model; ``"default"`` is the embedded one, fetched on first use.
-
-    The parameters and errors are those of :meth:`Glmkit.load_model`.
-    """
-    return Glmkit().load_model(
-        str(name_or_path),
-        device=device,
-        max_memory=max_memory,
-        dtype=dtype,
-        quantize=quantize,
-        adapter=adapter,
-        adapter_alpha=adapter_alpha,
-        family=family,
-        engine=engine,
-        server=server,
-    )
-
-
-def load_encoder(name_or_path: str | Path = "default") -> Encoder:
-    """Load an encoder; ``"default"`` is the embedded one, fetched on first use."""
-    return Glmkit().load_encoder(str(name_or_path))

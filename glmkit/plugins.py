@@ -308,6 +308,11 @@ class Plugins:
         )
 
 
+def accepting(specs: Iterable[Spec], path: Path) -> Spec | None:
+    """Return the first that loads the folder ``path``."""
+    return next((each for each in specs if each.accepts and each.accepts(path)), None)
+
+
 def load_target(target: str) -> Any:  # noqa: ANN401
     """Import ``"module:attribute"``.
 
