@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from batch_parts import jsonl
 
 from glmkit.batch.job import Job, run_job
 from glmkit.batch.journal import KEY
@@ -19,11 +20,6 @@ from glmkit.types import GenerationOptions
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 OPTIONS = GenerationOptions(max_tokens=3, temperature=0)
-
-
-def jsonl(path, rows):
-    path.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows), "utf-8")
-    return path
 
 
 def written(path):

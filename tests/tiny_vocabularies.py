@@ -100,3 +100,12 @@ def _write(folder: Path, name: str, data: bytes, settings: dict[str, object]) ->
     (folder / name).write_bytes(data)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+KINDS = {
+    "chatglm": write_ice_text,
+    "chatglm2": lambda folder: write_pieces(folder, "chatglm2-6b"),
+    "chatglm3": write_pieces,
+    "glm4": write_ranks,
+}
+"""What writes a small vocabulary of each kind into a folder."""
