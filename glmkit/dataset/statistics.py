@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 from ..types import Progress
 from .checks import Longest
 from .data import Data
 from .samples import Preference, Sample, compared
 
+T = TypeVar("T")
 _EVERY = 20_000
 _SHARES = (50, 90, 95, 99)
 _SCRIPTS = {
@@ -51,8 +53,47 @@ class Lengths:
 
 
 @dataclass
-class Statistics:
+class Measured:
+    """What is told of samples and of pairs alike."""
+
+    counts: ClassVar[tuple[str, ...]]
+    """The attributes that count something."""
+    lengths: ClassVar[Mapping[str, str]]
+    """The attributes that hold characters, by what they are characters of."""
+
+    turns: Counter[int] = field(default_factory=Counter)
+    """Samples by how many questions they have."""
+    scripts: Counter[str] = field(default_factory=Counter)
+    """Samples by the script of their answers, of pairs the better ones."""
+    tokens: Lengths = field(default_factory=Lengths)
+    """Of whole samples, of pairs the longer conversations, where a model was given."""
+    overlong: int = 0
+    """Samples with more tokens than there may be."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything, ready for JSON."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in self.counts}
+        found["turns"] = {str(turns): count for turns, count in sorted(self.turns.items())}
+        found["scripts"] = dict(self.scripts.most_common())
+        for told, name in self.lengths.items():
+            found[f"{told}_characters"] = getattr(self, name).figures()
+        if self.tokens.values:
+            found |= {"tokens": self.tokens.figures(), "overlong": self.overlong}
+        return found
+
+    def _weigh(self, longest: Longest | None, *conversations: Sample) -> None:
+        if longest is not None:
+            tokens = max(map(longest.measure, conversations))
+            self.tokens.add(tokens)
+            self.overlong += tokens > longest.tokens
+
+
+@dataclass
+class Statistics(Measured):
     """What data is made of."""
+
+    counts = ("samples", "messages", "answers", "learnt", "with_system", "with_tools")
+    lengths = MappingProxyType({"question": "questions", "answer": "replies"})
 
     samples: int = 0
     messages: int = 0
@@ -61,18 +102,10 @@ class Statistics:
     """Answers with a weight above 0."""
     with_system: int = 0
     with_tools: int = 0
-    turns: Counter[int] = field(default_factory=Counter)
-    """Samples by how many questions they have."""
-    scripts: Counter[str] = field(default_factory=Counter)
-    """Samples by the script of their answers."""
     questions: Lengths = field(default_factory=Lengths)
     """Characters of all but the answers that are learnt."""
     replies: Lengths = field(default_factory=Lengths)
     """Characters of the answers that are learnt."""
-    tokens: Lengths = field(default_factory=Lengths)
-    """Of whole samples, where a model was given."""
-    overlong: int = 0
-    """Samples with more tokens than there may be."""
 
     def add(self, sample: Sample, longest: Longest | None) -> None:
         """Take a sample into account."""
@@ -89,47 +122,25 @@ class Statistics:
         self.replies.add(sum(map(len, said)))
         self.questions.add(sum(len(each.content) for each, weight in weighted if not weight))
         self.scripts[script_of(said)] += 1
-        if longest is not None:
-            tokens = longest.measure(sample)
-            self.tokens.add(tokens)
-            self.overlong += tokens > longest.tokens
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything, ready for JSON."""
-        found: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("samples", "messages", "answers", "learnt", "with_system", "with_tools")
-        }
-        found["turns"] = {str(turns): count for turns, count in sorted(self.turns.items())}
-        found["scripts"] = dict(self.scripts.most_common())
-        found["question_characters"] = self.questions.figures()
-        found["answer_characters"] = self.replies.figures()
-        if self.tokens.values:
-            found |= {"tokens": self.tokens.figures(), "overlong": self.overlong}
-        return found
+        self._weigh(longest, sample)
 
 
 @dataclass
-class PairStatistics:
+class PairStatistics(Measured):
     """What preference data is made of."""
+
+    counts = ("pairs", "longer", "shorter", "with_margin")
+    lengths = MappingProxyType({"prompt": "prompts", "chosen": "chosen", "rejected": "rejected"})
 
     pairs: int = 0
     longer: int = 0
     """Pairs whose better answer is the longer one, in characters."""
     shorter: int = 0
     with_margin: int = 0
-    turns: Counter[int] = field(default_factory=Counter)
-    """Pairs by how many questions they have."""
-    scripts: Counter[str] = field(default_factory=Counter)
-    """Pairs by the script of their better answers."""
     prompts: Lengths = field(default_factory=Lengths)
     """Characters of what is said before the answers."""
     chosen: Lengths = field(default_factory=Lengths)
     rejected: Lengths = field(default_factory=Lengths)
-    tokens: Lengths = field(default_factory=Lengths)
-    """Of the longer conversation of each pair, where a model was given."""
-    overlong: int = 0
-    """Pairs with more tokens than there may be."""
 
     def add(self, pair: Preference, longest: Longest | None) -> None:
         """Take a pair into account."""
@@ -143,34 +154,7 @@ class PairStatistics:
         self.prompts.add(sum(len(each.content) for each in pair.prompt))
         self.chosen.add(better)
         self.rejected.add(worse)
-        if longest is not None:
-            tokens = max(longest.measure(compared(pair, which)) for which in (0, 1))
-            self.tokens.add(tokens)
-            self.overlong += tokens > longest.tokens
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything, ready for JSON."""
-        names = ("pairs", "longer", "shorter", "with_margin")
-        found: dict[str, Any] = {name: getattr(self, name) for name in names}
-        found["turns"] = {str(turns): count for turns, count in sorted(self.turns.items())}
-        found["scripts"] = dict(self.scripts.most_common())
-        for name in ("prompts", "chosen", "rejected"):
-            found[f"{name.removesuffix('s')}_characters"] = getattr(self, name).figures()
-        if self.tokens.values:
-            found |= {"tokens": self.tokens.figures(), "overlong": self.overlong}
-        return found
-
-
-def pair_statistics(
-    data: Data, longest: Longest | None = None
-) -> Generator[Progress, None, PairStatistics]:
-    """Measure preference data; the parameters are those of :func:`statistics`."""
-    found = PairStatistics()
-    for number, pair in enumerate(data.preferences(), 1):
-        found.add(pair, longest)
-        if number % _EVERY == 0:
-            yield Progress("measuring", number, len(data))
-    return found
+        self._weigh(longest, *(compared(pair, which) for which in (0, 1)))
 
 
 def statistics(data: Data, longest: Longest | None = None) -> Generator[Progress, None, Statistics]:
@@ -179,11 +163,26 @@ def statistics(data: Data, longest: Longest | None = None) -> Generator[Progress
     :param longest: how many tokens a sample has, and may have.
     """
     found = Statistics()
-    for number, sample in enumerate(data.samples(), 1):
-        found.add(sample, longest)
-        if number % _EVERY == 0:
-            yield Progress("measuring", number, len(data))
+    yield from _measuring(data.samples(), len(data), lambda each: found.add(each, longest))
     return found
+
+
+def pair_statistics(
+    data: Data, longest: Longest | None = None
+) -> Generator[Progress, None, PairStatistics]:
+    """Measure preference data; the parameters are those of :func:`statistics`."""
+    found = PairStatistics()
+    yield from _measuring(data.preferences(), len(data), lambda each: found.add(each, longest))
+    return found
+
+
+def _measuring(
+    samples: Iterable[T], count: int, add: Callable[[T], None]
+) -> Generator[Progress, None, None]:
+    for number, each in enumerate(samples, 1):
+        add(each)
+        if number % _EVERY == 0:
+            yield Progress("measuring", number, count)
 
 
 def script_of(texts: Sequence[str]) -> str:

@@ -60,6 +60,7 @@ def test_bytes_of_any_kind(tmp_path, content, suffix):
     names = ColumnNames(prompt="a", response="b")
     for columns in (ColumnNames(), names):
         try:
-            open_data([str(path)], columns=columns, skip_bad=True)
+            data = open_data([str(path)], columns=columns, skip_bad=True)
         except GlmkitError:
             continue
+        assert len(list(data.samples())) == len(data) > 0
