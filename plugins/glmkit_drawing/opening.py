@@ -34,6 +34,8 @@ class About:
     """That suit it; None: as its pipeline has it."""
     guidance: float | None = None
     """That suits it; None: as its pipeline has it."""
+    lora_targets: tuple[str, ...] = ("attention",)
+    """Which layers of its net learn a thing; see the recipe ``dreambooth``."""
 
 
 def is_diffusers(folder: Path) -> bool:
@@ -94,6 +96,7 @@ def read_about(folder: Path) -> About:
             bool(said.get("plain", False)),
             said.get("steps"),
             said.get("guidance"),
+            tuple(said.get("lora_targets", About.lora_targets)),
         )
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error

@@ -75,8 +75,9 @@ class DreamboothConfig(RunConfig):
     """What they add is multiplied by alpha / rank; default: the rank."""
     dropout: float = 0.0
     """Share of their inputs that is left out at random."""
-    targets: tuple[str, ...] = ("attention",)
-    """Which layers of the net get them: attention, all, or names such as to_q, ff.net.2, conv1."""
+    targets: tuple[str, ...] = ()
+    """Which layers of the net get them: attention, all, or names such as to_q, ff.net.2, conv1;
+    default: what suits the model, or attention."""
 
     # --- pictures on the way ---
     validation_prompt: str | None = None
@@ -184,9 +185,17 @@ class DreamboothConfig(RunConfig):
 
 
 def suited(config: DreamboothConfig, about: About) -> DreamboothConfig:
-    """Return a config that says how pictures are drawn: as the model wants it where nobody did."""
+    """Return a config with what learns and how pictures are drawn as the model wants them.
+
+    What somebody has said stays.
+    """
     guidance = next(each for each in (config.guidance, about.guidance, 7.5) if each is not None)
-    return replace(config, guidance=guidance, sample_steps=config.sample_steps or about.steps or 30)
+    return replace(
+        config,
+        guidance=guidance,
+        sample_steps=config.sample_steps or about.steps or 30,
+        targets=config.targets or about.lora_targets,
+    )
 
 
 _LEAST: dict[str, float] = {

@@ -35,7 +35,13 @@ def export(studio: Studio, folder: Path) -> int:
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder)
-    about = {"languages": ["en", "zh"], "plain": True, "steps": STEPS, "guidance": GUIDANCE}
+    about = {
+        "languages": ["en", "zh"],
+        "plain": True,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "lora_targets": ["all"],  # it has attention in one place only
+    }
     (folder / "glmkit.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     return size_of(folder)
 

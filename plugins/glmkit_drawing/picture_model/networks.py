@@ -19,7 +19,7 @@ class Sizes:
     latent_channels: int = 8
     vae: tuple[int, ...] = (16, 32, 64, 128)
     """Channels per level; each level after the first halves height and width."""
-    unet: tuple[int, ...] = (96, 192)
+    unet: tuple[int, ...] = (48, 96, 192)
     unet_head: int = 64
     unet_time: int = 512
     text: int = 256
@@ -54,8 +54,9 @@ def new_vae(sizes: Sizes) -> AutoencoderKL:
 def new_unet(sizes: Sizes) -> UNet2DConditionModel:
     """Return an untrained denoiser of latents.
 
-    The first level is convolutions alone: most weights are where the picture is smallest. The
-    text comes in twice: through attention, and, pooled, beside the time of every block.
+    The levels are convolutions alone, attention is in the middle, where a picture is 2x2 and most
+    weights are: there, every place differs from every other by its edges. The text comes in
+    twice: through attention, and, pooled, beside the time of every block.
     """
     from diffusers import UNet2DConditionModel
 
@@ -64,8 +65,8 @@ def new_unet(sizes: Sizes) -> UNet2DConditionModel:
         sample_size=sizes.latent,
         in_channels=sizes.latent_channels,
         out_channels=sizes.latent_channels,
-        down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * (levels - 1),
-        up_block_types=["CrossAttnUpBlock2D"] * (levels - 1) + ["UpBlock2D"],
+        down_block_types=["DownBlock2D"] * levels,
+        up_block_types=["UpBlock2D"] * levels,
         block_out_channels=sizes.unet,
         layers_per_block=1,
         norm_num_groups=min(32, sizes.unet[0] // 4),

@@ -21,7 +21,7 @@ from .data import Emoji
 from .judge import pictures_of
 from .loop import Plan, averaged_weights, learn
 from .networks import Sizes
-from .text import TextLearner, Wishes, text_loss
+from .text import TextLearner, Wishes, codes_of, text_loss
 from .tokenizer import train_tokenizer
 from .unet import latent_set, unet_loss
 from .vae import PictureSet, latents_of, standardise, vae_loss
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 PLANS = {
     "vae": Plan(steps=3600, lr=2e-3, ema=0.995, weight_decay=0.0, warmup=30, cooldown=0.4),
-    "text": Plan(steps=1900, lr=2e-3, ema=0.99, weight_decay=0.02, warmup=30, cooldown=0.3),
-    "unet": Plan(steps=3900, lr=1.5e-3, ema=0.99, weight_decay=0.01, cooldown=0.2),
+    "text": Plan(steps=2400, lr=2e-3, ema=0.99, weight_decay=0.02, warmup=30, cooldown=0.3),
+    "unet": Plan(steps=6000, lr=2e-3, ema=0.995, weight_decay=0.01, cooldown=0.5),
     "decoder": Plan(steps=1500, lr=1e-3, ema=0.99, weight_decay=0.0, cooldown=0.6),
 }
 """How each stage of the embedded model was trained."""
-BATCHES = {"vae": 12, "text": 128, "unet": 16, "decoder": 12}
+BATCHES = {"vae": 12, "text": 128, "unet": 32, "decoder": 12}
 FIRST_SPREAD = 8.0
 """By how much the latents are spread before training, so that the decoder heeds them."""
 
@@ -125,7 +125,7 @@ def train_decoder(studio: Studio, plan: Plan, batch: int) -> Generator[Progress,
 def train_text(studio: Studio, plan: Plan, batch: int) -> Generator[Progress, None, nn.Module]:
     """Train the text encoder."""
     torch.manual_seed(plan.seed)
-    learner = _text_learner(studio)
+    learner = _text_learner(studio, codes_of(_learned_latents(studio), studio.sizes.text))
     loss = text_loss(learner, Wishes(studio.learned, studio.tokenizer), batch)
     learner.to(studio.device)
     return (yield from learn(learner, loss, plan, studio.checkpoint("text"), stage="text"))
@@ -134,9 +134,12 @@ def train_text(studio: Studio, plan: Plan, batch: int) -> Generator[Progress, No
 def train_unet(studio: Studio, plan: Plan, batch: int) -> Generator[Progress, None, nn.Module]:
     """Train the denoiser."""
     torch.manual_seed(plan.seed)
-    latents = latents_of(vae_of(studio), pictures_of(studio.learned))
     data = latent_set(
-        studio.learned, latents, text_encoder_of(studio), studio.tokenizer, wishes=studio.wishes
+        studio.learned,
+        _learned_latents(studio),
+        text_encoder_of(studio),
+        studio.tokenizer,
+        wishes=studio.wishes,
     )
     unet = networks.new_unet(studio.sizes)
     studio.at_work(unet)
@@ -166,7 +169,7 @@ def vae_of(studio: Studio) -> AutoencoderKL:
 
 def text_encoder_of(studio: Studio) -> CLIPTextModel:
     """Return the trained text encoder."""
-    learner = _text_learner(studio)
+    learner = _text_learner(studio, torch.zeros(len(studio.learned), studio.sizes.text))
     learner.load_state_dict(studio.finished("text"))
     encoder = learner.encoder
     encoder.eval()  # type: ignore[no-untyped-call]
@@ -180,7 +183,11 @@ def unet_of(studio: Studio) -> UNet2DConditionModel:
     return unet.eval()
 
 
-def _text_learner(studio: Studio) -> TextLearner:
+def _text_learner(studio: Studio, codes: torch.Tensor) -> TextLearner:
     tokenizer = studio.tokenizer
     encoder = networks.new_text_encoder(studio.sizes, len(tokenizer), tokenizer.eos_token_id)
-    return TextLearner(encoder, len(studio.learned), end=tokenizer.eos_token_id)
+    return TextLearner(encoder, codes, end=tokenizer.eos_token_id)
+
+
+def _learned_latents(studio: Studio) -> torch.Tensor:
+    return latents_of(vae_of(studio), pictures_of(studio.learned))

@@ -1,4 +1,9 @@
-"""Second stage: a text encoder whose states tell which emoji a wish is about."""
+"""Second stage: a text encoder whose states tell what a wish's picture looks like.
+
+A state is a code of the picture's latents, from which these follow by a matrix. What to draw is
+thus learned here, by the cheapest of the networks; the denoiser only learns to read codes, which
+is one thing for all pictures instead of another for each.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +25,20 @@ if TYPE_CHECKING:
 
 SHORT = 12
 """Most wishes are cut to this many tokens while learning, which costs a third."""
+CODE_WEIGHT = 2.0
+"""Of the squared error of the codes, against the cross entropy."""
 
 
 class TextLearner(nn.Module):
-    """A text encoder with what it is trained by: a row for each emoji."""
+    """A text encoder with what it is trained by: the code of each emoji, ``(emoji, E)``."""
 
-    def __init__(self, encoder: CLIPTextModel, emoji: int, *, end: int) -> None:
+    codes: Tensor
+
+    def __init__(self, encoder: CLIPTextModel, codes: Tensor, *, end: int) -> None:
         super().__init__()
-        width = encoder.config.hidden_size
         self.encoder = encoder
         self.end = end
-        self.rows = nn.Parameter(torch.randn(emoji, width) / width**0.5)
+        self.register_buffer("codes", codes, persistent=False)
         self.scale = nn.Parameter(torch.tensor(10.0))
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,8 +49,22 @@ class TextLearner(nn.Module):
 
     def scores(self, states: Tensor) -> Tensor:
         """Return how well each emoji fits, as logits, ``(B, emoji)``."""
-        rows = F.normalize(self.rows, dim=-1)
-        return self.scale * F.normalize(states, dim=-1) @ rows.T
+        codes = F.normalize(self.codes, dim=-1)
+        return self.scale * F.normalize(states, dim=-1) @ codes.T
+
+
+def codes_of(latents: Tensor, width: int) -> Tensor:
+    """Return codes of latents ``(N, C, h, w)``: ``(N, width)``, each of mean square 1.
+
+    These are the coordinates along the main directions of the latents, the large ones damped, so
+    that details count too. The mean is left in: a code's length is lost, and the mean, which all
+    pictures share, tells it.
+    """
+    flat = latents.flatten(1)
+    _, spread, directions = torch.linalg.svd(flat, full_matrices=False)
+    codes = flat @ directions[:width].T / spread[:width].sqrt()
+    codes = F.pad(codes, (0, width - codes.shape[1]))
+    return F.normalize(codes, dim=-1) * width**0.5
 
 
 class Wishes:
@@ -72,10 +94,10 @@ def token_ids(tokenizer: CLIPTokenizer, texts: Iterable[str]) -> Tensor:
 
 
 def text_loss(learner: TextLearner, wishes: Wishes, batch: int) -> Loss:
-    """Return the loss of one step: cross entropy of the emoji that a wish is about.
+    """Return the loss of one step: how far states are from the code of the emoji wished for.
 
-    It is told from the state at the wish's end and from the one at the last padding alike, since
-    the denoiser sees both.
+    Both as a squared error and as the cross entropy among all emoji, at the wish's end and at its
+    last padding alike, since the denoiser sees both.
     """
     device = next(learner.parameters()).device
 
@@ -84,8 +106,9 @@ def text_loss(learner: TextLearner, wishes: Wishes, batch: int) -> Loss:
         ids = token_ids(wishes.tokenizer, texts)
         if torch.rand((), generator=generator) < 0.85:
             ids = _cut(ids)
-        scores = [learner.scores(states) for states in learner(ids.to(device))]
-        return F.cross_entropy(torch.cat(scores), rows.repeat(2).to(device))
+        states, wanted = torch.cat(learner(ids.to(device))), rows.repeat(2).to(device)
+        apart = F.mse_loss(states, learner.codes[wanted])
+        return F.cross_entropy(learner.scores(states), wanted) + CODE_WEIGHT * apart
 
     return loss
 

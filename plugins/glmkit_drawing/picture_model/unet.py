@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DROPPED = 0.1
 """Share of pictures that are learned without their wish, which guidance needs."""
-FIRST = 0.4
+FIRST = 0.3
 """Share of pictures learned at the first step of drawing, where nothing but noise is seen."""
 SNR_LIMIT = 5.0
 """Above this ratio of signal to noise, a step counts less: there, little is left to draw."""
