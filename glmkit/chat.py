@@ -86,9 +86,10 @@ class Chat:
         self.settings: Mapping[str, Any] = settings or {}
         self.rounds = rounds
         self._plugins = plugins
+        _check_tools(tools)
         self._tools = {each.name: each for each in tools if isinstance(each, Tool)}
         offered = tuple(each.schema if isinstance(each, Tool) else each for each in tools)
-        self._foreign = {_name_of(each) for each in offered} - set(self._tools)
+        self._foreign = {_name_of(each) for each in tools} - set(self._tools)
         first = Message("system", system or "", tools=offered)
         self._system = [first] if system or tools else []
         self.history: list[Message] = []
@@ -229,6 +230,24 @@ def _sum(before: Usage, more: Usage | None) -> Usage:
     )
 
 
-def _name_of(schema: Mapping[str, Any]) -> str:
-    inner = schema.get("function", schema)
-    return str(inner.get("name", schema.get("type", "")))
+def _check_tools(tools: Sequence[object]) -> None:
+    """Refuse what is no tool, and two of one name, of which a model could call but one."""
+    names: set[str] = set()
+    for each in tools:
+        if not isinstance(each, Tool | Mapping):
+            raise UsageError(
+                f"a tool is a Tool or a JSON schema, got {each!r:.80}; make one of a function by "
+                "Tool.of(function)"
+            )
+        name = _name_of(each)
+        if name in names:
+            raise UsageError(f"two tools are called {name!r}; offer one, or name them apart")
+        names.add(name)
+
+
+def _name_of(tool: Tool | Mapping[str, Any]) -> str:
+    if isinstance(tool, Tool):
+        return tool.name
+    inner = tool.get("function", tool)
+    inner = inner if isinstance(inner, Mapping) else {}
+    return str(inner.get("name", tool.get("type", "")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from .errors import UsageError
 from .types import Progress
@@ -35,16 +35,18 @@ class DrawOptions:
     def __post_init__(self) -> None:
         _within("count", self.count, 1, 100)
         _within("steps", self.steps, 1, 1000)
-        _within("guidance", self.guidance, 0, 100)
+        _within("guidance", self.guidance, 0, 100, whole=False)
         _within("seed", self.seed, 0, _MOST)
         if self.size is not None:
             for name, value in zip(("width", "height"), self.size, strict=True):
                 _within(name, value, 8, 8192)
 
 
-def _within(name: str, value: float | None, least: float, most: float) -> None:
-    if value is not None and not least <= value <= most:
-        raise UsageError(f"{name} must be from {least} to {most}, got {value!r}")
+def _within(name: str, value: object, least: int, most: int, *, whole: bool = True) -> None:
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and least <= cast("float", value) <= most):
+        kind = "a whole number" if whole else "a number"
+        raise UsageError(f"{name} must be {kind} from {least} to {most}, got {value!r}")
 
 
 @dataclass(frozen=True)

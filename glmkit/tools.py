@@ -79,7 +79,10 @@ def _told(result: object) -> str:
     if result is None:
         return "done"
     if not isinstance(result, str):
-        result = json.dumps(result, ensure_ascii=False, default=_plain)
+        try:
+            result = json.dumps(result, ensure_ascii=False, default=_plain)
+        except (TypeError, ValueError):  # keys that JSON has not, or circles
+            result = str(result)
     text = readable(result)
     if len(text) <= LONGEST_RESULT:
         return text
@@ -100,7 +103,7 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 def _parameters(function: Callable[..., object], name: str) -> dict[str, Any]:
     """Return the annotation of each parameter."""
-    hints = typing.get_type_hints(function)
+    hints = _annotations(function, name)
     found: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind not in _BY_NAME or parameter.name not in hints:
@@ -110,6 +113,17 @@ def _parameters(function: Callable[..., object], name: str) -> dict[str, Any]:
             )
         found[parameter.name] = hints[parameter.name]
     return found
+
+
+def _annotations(function: Callable[..., object], name: str) -> dict[str, Any]:
+    called = function if inspect.isroutine(function) else type(function).__call__
+    try:
+        return typing.get_type_hints(called)
+    except (NameError, TypeError) as error:
+        raise UsageError(
+            f"the annotations of tool {name!r} cannot be read ({error}); what they name has to be "
+            "imported when the tool is made, not under TYPE_CHECKING only"
+        ) from error
 
 
 def _defaults(function: Callable[..., object]) -> dict[str, object]:
@@ -125,7 +139,7 @@ def _object(
         if docs.get(name):
             schema["description"] = docs[name]
         if defaults.get(name) is not None:
-            schema["default"] = defaults[name]
+            schema["default"] = json.loads(json.dumps(defaults[name], default=_plain))
     return {
         "type": "object",
         "properties": properties,

@@ -1,6 +1,8 @@
 """Tools: schemas from functions, checked arguments, a chat that runs what its model asks for."""
 
+import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Optional
 
 import pytest
@@ -126,6 +128,43 @@ def test_functions_that_a_model_could_not_call_are_refused():
     for function, said in ((bare, "'x'"), (many, "'x'"), (odd, "complex")):
         with pytest.raises(UsageError, match=said):
             Tool.of(function)
+
+
+class Adding:
+    """Add numbers."""
+
+    def __call__(self, first: int, second: int = 1) -> int:
+        return first + second
+
+
+def test_an_object_that_is_called_is_a_tool():
+    assert Tool.of(Adding(), name="add").call({"first": 2}) == "3"
+    with pytest.raises(UsageError, match="'first' of tool 'partial' needs a name and an annot"):
+        Tool.of(partial(Adding(), second=2))
+
+
+def test_a_default_is_told_as_json():
+    def move(to: Point = Point(1)) -> None:  # noqa: B008 -- it is not changed
+        """Move."""
+
+    told = json.loads(json.dumps(Tool.of(move).schema))
+    assert told["function"]["parameters"]["properties"]["to"]["default"] == {
+        "x": 1,
+        "y": 0.0,
+        "tags": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("tools", "said"),
+    [
+        ([plot], "make one of a function by Tool.of"),
+        ([Tool.of(plot), {"name": "plot"}], "two tools are called 'plot'"),
+    ],
+)
+def test_a_chat_refuses_what_is_no_tool_and_two_of_a_name(tools, said):
+    with pytest.raises(UsageError, match=said):
+        Chat(EchoModel(), tools=tools)
 
 
 def test_results_are_told_as_text():

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .records import Record
 
 _PNG = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()
@@ -42,7 +43,7 @@ _PNG = click.Path(path_type=Path, dir_okay=False)
 @click.option("--guidance", type=float, help="How closely the wish is followed; 1: no guidance.")
 @click.option("--seed", type=int, help="Same seed, same picture; the next ones count up.")
 @click.option("-n", "--count", type=int, help="Pictures; several get a contact sheet.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option("--out", type=_FOLDER, help="Folder to write to.")
 @click.option("--no-expand", is_flag=True, help="Tell the picture model the wish as it is.")
 @click.option("--again", metavar="PICTURE", type=_PNG, help="Draw a picture of ours again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -7,6 +7,8 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
+from glmkit import UsageError
+
 _LONGEST = 40
 """Characters of a wish in a file's name: 120 bytes in Chinese, which every file system takes."""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
@@ -19,8 +21,20 @@ def slug(wish: str) -> str:
 
 
 def keep(folder: Path, name: str, content: bytes) -> Path:
-    """Write a PNG file under a name that is free, with a number behind it where it is not."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a PNG file under a name that is free, with a number behind it where it is not.
+
+    :raises UsageError: if nothing can be written into the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _written(folder, name, content)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UsageError(
+            f"pictures cannot be written to {folder}: {error.strerror}; name another folder"
+        ) from error
+
+
+def _written(folder: Path, name: str, content: bytes) -> Path:
     for number in count(1):
         path = folder / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
         with suppress(FileExistsError), path.open("xb") as file:

@@ -135,15 +135,23 @@ def _from_diffusers(
 
 def _configs(file: Path, about: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Return what diffusers noted of each component: rank and alpha."""
-    try:
-        noted = json.loads(about.get("lora_adapter_metadata", "{}"))
-    except ValueError as error:
-        raise CheckpointError(f"{file}: its lora_adapter_metadata is no JSON: {error}") from error
+    noted = _object(about.get("lora_adapter_metadata", "{}"), f"{file}: its lora_adapter_metadata")
     found: dict[str, dict[str, Any]] = {}
     for key, value in noted.items():
         component, _, name = key.partition(".")
         found.setdefault(component, {})[name] = value
     return found
+
+
+def _object(text: str, what: str) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        said = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{what} is no JSON: {error}") from error
+    if not isinstance(said, dict):
+        raise CheckpointError(f"{what} should be a JSON object, got {text:.80}")
+    return said
 
 
 _OLD_NAMES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
@@ -210,13 +218,16 @@ class _Halves:
             raise CheckpointError(
                 f"{self._place}: {key!r} has its {there} half only; it is damaged"
             )
-        rank = halves["down"].shape[0]
-        if halves["up"].ndim != halves["down"].ndim or halves["up"].shape[1] != rank:
+        down, up = (tuple(halves[each].shape) for each in ("down", "up"))
+        if len(down) not in (2, 4) or not down[0] or (down[0], len(down)) != (*up[1:2], len(up)):
             raise CheckpointError(
-                f"{self._place}: the halves of {key!r} do not fit together: "
-                f"{tuple(halves['down'].shape)} and {tuple(halves['up'].shape)}"
+                f"{self._place}: the halves of {key!r} do not fit together: {down} and {up}"
             )
-        alpha = self._alphas.get(part)
+        if not all(bool(each.isfinite().all()) for each in halves.values()):
+            raise CheckpointError(
+                f"{self._place}: {key!r} holds numbers that are not finite; it is damaged"
+            )
+        rank, alpha = down[0], self._alphas.get(part)
         factor = scale(part, rank) if alpha is None else alpha / rank
         return Factors(halves["down"], halves["up"] * factor, key)
 
@@ -290,7 +301,7 @@ def _peft_folders(path: Path) -> Iterator[tuple[str, Path]]:
 
 def _component_of(folder: Path) -> str:
     """Say what a lone adapter was trained on, by the names in it."""
-    key = next(iter(_tensors(_peft_weights(folder)))).removeprefix(_PEFT_PREFIX)
+    key = next(iter(_tensors(_peft_weights(folder))), "").removeprefix(_PEFT_PREFIX)
     if folder.name in COMPONENTS:
         return folder.name
     if key.startswith(("text_model.", "encoder.layers.")):
@@ -320,16 +331,14 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         loaded: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     return loaded
 
 
 def _read_peft(folder: Path, component: str) -> dict[Part, Factors]:
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{folder}/adapter_config.json is no JSON: {error}") from error
+    file = folder / "adapter_config.json"
+    config = _object(file.read_text(encoding="utf-8", errors="replace"), str(file))
     kind = str(config.get("peft_type", "LORA")).upper()
     if kind != "LORA" or config.get("use_dora"):
         kind = "DoRA" if kind == "LORA" else kind
@@ -342,9 +351,15 @@ def _read_peft(folder: Path, component: str) -> dict[Part, Factors]:
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     """Return what a pair is multiplied with; without a word of alpha that is 1."""
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    hits = (value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module))
-    alpha = next(hits, config.get("lora_alpha"))
+    try:
+        patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
+        hits = (each for key, each in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module))
+        alpha = next(hits, config.get("lora_alpha"))
+        alpha = None if alpha is None else float(alpha)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise CheckpointError(
+            f"the LoRA of {module} notes an alpha that is none: {error}"
+        ) from error
     if alpha is None:
         return 1.0
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -65,10 +65,12 @@ class Painter:
     def wear(self, loras: Sequence[tuple[Path, float]]) -> None:
         """Draw with these LoRAs from now on, each with its weight, and with no other.
 
-        :raises CheckpointError: if one cannot be read or does not fit; the key is named.
+        :raises CheckpointError: if one cannot be read or does not fit; the key is named, and no
+            LoRA is on afterwards.
         """
         read = [(read_lora(path), weight) for path, weight in loras]
         with self._lock:
+            self.loras = ()
             wear(self.pipeline, read)
             self.loras = tuple(
                 WornLora(str(path), weight, lora.sha256)
@@ -129,6 +131,8 @@ class Painter:
         guidance = self._setting(options.guidance, self.about.guidance, "guidance_scale")
         self._refuse("guidance", options.guidance, "guidance_scale")
         self._refuse("negative", options.negative or None, "negative_prompt")
+        self._refuse("steps", options.steps, "num_inference_steps")
+        self._refuse("size", options.size, "width")
         if options.negative and guidance is not None and guidance <= 1:
             raise UsageError(
                 f"a negative wish works through guidance, which is off at {guidance}; give a "

@@ -20,7 +20,8 @@ _NAMED = 5
 def wear(pipeline: Any, loras: Sequence[tuple[Lora, float]]) -> None:  # noqa: ANN401
     """Make a pipeline draw with these LoRAs, each with its weight, and no other.
 
-    One with the weight 0 is checked and left off: the base draws exactly as it did.
+    One with the weight 0 is checked and left off: the base draws exactly as it did. Where one
+    cannot be put on, none is on afterwards.
 
     :raises UsageError: if the pipeline takes no LoRA.
     :raises CheckpointError: if a key fits no module; it is named.
@@ -28,20 +29,22 @@ def wear(pipeline: Any, loras: Sequence[tuple[Lora, float]]) -> None:  # noqa: A
     if loras and not hasattr(pipeline, "load_lora_weights"):
         kind = type(pipeline).__name__
         raise UsageError(f"diffusers knows no LoRA for {kind}; draw without --lora")
-    fitted = [(_fitted(pipeline, lora), weight) for lora, weight in loras]
     take_off(pipeline)
-    names = []
-    for number, (parts, weight) in enumerate(fitted):
-        if weight == 0:
-            continue
-        names.append(f"lora{number}")
-        _put_on(pipeline, parts, names[-1])
-    if names:
-        pipeline.set_adapters(names, [weight for _, weight in loras if weight != 0])
-    # At the end, as putting one on may touch another.
-    for number, (parts, weight) in enumerate(fitted):
-        if weight != 0:
-            _look_again(pipeline, parts, f"lora{number}", loras[number])
+    fitted = {
+        f"lora{number}": (_fitted(pipeline, lora), (lora, weight))
+        for number, (lora, weight) in enumerate(loras)
+    }
+    worn = {name: each for name, each in fitted.items() if each[1][1] != 0}
+    try:
+        for name, (parts, _) in worn.items():
+            _put_on(pipeline, parts, name)
+        if worn:
+            pipeline.set_adapters(list(worn), [weight for _, (_, weight) in worn.values()])
+        for name, (parts, asked) in worn.items():  # at the end: putting one on may touch another
+            _look_again(pipeline, parts, name, asked)
+    except BaseException:
+        take_off(pipeline)
+        raise
 
 
 def _put_on(pipeline: Any, parts: Mapping[Part, Factors], name: str) -> None:  # noqa: ANN401
@@ -81,10 +84,12 @@ def _fitted(pipeline: Any, lora: Lora) -> dict[Part, Factors]:  # noqa: ANN401
     """
     found: dict[Part, Factors] = {}
     wrong: list[str] = []
+    models = {each: getattr(pipeline, each, None) for each, _ in lora.parts}
+    inside = {name: dict(each.named_modules()) for name, each in models.items() if each is not None}
     for (component, name), factors in lora.parts.items():
-        model = getattr(pipeline, component, None)
+        model = models[component]
         own = _own_name(model, name)
-        module = None if model is None else dict(model.named_modules()).get(own)
+        module = inside.get(component, {}).get(own)
         problem = _problem(component, model, module, factors)
         if problem:
             wrong.append(f"{factors.key!r} ({problem})")

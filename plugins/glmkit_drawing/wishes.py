@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from glmkit import GenerationOptions, Message, SourceError, UsageError, language_of
@@ -142,7 +143,9 @@ def fit(painter: Painter, prompt: str, how: str) -> Worded:
     end = 0
     for between in (r"[,，、;；。]\s*", r"\s+", r"(?<=[^\x00-\x7f])"):  # the best place first
         ends = (each.start() for each in re.finditer(between, prompt))
-        end = max((each for each in ends if painter.count(prompt[:each]) <= room), default=0)
+        # Up to the first that is too far: a long text is not counted from the beginning for each.
+        fitting = takewhile(lambda at: painter.count(prompt[:at]) <= room, ends)
+        end = max(fitting, default=0)
         if prompt[:end].strip():
             break
     if not prompt[:end].strip():

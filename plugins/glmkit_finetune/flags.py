@@ -228,7 +228,12 @@ def _help(setting: Setting, aliases: Iterable[Alias]) -> str:
 
 def _default(setting: Setting) -> str:
     value = setting.default
-    if value is None or value is False or value == () or re.search(r"\b[Dd]efault", setting.help):
+    if (
+        value is None
+        or value is False
+        or value in ((), "")
+        or re.search(r"\b[Dd]efault", setting.help)
+    ):
         return ""
     shown = ",".join(value) if isinstance(value, tuple) else str(value)
     return f" [{'on' if value is True else shown}]"

@@ -63,3 +63,18 @@ def look():
 def loras(opened, tmp_path_factory):
     """Return LoRA files and folders by layout; all that begin with ``same`` say the same."""
     return tiny_loras.write_all(opened.pipeline, tmp_path_factory.mktemp("loras"))
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """Return a folder of three pictures, one of them wide."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photographs")
+    for at, size in enumerate(((20, 20), (16, 16), (48, 24))):
+        shades = np.linspace(0, 255, size[0] * size[1] * 3).reshape(size[1], size[0], 3)
+        Image.fromarray(np.roll(shades.astype(np.uint8), at * 50, axis=1)).save(
+            folder / f"{at}.png"
+        )
+    return folder

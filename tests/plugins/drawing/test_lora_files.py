@@ -182,6 +182,45 @@ def test_what_is_no_lora_is_refused(tmp_path, loras, tiny):
         read_lora(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("unet/adapter_model.safetensors", b"", "cannot be read"),
+        ("unet/adapter_model.bin", b"", "cannot be read"),
+        ("unet/adapter_config.json", b"[]", "should be a JSON object"),
+        ("unet/adapter_config.json", b'{"lora_alpha": "much"}', "notes an alpha that is none"),
+        ("unet/adapter_config.json", b'{"alpha_pattern": {"(": 1}}', "notes an alpha that is none"),
+    ],
+)
+def test_damaged_peft_folders_are_refused(tmp_path, loras, name, change, said):
+    folder = shutil.copytree(loras["same-peft"], tmp_path / "damaged")
+    if name.endswith(".bin"):
+        (folder / name).with_suffix(".safetensors").unlink()
+    (folder / name).write_bytes(change)
+    with pytest.raises(CheckpointError, match=said):
+        read_lora(folder)
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "said"),
+    [
+        ((0, 4), (4, 0), "do not fit together"),
+        ((4,), (4,), "do not fit together"),
+        ((), (), "do not fit together"),
+        ((2, 4), (4, 2, 1, 1), "do not fit together"),
+        ((2, 4), (4, 3), "do not fit together"),
+        ((2, 4), None, "not finite"),
+    ],
+)
+def test_halves_that_make_no_pair_are_refused(tmp_path, down, up, said):
+    import torch
+
+    other = torch.full((4, 2), torch.nan) if up is None else torch.ones(up)
+    pair = {"unet.x.lora_A.weight": torch.ones(down), "unet.x.lora_B.weight": other}
+    with pytest.raises(CheckpointError, match=said):
+        read_lora(save(pair, tmp_path / "odd.safetensors"))
+
+
 def test_real_peft_folders_are_read(painter, look, tmp_path):
     """What PEFT itself saves, adapters with names of their own included."""
     import copy
