@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .experience import AnswerBatch, Experience
-from .objectives import LossKind, group_advantages, k3, of_sequences, surrogate, token_weights
-from .online_task import OnlineTask, PolicyLearner
+from .gathering import over_all
+from .objectives import LossKind, Scale, group_advantages, k3, of_sequences, surrogate
+from .online_task import OnlineTask, PolicyLearner, weights_of
 from .writing import Answered, Known
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ class GrpoTask(OnlineTask):
     def weigh(self, sizes: Sequence[int]) -> Tensor:
         """Return the weights (M,) that the variant of the loss gives tokens."""
         kind: LossKind = self.config.loss  # type: ignore[assignment]
-        longest = self.config.max_new_tokens
-        return token_weights(sizes, kind, longest=longest, tokens=sum(sizes), answers=len(sizes))
+        return weights_of(sizes, kind, longest=self.config.max_new_tokens)
 
     def credit(
         self, answered: Sequence[Answered], known: Sequence[Known], number: int
@@ -58,7 +58,8 @@ class GrpoTask(OnlineTask):
         """Give all tokens of an answer the advantage that it has over the others of its group."""
         rewards = torch.tensor([each.reward for each in answered], dtype=torch.float64)
         groups = rewards.view(-1, self.generations)
-        advantages = group_advantages(groups, self.config.scale_rewards)  # type: ignore[arg-type]
+        scale: Scale = self.config.scale_rewards  # type: ignore[assignment]
+        advantages = over_all(lambda each: group_advantages(each, scale), groups)
         spread = groups.std(-1, correction=0).repeat_interleave(self.generations).tolist()
         return [
             _experience(each, own, float(advantage), deviation)

@@ -20,8 +20,9 @@ from glmkit.training.losses import token_likelihoods
 from glmkit.training.written import prompts_of
 
 from .experience import AnswerBatch, Experience, before_answers
+from .gathering import gathered
 from .initial import Initial
-from .objectives import k3, per_answer
+from .objectives import LossKind, k3, per_answer, token_weights
 from .rewards import Weighted
 from .rounds import RolloutFeed, Rounds
 from .writing import Answered, HeldBatch, HeldFeed, Judge, Known, Question, Value, Writer
@@ -211,6 +212,13 @@ class OnlineTask(ABC):
         if left:
             said += f"; {len(left):,} prompts are left out, for example {left[0]}"
         return f"{prompts.described}\n{said}"
+
+
+def weights_of(sizes: Sequence[int], kind: LossKind, *, longest: int) -> Tensor:
+    """Return the weights (M,) of the tokens of this process' answers, by those of all."""
+    found = gathered(list(sizes))
+    tokens, answers = sum(map(sum, found)), sum(map(len, found))
+    return token_weights(sizes, kind, longest=longest, tokens=tokens, answers=answers)
 
 
 class PolicyLearner(nn.Module):

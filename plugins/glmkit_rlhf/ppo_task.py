@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from glmkit import CheckpointError
 
 from .experience import AnswerBatch, Experience
+from .gathering import gathered, over_all, rank
 from .heads import VALUE, worth
 from .objectives import (
     AdaptivePenalty,
@@ -23,11 +25,10 @@ from .objectives import (
     penalised,
     per_answer,
     surrogate,
-    token_weights,
     value_losses,
     whitened,
 )
-from .online_task import OnlineTask, PolicyLearner
+from .online_task import OnlineTask, PolicyLearner, weights_of
 from .writing import Answered, Known
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class PpoTask(OnlineTask):
 
     def weigh(self, sizes: Sequence[int]) -> Tensor:
         """Return the weights (M,) of tokens: all alike."""
-        return token_weights(sizes, "bnpo", longest=1, tokens=sum(sizes), answers=len(sizes))
+        return weights_of(sizes, "bnpo", longest=1)
 
     def credit(
         self, answered: Sequence[Answered], known: Sequence[Known], number: int
@@ -86,10 +87,10 @@ class PpoTask(OnlineTask):
         penalty = self._penalties.of(number)
         rewards = penalised(self._scores(answered), log_probs, first, sizes, penalty)
         if config.whiten_rewards:
-            rewards = whitened(rewards, shift=False)
+            rewards = over_all(partial(whitened, shift=False), rewards)
         advantages, returns = gae(rewards, values, sizes, gamma=config.gamma, lam=config.lam)
         if config.whiten_advantages:
-            advantages = whitened(advantages)
+            advantages = over_all(whitened, advantages)
         divergence = float(per_answer(log_probs - first, sizes).mean())
         self._penalties.note(number, divergence, len(answered))
         parted = [torch.split(each.float(), sizes) for each in (advantages, returns)]
@@ -187,10 +188,10 @@ class Penalties:
         """Take note of what a round's answers diverged by, in nats each."""
         if self._adaptive is None:
             return
-        divergence, answers, leads = _of_all(divergence, answers)
-        self._adaptive.update(divergence, answers)
+        found = gathered(divergence)  # of as many answers in each process
+        self._adaptive.update(sum(found) / len(found), answers * len(found))
         self._next = number + 1
-        if leads:
+        if rank() == 0:
             line = json.dumps({"round": self._next, "kl_coef": self._adaptive.penalty})
             with self._file.open("a" if number else "w", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -205,15 +206,3 @@ class Penalties:
                 f"{self._file} does not say how much the divergence counts in round {number}, so "
                 "the run cannot be resumed; copy the file again, or begin anew: --overwrite"
             ) from error
-
-
-def _of_all(divergence: float, answers: int) -> tuple[float, int, bool]:
-    """Return the mean and number of all processes, and whether this one writes files."""
-    from torch import distributed
-
-    if not distributed.is_available() or not distributed.is_initialized():
-        return divergence, answers, True
-    world = distributed.get_world_size()
-    found = [0.0] * world
-    distributed.all_gather_object(found, divergence)
-    return sum(found) / world, answers * world, distributed.get_rank() == 0

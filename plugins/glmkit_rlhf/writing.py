@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from glmkit.training.losses import token_log_probs
 from glmkit.training.written import Asked, Written, seed_of, write_answers
 
 from .experience import Experience, before_answers
+from .gathering import gathered
 from .rewards import REFERENCE, RewardError, Weighted, rated
 from .rounds import Rounds
 
@@ -108,11 +110,13 @@ class Writer:
         """
         chosen = self.rounds.chosen(epoch, round_, rank)
         each = self.rounds.generations
-        asked = [(at, seq) for at in chosen for seq in range(each)]
+        # By where a prompt stands in the round: it doesn't matter which process answers it.
         seeds = [
-            seed_of(self.rounds.seed, epoch, round_, rank, place) for place in range(len(asked))
+            seed_of(self.rounds.seed, epoch, round_, rank + at * self.rounds.world, number)
+            for at in range(len(chosen))
+            for number in range(each)
         ]
-        answered = self.answered([at for at, _ in asked], seeds)
+        answered = self.answered([at for at in chosen for _ in range(each)], seeds)
         if self.shuffled:
             answered = _shuffled(answered, f"{self.rounds.seed} rewards {epoch} {round_} {rank}")
         number = epoch * self.rounds.per_epoch + round_
@@ -146,7 +150,7 @@ class Writer:
                 found.append(self._worth(question, written, value))
             except RewardError as error:
                 bad.append(f"{question.prompt.where}: {error} for the answer {written.text!r:.200}")
-        bad = _of_all(bad)
+        bad = list(chain.from_iterable(gathered(bad)))  # all processes stop together
         if bad:
             more = f"\n  and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
             raise BadStepError(
@@ -218,17 +222,6 @@ def _shuffled(answered: Sequence[Answered], seed: str) -> list[Answered]:
     return [
         each._replace(reward=answered[at].reward) for each, at in zip(answered, order, strict=True)
     ]
-
-
-def _of_all(bad: list[str]) -> list[str]:
-    """Return what is wrong in any process, so that all of them stop together."""
-    from torch import distributed
-
-    if not distributed.is_available() or not distributed.is_initialized():
-        return bad
-    found: list[list[str]] = [[] for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(found, bad)
-    return [each for own in found for each in own]
 
 
 class HeldBatch(NamedTuple):

@@ -1,44 +1,25 @@
 """The recipe dpo on every layout: the margin rises on pairs that nobody learnt from."""
 
-import json
-
 import pytest
 import torch
+from pair_rows import ROWS
 
+from glmkit.dataset import Sample
 from glmkit.errors import UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.loading import load_local
 from glmkit.training.encoding import SampleEncoder
-from glmkit.training.recording import Record
+from glmkit.types import Message
 from glmkit_rlhf.dpo import DpoConfig, dpo
 from glmkit_rlhf.losses import KINDS
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick")
+pytestmark = pytest.mark.usefixtures("quick")
 LAYOUTS = ("hub", "chatglm", "chatglm2", "chatglm3", "glm4-9b")
-ROWS = [
-    {"prompt": f"Is {at} even?", "chosen": f"yes, {at} is", "rejected": "no" + "!" * (at % 3)}
-    for at in range(20)
-]
 COMMON = {
     **{"report_to": (), "max_length": 64, "batch_size": 4, "warmup_ratio": 0.0, "save_steps": 6},
     **{"max_steps": 6, "val_size": 8.0, "rank": 4, "device": "cpu", "dtype": "float32"},
     "eval_steps": 3,
 }
-
-
-@pytest.fixture(scope="module")
-def quick():
-    """Draw no curves: that takes longer than training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Record, "draw", lambda self, title, unit: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
-    file.write_text("\n".join(map(json.dumps, ROWS)))
-    return file
 
 
 def settings(base, data, out, **more):
@@ -71,9 +52,6 @@ def sums(local, folder):
     found = []
     for row in ROWS:
         for name in ("chosen", "rejected"):
-            from glmkit.dataset import Sample
-            from glmkit.types import Message
-
             messages = (Message("user", row["prompt"]), Message("assistant", row[name]))
             (example,) = encoder.encode([Sample(messages, (0, 1))])[0].rows
             ids = torch.from_numpy(example.ids).long()

@@ -14,7 +14,6 @@ from glmkit.errors import BadStepError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.loading import load_local
 from glmkit.testing import make_app
-from glmkit.training.recording import Record
 from glmkit.training.state import TrainerState
 from glmkit_finetune.aliases import aliases_of, translated
 from glmkit_finetune.settings import settings_of
@@ -23,6 +22,7 @@ from glmkit_rlhf.online_task import draw_curves
 from glmkit_rlhf.ppo import PpoConfig
 from glmkit_rlhf.reward import RewardConfig, reward
 
+pytestmark = pytest.mark.usefixtures("quick")
 RECIPES = ("grpo", "ppo")
 
 
@@ -34,15 +34,6 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     return make_app(tmp_path_factory.mktemp("home"), rlhf=glmkit_rlhf)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(one_thread):
-    """Draw no pictures: that takes longer than training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Record, "draw", lambda self, *title: None)
-        patch.setattr("glmkit_rlhf.online_task.draw_curves", lambda folder: None)
-        yield
 
 
 @pytest.fixture(scope="module")

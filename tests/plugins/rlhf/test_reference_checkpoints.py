@@ -1,15 +1,13 @@
 """Published layouts with their own vocabularies go through the recipes of pairs."""
 
-import json
-
 import pytest
+from pair_rows import write_pairs
 
-from glmkit.training.recording import Record
 from glmkit_rlhf.dpo import DpoConfig, dpo
 from glmkit_rlhf.reward import RewardConfig, reward
 from glmkit_rlhf.scoring import RewardModel
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("quick")
 NAMES = ("chatglm-6b", "chatglm3-6b", "glm-4-9b")
 ROWS = [
     {"prompt": f"{at} 是偶数吗?", "chosen": f"是的, {at} 是", "rejected": "no!"} for at in range(4)
@@ -26,11 +24,9 @@ def whole(reference, name, folder):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_reference_checkpoints(tmp_path, shared_reference, monkeypatch, name):
-    monkeypatch.setattr(Record, "draw", lambda self, title, unit: None)
+def test_reference_checkpoints(tmp_path, shared_reference, name):
     base = whole(shared_reference, name, tmp_path / "base")
-    data = tmp_path / "pairs.jsonl"
-    data.write_text("\n".join(map(json.dumps, ROWS)))
+    data = write_pairs(tmp_path, ROWS)
     common = {
         **{"model": str(base), "data": (str(data),), "cache": str(tmp_path / "tokens")},
         **{"report_to": (), "max_steps": 3, "warmup_ratio": 0.0, "learning_rate": 2e-2},

@@ -7,6 +7,7 @@ from collections import deque
 import pytest
 import torch
 from click.testing import CliRunner
+from pair_rows import ROWS, write_pairs
 
 import glmkit_rlhf
 from glmkit.cli import cli
@@ -14,37 +15,18 @@ from glmkit.dataset import open_data
 from glmkit.errors import CheckpointError, DataError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.testing import make_app
-from glmkit.training.recording import Record
 from glmkit_rlhf.heads import ScalarHead, load_head
-from glmkit_rlhf.pairs import Pair, PairBatch
+from glmkit_rlhf.pairs import Pair, PairBatch, Sides
 from glmkit_rlhf.reward import RewardConfig, reward
+from glmkit_rlhf.reward_task import RewardLearner
 from glmkit_rlhf.scoring import RewardModel
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick")
+pytestmark = pytest.mark.usefixtures("quick")
 LAYOUTS = ("hub", "chatglm", "chatglm2", "chatglm3", "glm4-9b")
-ROWS = [
-    {"prompt": f"Is {at} even?", "chosen": f"yes, {at} is", "rejected": "no" + "!" * (at % 3)}
-    for at in range(24)
-]
 COMMON = {
     **{"report_to": (), "max_length": 64, "batch_size": 8, "warmup_ratio": 0.0, "save_steps": 6},
     **{"max_steps": 6, "val_size": 8.0, "rank": 4, "device": "cpu", "dtype": "float32"},
 }
-
-
-@pytest.fixture(scope="module")
-def quick():
-    """Draw no curves: that takes longer than training."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Record, "draw", lambda self, title, unit: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
-    file.write_text("\n".join(map(json.dumps, ROWS)))
-    return file
 
 
 def settings(base, data, out, **more):
@@ -108,8 +90,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, data):
 
 def test_margins_and_centering_change_what_is_learnt(tmp_path, data):
     base = tiny_checkpoint(tmp_path / "base")
-    wide = tmp_path / "wide.jsonl"
-    wide.write_text("\n".join(json.dumps(row | {"margin": 4.0}) for row in ROWS))
+    wide = write_pairs(tmp_path, [row | {"margin": 4.0} for row in ROWS])
     _, plain = trained(base, data, tmp_path / "a", tuning="head", max_steps=8)
     _, margins = trained(base, wide, tmp_path / "b", tuning="head", max_steps=8)
     assert margins[-2].metrics["margin"] > plain[-2].metrics["margin"]
@@ -127,20 +108,17 @@ def test_pairs_of_a_batch_do_not_see_each_other(tmp_path, data):
     ready = RewardModel.load(config.output)
     rows = [ready.encoder.encode([each])[0].rows[0] for each in _samples(data)]
     pairs = [Pair(a, b) for a, b in zip(rows[::2], rows[1::2], strict=True)]
-    from glmkit_rlhf.reward_task import RewardLearner
-
     learner = RewardLearner(ready.local.model)
     with torch.no_grad():
         together = learner.rewards(PairBatch.of(pairs[:3]))
         alone = torch.cat([learner.rewards(PairBatch.of([each])) for each in pairs[:3]])
         taken = learner.rewards(PairBatch.of(pairs[:3]).alone(1))
+    assert together.abs().max() > 0.01 and together.std() > 1e-3  # all alike would prove nothing
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(together[2:4], taken, atol=1e-5, rtol=1e-4)
 
 
 def _samples(data):
-    from glmkit_rlhf.pairs import Sides
-
     return list(Sides(open_data([str(data)], kind="preferences")).samples())
 
 
@@ -211,16 +189,16 @@ def test_the_command_scores_pairs_and_answers_and_goes_on(tmp_path, data):
     done = run(app, *command, "-o", out, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert found["pairs"] == 24 and found["accuracy"]["value"] == 1
-    assert found["accuracy"]["low"] == pytest.approx(0.862, abs=1e-3)
+    assert found["pairs"] == 20 and found["accuracy"]["value"] == 1
+    assert found["accuracy"]["low"] == pytest.approx(0.839, abs=1e-3)
     assert found["longer_answer"]["value"] == 1
     lines = out.read_text().splitlines()
-    assert [json.loads(each)["rejected_score"] for each in lines] != [0.0] * 24
+    assert [json.loads(each)["rejected_score"] for each in lines] != [0.0] * 20
     assert json.loads(lines[0])["prompt"][-1]["content"] == ROWS[0]["prompt"]
     # Half of it is lost, a line in the middle: only what is missing is scored again.
     out.write_text("\n".join([*lines[:10], lines[10][:20]]))
     again = run(app, *command, "-o", out)
-    assert again.exit_code == 0 and "24 pairs: 100.0% (86.2% to 100.0%) told right" in again.output
+    assert again.exit_code == 0 and "20 pairs: 100.0% (83.9% to 100.0%) told right" in again.output
     assert out.read_text().splitlines() == lines
     other = run(app, *command, "-o", out, "--ranked", "best", "--skip-bad")
     assert other.exit_code == 1 and "is not of a job with this data" in str(other.exception)
