@@ -72,6 +72,8 @@ def loaded(folder: Path) -> Any:  # noqa: ANN401
             f"{folder} has the scheduler {name}, which adds noise in a way of "
             "its own; DreamBooth here knows those of Stable Diffusion"
         )
+    if pipeline.safety_checker is not None:  # what it keeps back is black, and would be learnt
+        pipeline.register_modules(safety_checker=None)
     return pipeline
 
 

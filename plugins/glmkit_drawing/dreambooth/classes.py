@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,13 @@ def class_pictures(
     folder = Path(config.class_data or Path(config.output) / CLASS_PICTURES).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     found = pictures_in(folder)
-    if len(found) < config.class_count:
-        _keep_about(folder, _about(config, side), drawn=bool(found))
+    lacking, about = len(found) < config.class_count, _about(config, side)
+    if found and (folder / _ABOUT).is_file():
+        # Enough of them may have been drawn otherwise, but not of something else.
+        _refuse_others(folder, about if lacking else {"prompt": config.class_prompt})
+    if lacking:
+        said = json.dumps(about, ensure_ascii=False, indent=1)
+        (folder / _ABOUT).write_text(f"{said}\n", encoding="utf-8")
         yield from _drawn(pipeline, config, folder, side, computing)
         found = pictures_in(folder)
     return found[: config.class_count]
@@ -54,24 +59,22 @@ def _about(config: DreamboothConfig, side: int) -> dict[str, Any]:
     }
 
 
-def _keep_about(folder: Path, about: dict[str, Any], *, drawn: bool) -> None:
-    """Write down how pictures are drawn; refuse to mix them with others of ours.
+def _refuse_others(folder: Path, about: Mapping[str, Any]) -> None:
+    """Refuse pictures of ours that were drawn in another way than ``about``.
 
     Photographs that somebody put there are welcome beside.
     """
-    file = folder / _ABOUT
-    if drawn and file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        differs = [name for name in about if before.get(name) != about[name]]
-        if differs:
-            said = ", ".join(
-                f"{each} {before.get(each)!r}, now {about[each]!r}" for each in differs
-            )
-            raise UsageError(
-                f"the pictures in {folder} were drawn otherwise ({said}); delete that folder, or "
-                "name another with --class-data"
-            )
-    file.write_text(json.dumps(about, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    try:
+        before = dict(json.loads((folder / _ABOUT).read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        before = {}
+    differs = [name for name in about if before.get(name) != about[name]]
+    if differs:
+        said = ", ".join(f"{each} {before.get(each)!r}, now {about[each]!r}" for each in differs)
+        raise UsageError(
+            f"the pictures in {folder} were drawn otherwise ({said}); delete that folder, or "
+            "name another with --class-data"
+        )
 
 
 def _drawn(

@@ -132,10 +132,7 @@ class _Run:
         photographs: Sequence[Path],
         side: int,
     ) -> Generator[StepLog, None, tuple[list[Tensor], list[Tensor], dict[str, Any]]]:
-        """Return latent photographs and pictures of the class, and what the run is.
-
-        What draws and encodes goes back to the processor afterwards.
-        """
+        """Return latent photographs and pictures of the class, and what the run is."""
         config = self.config
         pipeline.to(self.device)
         of_class: list[Path] = []
@@ -176,14 +173,7 @@ class _Run:
         about = dress(nets, config)
         if config.gradient_checkpointing:
             _work_again(nets)
-        feed = Feed(
-            things,
-            classes,
-            batch_size=config.batch_size,
-            accumulation=config.gradient_accumulation,
-            times=noise.config.num_train_timesteps,
-            seed=config.seed,
-        )
+        feed = self._feed(things, classes, noise.config.num_train_timesteps)
         learnt = [each for each in learner.parameters() if each.requires_grad]
         optimizer = optimizer_of(config, [{"params": learnt}])
         total = total_steps(config, feed.steps())
@@ -201,6 +191,16 @@ class _Run:
         watching = Watching(work, pipeline, feed, side, self.computing)
         work.evaluate = watching.look
         return work
+
+    def _feed(self, things: Sequence[Tensor], classes: Sequence[Tensor], times: int) -> Feed:
+        return Feed(
+            things,
+            classes,
+            batch_size=self.config.batch_size,
+            accumulation=self.config.gradient_accumulation,
+            times=times,
+            seed=self.config.seed,
+        )
 
     def _learner(self, pipeline: Any, noise: Any) -> tuple[Nets, PictureLearner]:  # noqa: ANN401
         """Return what is trained, in its precision; and with it, what is learnt."""
