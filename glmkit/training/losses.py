@@ -44,9 +44,7 @@ def next_token_loss(
     wanted, weights = wanted.to(hidden.device), weights.to(hidden.device)
     head = model.get_submodule(model.HEAD)
     if _is_plain(head):
-        table = cast(Tensor, head.weight)
-        table = table if torch.is_grad_enabled() else table.detach()
-        return _by_parts(*_as_computed(model.norm(hidden), table), wanted, weights, rows)
+        return _by_parts(*_as_computed(model.norm(hidden), _table(head)), wanted, weights, rows)
     if _multiplies(head, hidden):
         return _by_parts(model.norm(hidden), None, wanted, weights, rows, rounded_of(head))
     return _by_checkpoints(model, hidden, wanted, weights, rows)
@@ -107,14 +105,17 @@ def _likely(
     wanted = wanted.to(hidden.device)
     head = model.get_submodule(model.HEAD)
     if _is_plain(head):
-        table = cast(Tensor, head.weight)
-        table = table if torch.is_grad_enabled() else table.detach()
-        normed, table = _as_computed(model.norm(hidden) / temperature, table)
+        normed, table = _as_computed(model.norm(hidden) / temperature, _table(head))
         return _likely_by_parts(normed, table, wanted, rows, None, entropies)
     if _multiplies(head, hidden):
         normed = model.norm(hidden) / temperature
         return _likely_by_parts(normed, None, wanted, rows, rounded_of(head), entropies)
     return _likely_by_checkpoints(model, hidden, wanted, temperature, rows)
+
+
+def _table(head: nn.Module) -> Tensor:
+    table = cast(Tensor, head.weight)
+    return table if torch.is_grad_enabled() else table.detach()
 
 
 def _likely_by_parts(*given: Any) -> Likely:  # noqa: ANN401

@@ -1,6 +1,7 @@
 """Steps over matrices that lie rounded, against the same matrices as ordinary numbers."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 
-from glmkit.models.glm import Glm, GlmConfig
+from glmkit.models.glm import Glm
+from glmkit.models.tiny import TINY
 from glmkit.runtime.kernels import has_own_kernel
 from glmkit.runtime.linears import Int4Linear, Int8Linear
 from glmkit.runtime.quantize import quantize_int4, quantize_int8
@@ -23,18 +25,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not has_own_kernel(), reason="no kernel for this processor"),
 ]
-CONFIG = GlmConfig(
-    vocab_size=160,
-    hidden_size=64,
-    ffn_size=96,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    context_length=64,
-    rotary_dim=8,
-    qkv_bias=True,
-)
+CONFIG = replace(TINY, vocab_size=160, context_length=64)
 LINEARS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 
 
