@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmkit import LOADING, MissingExtraError, UsageError, given_of, model_options
+from glmkit import LOADING, MissingExtraError, given_of, model_options
 
 from .limits import check_exposure
+from .options import address_of, door_options, listening, named_options, named_paths
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -34,30 +34,10 @@ _FLAGS = (
 
 @click.command()
 @model_options
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    metavar="NAME=PATH",
-    help="LoRA folder or file, or P-Tuning prefix folder, to serve as a model of this name.",
-)
-@click.option(
-    "--kb",
-    "bases",
-    multiple=True,
-    metavar="NAME=PATH",
-    help="Folder of documents to serve as a model of this name, which answers from them.",
-)
+@named_options
 @click.option("--encoder", help="What /v1/embeddings embeds with; default: as configured.")
 @click.option("--queue-db", "queue_db", metavar="URL", help="Also serve the queue in a database.")
-@click.option("--host", help="Address to listen at; default: 127.0.0.1. Others need a key.")
-@click.option("--port", type=int, help="Default: 8000; 0 takes any that is free.")
-@click.option(
-    "--api-key",
-    "api_keys",
-    multiple=True,
-    help="Key that clients have to send; better GLMKIT_API_KEYS, as commands can be seen.",
-)
+@door_options(8000)
 @click.option("--concurrency", type=int, help="Answers side by side; default: what suits.")
 @click.option("--max-waiting", type=int, help="Questions that may wait; default: 128.")
 @click.option("--max-tokens", type=int, help="Most tokens to ask for; default: 4096.")
@@ -104,7 +84,7 @@ def serve(
         encoder,
         given_of(given, LOADING),
     )
-    with closing(bound(settings.host, settings.port)) as door, ExitStack() as stack:
+    with listening(settings.host, settings.port) as door, ExitStack() as stack:
         serving = Serving.open(app, settings, wanted)
         stack.callback(serving.close)
         web = stack.enter_context(_application(serving, queue_db))
@@ -123,39 +103,6 @@ def settings_of(app: Glmkit, keys: Sequence[str], flags: Mapping[str, Any]) -> S
     given = {name: flags[name] for name in _FLAGS if flags[name] not in (None, ())}
     settings = Settings.of(app.plugin_config("serve"), **given)
     return replace(settings, api_keys=(*settings.api_keys, *app.config.api_keys, *keys))
-
-
-def named_paths(flag: str, given: Sequence[str]) -> dict[str, Path]:
-    """Return paths by the names they were given with: ``NAME=PATH``.
-
-    :raises UsageError: if one has another form, or a name comes twice.
-    """
-    found: dict[str, Path] = {}
-    for each in given:
-        name, _, path = each.partition("=")
-        if not name.strip() or not path or name in found:
-            raise UsageError(f"{flag} takes NAME=PATH, each name once, got {each!r}")
-        found[name.strip()] = Path(path).expanduser()
-        if not found[name.strip()].exists():
-            raise UsageError(f"{flag}: no such folder or file: {path}")
-    return found
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """Return a socket of an address, before anything slow is done.
-
-    :raises UsageError: if the address is taken, or none of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    door = socket.socket(family, socket.SOCK_STREAM)
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        door.bind((host, port))
-    except OSError as error:
-        door.close()
-        said = f"cannot listen at {host}, port {port}: {error.strerror or error}"
-        raise UsageError(f"{said}; choose another with --port") from error
-    return door
 
 
 def _check_installed() -> None:
@@ -193,11 +140,9 @@ def _log_requests() -> None:
 
 
 def _greeting(serving: Serving, door: socket.socket) -> str:
-    host, port = door.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
     names = ", ".join(serving.models)
     keys = "" if serving.settings.api_keys else ", no key needed"
-    return f"{serving.live.name} at http://{shown}:{port}/v1 as {names}{keys} (Ctrl-C ends it)"
+    return f"{serving.live.name} at {address_of(door)}/v1 as {names}{keys} (Ctrl-C ends it)"
 
 
 def _run(web: FastAPI, serving: Serving, door: socket.socket) -> None:

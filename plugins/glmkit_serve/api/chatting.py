@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -122,7 +123,7 @@ class _Answering:
 
     async def _measured(self, asked: Asked) -> AsyncGenerator[tuple[int, Chunk], None]:
         """Yield the pieces, and count what they are."""
-        begun, first = time.perf_counter(), True
+        begun, first, ended = time.perf_counter(), True, 0
         found = pieces(asked.openers, self.serving.settings.timeout_s)
         try:
             async for at, chunk in found:
@@ -130,8 +131,12 @@ class _Answering:
                     self.meter.first(time.perf_counter() - begun)
                     first = False
                 if chunk.finish_reason is not None:
+                    ended += 1
                     self.meter.answered(asked.served.name, chunk)
                 yield at, chunk
+        except (GeneratorExit, asyncio.CancelledError):
+            self.meter.cancelled(asked.served.name, len(asked.openers) - ended)
+            raise
         finally:
             await found.aclose()
 

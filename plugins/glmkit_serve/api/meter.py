@@ -79,6 +79,11 @@ class Meter:
             self._tokens.labels(model, "prompt").inc(last.usage.prompt_tokens)
             self._tokens.labels(model, "completion").inc(last.usage.completion_tokens)
 
+    def cancelled(self, model: str, count: int) -> None:
+        """Count answers whose client left before they ended."""
+        if count:
+            self._answers.labels(model, "cancelled").inc(count)
+
     def text(self) -> bytes:
         """Return all counts as Prometheus reads them."""
         return generate_latest(self._registry)

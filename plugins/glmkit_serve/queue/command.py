@@ -23,8 +23,8 @@ from glmkit import (
     sampling_options,
 )
 
-from ..command import bound, named_paths
 from ..limits import check_exposure
+from ..options import address_of, door_options, listening, named_options, named_paths
 from ..settings import Settings
 from .options import database_options, queue_settings
 
@@ -54,14 +54,7 @@ _QUEUE_FLAGS = ("history", "system", "slots", "lease_s", "max_attempts", "max_wa
 @click.option(
     "--no-http", "--worker-only", "no_http", is_flag=True, help="Answer the table alone, no HTTP."
 )
-@click.option("--host", help="Address to listen at; default: 127.0.0.1. Others need a key.")
-@click.option("--port", type=int, help="Default: 8000; 0 takes any that is free.")
-@click.option(
-    "--api-key",
-    "api_keys",
-    multiple=True,
-    help="Key that clients have to send; better GLMKIT_API_KEYS, as commands can be seen.",
-)
+@door_options(8000)
 @click.option("--history", type=int, help="Earlier turns of a session that the model sees.")
 @click.option("--system", help="System message before each conversation.")
 @click.option(
@@ -71,20 +64,7 @@ _QUEUE_FLAGS = ("history", "system", "slots", "lease_s", "max_attempts", "max_wa
 @click.option("--max-waiting", type=int, help="Questions that may wait; more are refused.")
 @click.option("--keep-days", type=float, help="Remove settled questions after so many days.")
 @model_options
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    metavar="NAME=PATH",
-    help="LoRA folder or file, or P-Tuning prefix folder, to answer under this name.",
-)
-@click.option(
-    "--kb",
-    "bases",
-    multiple=True,
-    metavar="NAME=PATH",
-    help="Folder of documents to answer from under this name.",
-)
+@named_options
 @sampling_options
 @click.pass_obj
 def queue(
@@ -136,7 +116,7 @@ def _run(
     with ExitStack() as stack:
         door = None
         if served is not None:
-            door = stack.enter_context(closing(bound(served.host, served.port)))
+            door = stack.enter_context(listening(served.host, served.port))
         stack.enter_context(_working(app, database, post, workers, over))
         click.echo(f"answering with {workers} worker{'s' * (workers != 1)}", err=True)
         if served is not None and door is not None:
@@ -224,10 +204,8 @@ def _serve(
         server.should_exit = True
 
     threading.Thread(target=watch, name="watch", daemon=True).start()
-    host, port = door.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
     door.listen()  # who reads the next line may ask at once
-    click.echo(f"http://{shown}:{port}{ROOT}", err=True)
+    click.echo(f"{address_of(door)}{ROOT}", err=True)
     server.run(sockets=[door])
 
 

@@ -7,16 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmkit import (
-    LOADING,
-    UsageError,
-    given_of,
-    model_options,
-)
+from glmkit import LOADING, given_of, model_options
+
+from ..options import door_options, named_options, named_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from glmkit import Glmkit
 
 
@@ -24,23 +19,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
-@click.option("--host", help="Address to listen on; default: 127.0.0.1, this machine alone.")
-@click.option("--port", type=int, help="Port; 0 takes a free one; default: 7860.")
-@click.option("--api-key", help="Ask visitors for this key; better: GLMKIT_API_KEYS.")
-@click.option(
-    "--kb",
-    "bases",
-    multiple=True,
-    metavar="[NAME=]FOLDER",
-    help="Documents that visitors may ask; may be given several times.",
-)
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    metavar="[NAME=]PATH",
-    help="LoRA or P-Tuning prefix that visitors may choose; may be given several times.",
-)
+@door_options(7860)
+@named_options
 @click.option(
     "--image-model",
     "image_models",
@@ -69,7 +49,7 @@ def web(
     loras: tuple[str, ...],
     host: str | None,
     port: int | None,
-    api_key: str | None,
+    api_keys: tuple[str, ...],
     feedback: Path | None,
     uploads: bool | None,
     show: bool,
@@ -85,28 +65,12 @@ def web(
     wishes = Wishes(
         model=model,
         loading=given_of(given, LOADING),
-        adapters=named(adapters, "--adapter"),
-        bases=named(bases, "--kb"),
+        adapters=named_paths("--adapter", adapters),
+        bases=named_paths("--kb", bases),
         image_models=image_models,
-        loras=named(loras, "--lora"),
-        keys=() if api_key is None else (api_key,),
+        loras=named_paths("--lora", loras),
+        keys=api_keys,
         flags=flags,
         show=show,
     )
     run(app, wishes)
-
-
-def named(values: Sequence[str], flag: str) -> dict[str, str]:
-    """Read ``NAME=PATH`` or ``PATH``, which is called as its last part.
-
-    :raises UsageError: if two have one name.
-    """
-    found: dict[str, str] = {}
-    for value in values:
-        name, mark, path = value.partition("=")
-        if not mark or not name or "/" in name:
-            name, path = Path(value).name, value
-        if not path or name in found:
-            raise UsageError(f"{flag} {value!r}: give each its own name: {flag} NAME=PATH")
-        found[name] = path
-    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmkit import MissingExtraError, UsageError
+from glmkit import MissingExtraError
 from glmkit.feedback import FeedbackStore, default_path
 from glmkit.live import Live
 
 from ..limits import check_exposure, is_local
+from ..options import address_of, listening
 from ..settings import Settings
 from .drawing import Drawing
 from .library import Library
@@ -41,12 +42,11 @@ class Wishes:
     model: str | None = None
     loading: Mapping[str, Any] = field(default_factory=dict)
     """The other parameters of ``Glmkit.load_model``."""
-    adapters: Mapping[str, str] = field(default_factory=dict)
-    """Paths by name."""
-    bases: Mapping[str, str] = field(default_factory=dict)
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    bases: Mapping[str, Path] = field(default_factory=dict)
     """Folders by name."""
     image_models: tuple[str, ...] = ()
-    loras: Mapping[str, str] = field(default_factory=dict)
+    loras: Mapping[str, Path] = field(default_factory=dict)
     """Paths of LoRAs for drawing by name."""
     keys: tuple[str, ...] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
@@ -64,25 +64,16 @@ def run(app: Glmkit, wishes: Wishes) -> None:
     keys = (*Settings.of(table).api_keys, *app.config.api_keys, *wishes.keys)
     settings = WebSettings.of(table.get("web", {}), **wishes.flags)
     check_exposure(settings.host, keys)
-    bases = _files(wishes.bases, "--kb")
     _check_installed()
-    with listening(settings) as door, _live(app, wishes, settings) as model:
-        page = page_of(app, settings, voices_of(model, wishes.adapters), bases, wishes)
+    with listening(settings.host, settings.port) as door, _live(app, wishes, settings) as model:
+        page = page_of(app, settings, voices_of(model, wishes.adapters), wishes)
         built = site_of(page, keys)
         door.listen()  # from now on browsers wait rather than being refused
-        address = address_of(settings.host, door)
+        address = address_of(door)
         click.echo(f"glmkit is on {address} (Ctrl-C ends it)", err=True)
         if wishes.show:
             click.launch(address)
         _serve(built, door)
-
-
-def _files(given: Mapping[str, str], flag: str) -> dict[str, Path]:
-    found = {name: Path(path).expanduser() for name, path in given.items()}
-    for path in found.values():
-        if not path.exists():
-            raise UsageError(f"{flag}: no such folder or file: {path}")
-    return found
 
 
 def _check_installed() -> None:
@@ -101,7 +92,7 @@ def _live(app: Glmkit, wishes: Wishes, settings: WebSettings) -> Iterator[Live]:
         yield live
 
 
-def voices_of(model: ChatModel, adapters: Mapping[str, str]) -> Voices:
+def voices_of(model: ChatModel, adapters: Iterable[str]) -> Voices:
     """Return what visitors choose from: the model alone first, then with each adapter."""
     bare = Voice(model.name, model, "" if adapters else None)
     return Voices([bare, *(Voice(f"{model.name} + {each}", model, each) for each in adapters)])
@@ -111,12 +102,11 @@ def page_of(
     app: Glmkit,
     settings: WebSettings,
     voices: Voices,
-    bases: Mapping[str, Path],
     wishes: Wishes,
 ) -> Page:
     """Return what the tabs are built from; in English."""
     home = app.config.home
-    library = Library(app.knowledge_model, fixed=bases, shelf=home / "web" / "bases")
+    library = Library(app.knowledge_model, fixed=wishes.bases, shelf=home / "web" / "bases")
     drawn: list[str | None] = list(wishes.image_models)
     if not drawn and app.image_models.names():
         drawn = [None]
@@ -127,7 +117,7 @@ def page_of(
         talk=Talk(voices, library, settings),
         visits=Visits(),
         store=FeedbackStore(settings.feedback or default_path(home)),
-        drawing=Drawing(app, drawn, _files(wishes.loras, "--lora")),
+        drawing=Drawing(app, drawn, wishes.loras),
     )
 
 
@@ -138,33 +128,6 @@ def site_of(page: Page, keys: tuple[str, ...]) -> FastAPI:
 
     local = is_local(page.settings.host) and not keys
     return site(page, tabs_of(page.app), keys=keys, hosts=local_names() if local else None)
-
-
-@contextmanager
-def listening(settings: WebSettings) -> Iterator[socket.socket]:
-    """Take the port, before anything is loaded for nothing.
-
-    :raises UsageError: if somebody else has it.
-    """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    door = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind((settings.host, settings.port))
-    except OSError as error:
-        door.close()
-        raise UsageError(
-            f"cannot listen on {settings.host}, port {settings.port} ({error.strerror or error}); "
-            "choose another with --port, 0 for a free one"
-        ) from error
-    with door:
-        yield door
-
-
-def address_of(host: str, door: socket.socket) -> str:
-    """Return what to type into a browser."""
-    name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{door.getsockname()[1]}"
 
 
 def _serve(site: FastAPI, door: socket.socket) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from glmkit import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from glmkit import ChatModel
 
 
@@ -73,7 +75,7 @@ def suited(model: object) -> tuple[float, float]:
 
 def worn_by(
     model: Any,  # noqa: ANN401
-    adapters: Mapping[str, str],
+    adapters: Mapping[str, Path],
     alpha: float | None = None,
 ) -> list[str]:
     """Load adapters into ``model`` by the names that they shall have; it still answers bare.

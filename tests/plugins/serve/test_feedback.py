@@ -79,6 +79,8 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path):
     text.write_text("no database at all, but long enough to be looked at" * 10)
     with pytest.raises(DataError, match="not a database"):
         FeedbackStore(text)
+    with pytest.raises(DataError, match="cannot use the feedback table"):
+        FeedbackStore(text / "deeper" / "table.db")
     assert other.read_bytes() == before
 
 

@@ -115,7 +115,7 @@ def test_what_serves_by_names_answers_by_names(app, tmp_path):
         (["--host", "0.0.0.0"], "needs a key"),
         (["--slots", "0"], "slots must be"),
         (["--db", "nonsense"], "no address of a database"),
-        (["--adapter", "x"], "NAME=PATH"),
+        (["--adapter", "x"], "no such folder"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(app, flags, said):

@@ -22,8 +22,9 @@ from glmkit import ConfigError, Spec, UsageError, hookimpl
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.testing import EchoModel, HashEncoder, make_app
 from glmkit_serve.api.served import DEFAULT, Serving, Wanted
-from glmkit_serve.command import bound, named_paths, serve, settings_of
+from glmkit_serve.command import serve, settings_of
 from glmkit_serve.limits import check_exposure, is_local
+from glmkit_serve.options import listening, named_paths
 from glmkit_serve.settings import Settings
 
 SILENT = {name: None for name in ("host", "port", "concurrency", "max_waiting", "max_tokens")}
@@ -92,11 +93,13 @@ def test_a_wrong_table_is_refused_at_the_start(tmp_path, table, said):
 
 
 def test_names_and_paths(tmp_path):
-    (tmp_path / "a").mkdir()
-    assert named_paths("--kb", [f"docs={tmp_path / 'a'}"]) == {"docs": tmp_path / "a"}
-    for wrong in ("docs", "=x", "docs=", f"docs={tmp_path / 'absent'}"):
+    folder, odd = tmp_path / "a", tmp_path / "b=c" / "notes"
+    folder.mkdir(), odd.mkdir(parents=True)
+    assert named_paths("--kb", [f"docs={folder}"]) == {"docs": folder}
+    assert named_paths("--kb", [str(folder), str(odd)]) == {"a": folder, "notes": odd}
+    for wrong in (["absent"], ["=x"], ["docs="], [f"docs={tmp_path}/absent"], [folder, f"a={odd}"]):
         with pytest.raises(UsageError, match="--kb"):
-            named_paths("--kb", [wrong])
+            named_paths("--kb", [str(each) for each in wrong])
     with pytest.raises(UsageError, match="given twice"):
         Wanted(adapters={"a": Path("x")}, bases={"a": Path("y")})
     with pytest.raises(UsageError, match=DEFAULT):
@@ -111,8 +114,8 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(app):
         taken.listen()
         with pytest.raises(UsageError, match="cannot listen .* choose another with --port"):
             run(app, "--port", str(taken.getsockname()[1]))
-        with pytest.raises(UsageError, match="cannot listen"):
-            bound("203.0.113.7", 1)
+        with pytest.raises(UsageError, match="cannot listen"), listening("203.0.113.7", 1):
+            pass
 
 
 def test_knowledge_and_adapters_are_models_of_their_own(app, tmp_path):

@@ -16,6 +16,7 @@ import glmkit
 import glmkit_serve
 from glmkit import Chunk, DataError, Picture, Progress, Spec, StreamedModel, Usage, UsageError
 from glmkit.testing import HashEncoder, make_app
+from glmkit_serve.options import address_of, listening
 from glmkit_serve.web import running
 from glmkit_serve.web.settings import WebSettings
 from glmkit_serve.web.uploads import documents_in
@@ -147,14 +148,12 @@ class Parts(Painting):
         return Cited(path, model)
 
 
-def make_page(home: Path, model=None, *, plugins=None, bases=None, wishes=None, **settings):
+def make_page(home: Path, model=None, *, plugins=None, wishes=None, **settings):
     """Return the page's parts, in English."""
     others = {"parts": Parts()} if plugins is None else plugins
     app = make_app(home, {"encoder": "hash"}, serve=glmkit_serve, **others)
     voices = running.voices_of(model or Scripted(), {})
-    return running.page_of(
-        app, WebSettings(**settings), voices, bases or {}, wishes or running.Wishes()
-    )
+    return running.page_of(app, WebSettings(**settings), voices, wishes or running.Wishes())
 
 
 @contextmanager
@@ -162,7 +161,7 @@ def served(page, keys=()) -> Iterator[str]:
     """Serve a page from a thread; yield its address."""
     import uvicorn
 
-    with running.listening(page.settings) as door:
+    with listening(page.settings.host, page.settings.port) as door:
         config = uvicorn.Config(
             running.site_of(page, keys), log_level="warning", ws="none", timeout_graceful_shutdown=1
         )
@@ -172,7 +171,7 @@ def served(page, keys=()) -> Iterator[str]:
         while not server.started:
             time.sleep(0.01)
         try:
-            yield running.address_of(page.settings.host, door)
+            yield address_of(door)
         finally:
             server.should_exit = True
             thread.join(10)
