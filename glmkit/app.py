@@ -299,17 +299,17 @@ class Glmkit:
     def load_image_model(self, name: str | None = None) -> ImageModel:
         """Load what draws, by the name a plugin gave it, hub id or folder.
 
-        :param name: None for the first that is registered.
+        :param name: None for the one called ``default``, or else the first that is registered.
         :raises UnknownNameError: if nobody knows the name.
         :raises CheckpointError: if no loader knows the folder's format.
         """
-        specs = self.image_models
-        if name is None and not specs.names():
+        specs, known = self.image_models, self.image_models.names()
+        if name is None and not known:
             raise UsageError(
                 "no plugin draws; install one: pip install 'glmkit[drawing]'. "
                 "'glmkit plugins' shows what is wrong with those installed"
             )
-        name = name or specs.names()[0]
+        name = name or ("default" if "default" in known else known[0])
         spec = specs.get(name)
         if spec is not None:
             return cast("ImageModel", load_target(spec.loader)(name, self))

@@ -90,7 +90,10 @@ class FeedbackStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot use the feedback table {path}: {error}") from error
         with self._connected() as connection:
             self._prepare(connection)
 

@@ -238,7 +238,9 @@ class Brush:
 
 
 def load_brush(name, app):
-    return Brush()
+    brush = Brush()
+    brush.name = name
+    return brush
 
 
 def test_hook_register_image_models(tmp_path):
@@ -258,6 +260,16 @@ def test_hook_register_image_models(tmp_path):
         app.load_image_model("brash")
     with pytest.raises(UsageError, match="no plugin draws"):
         make_app(tmp_path).load_image_model()
+
+
+def test_the_image_model_called_default_is_the_default_whoever_came_first(tmp_path):
+    class Plugin:
+        @hookimpl
+        def register_image_models(self, register):
+            for name in ("brush", "default"):
+                register(Spec(name, "Paints.", f"{__name__}:load_brush"))
+
+    assert make_app(tmp_path, mine=Plugin()).load_image_model().name == "default"
 
 
 def test_hook_knowledge_model(tmp_path):
