@@ -1,147 +1,36 @@
 """The page without a browser: what is shown, asked, taken in, kept and refused."""
 
-import ast
-import asyncio
-import base64
-import html
-import os
-import re
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import web_parts
-from hypothesis import given, settings, strategies as st
 from web_parts import Scripted, make_page
 
 import glmkit
 from glmkit import (
     BusyError,
     ClosedError,
-    ConfigError,
     DrawOptions,
     Message,
-    Passage,
     PluginError,
     TimeLimitError,
     UnknownNameError,
     UsageError,
 )
 from glmkit.live import Live
-from glmkit_serve.web import escaping, talk, words as texts
+from glmkit_serve.web import talk
 from glmkit_serve.web.drawing import Brush
-from glmkit_serve.web.entrance import Entrance, local_names
 from glmkit_serve.web.library import OWN, good_name
 from glmkit_serve.web.opinions import improve, rate, turn_at
 from glmkit_serve.web.running import Wishes, run, voices_of
-from glmkit_serve.web.settings import WebSettings
 from glmkit_serve.web.tabs import Tab, tabs_of
 from glmkit_serve.web.talk import Wanted, rows_of
-from glmkit_serve.web.uploads import Limits, documents_in, safe_name, take_in
 from glmkit_serve.web.visits import Visits
 from glmkit_serve.web.voices import suited, worn_by
-from glmkit_serve.web.words import LANGUAGES, TEXTS, Words, preferred
+from glmkit_serve.web.words import LANGUAGES, Words
 
 EN, ZH = Words("en"), Words("zh")
-WEB = Path(texts.__file__).parent
-
-
-# -- texts -----------------------------------------------------------------------------------------
-
-
-def test_every_text_is_there_in_both_languages_with_the_same_places():
-    for key, (english, chinese) in TEXTS.items():
-        assert english.strip() and chinese.strip(), key
-        places = [sorted(re.findall(r"\{(\w+)\}", each)) for each in (english, chinese)]
-        assert places[0] == places[1], key
-        assert not re.search(r"[\u4e00-\u9fff]", english), key
-
-
-def test_every_text_is_used_and_every_text_used_is_there():
-    said = set()
-    for path in set(WEB.glob("*.py")) - {WEB / "words.py"}:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                said.add(node.value)
-    unused = {key for key in TEXTS if key not in said and not re.fullmatch(r"example_\d", key)}
-    assert not unused
-
-
-@pytest.mark.parametrize(
-    ("header", "language"),
-    [
-        ("zh-CN,zh;q=0.9,en;q=0.8", "zh"),
-        ("en-US,en;q=0.9,zh;q=0.8", "en"),
-        ("de,zh-TW;q=0.7,en;q=0.3", "zh"),
-        ("de-DE,de;q=0.9", "en"),
-        ("zh;q=0, en;q=0.1", "en"),
-        ("zh;q=high", "en"),
-        ("", "en"),
-    ],
-)
-def test_the_page_speaks_what_the_browser_would_rather_read(header, language):
-    assert preferred(header) == language
-
-
-# -- what models and documents say -----------------------------------------------------------------
-
-
-def tokens_of(text):
-    """Return the kinds of what Markdown with HTML makes of a text, as the page's parser does."""
-    from markdown_it import MarkdownIt
-
-    parsed = MarkdownIt("commonmark", {"html": True}).parse(text)
-    inner = [token for each in parsed for token in each.children or ()]
-    return [(each.type, each.content) for each in (*parsed, *inner)]
-
-
-def test_html_and_pictures_of_a_model_are_shown_and_not_obeyed():
-    evil = '<img src=x onerror="a()"> ![p](http://evil.example/y.png) <script>b()</script>'
-    kinds = {kind for kind, _ in tokens_of(escaping.as_markdown(evil))}
-    assert not kinds & {"html_inline", "html_block", "image"}
-
-
-def test_code_and_markdown_stay_as_they_are():
-    text = "**bold** `a < b & c`\n\n```html\n<b> & ![x](y)\n```\n\n1 < 2\n"
-    shown = escaping.as_markdown(text)
-    assert "`a < b & c`" in shown and "<b> & ![x](y)" in shown
-    assert shown.startswith("**bold**") and shown.endswith("1 &lt; 2\n")
-    open_fence = "before <b>\n~~~\n<i>still open"
-    assert escaping.as_markdown(open_fence) == "before &lt;b>\n~~~\n<i>still open"
-
-
-_PIECES = ("<b>", "</p>", "![x](y)", "`", "``", "```\n", "~~~\n", "\n", "\n\n", "a", " ", "&amp;")
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(_PIECES), max_size=14).map("".join))
-def test_whatever_a_model_says_becomes_no_picture_and_hardly_ever_a_tag(text):
-    """What slips through where parsers disagree on code is left to the browser's sanitiser."""
-    shown = escaping.as_markdown(text)
-    if "`" not in text and "~" not in text:
-        kinds = {kind for kind, _ in tokens_of(shown)}
-        assert not kinds & {"html_inline", "html_block", "image"}
-        assert html.unescape(shown.replace("!\\[", "![")) == text
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.text(max_size=60), st.text(max_size=60))
-def test_a_source_holds_its_passage_as_text_whatever_that_is(text, path):
-    shown = escaping.sources_html([Passage(text, path, "line 3", 0.5)], EN)
-    inside = re.search(r'<div class="passage">(.*)</div></details></div>$', shown, re.DOTALL)[1]
-    assert html.unescape(inside) == text.strip().replace("\r", "")
-    assert "<" not in inside and "\n" not in inside
-    assert "\n" not in shown.lstrip("\n")  # one block: Markdown looks at nothing inside
-
-
-def test_sources_say_where_and_how_well():
-    passages = [Passage("The Nile\n\nis long.", "a/rivers.md", "page 3", 0.876), Passage("b", "b")]
-    shown = escaping.sources_html(passages, EN)
-    assert "<b>[1]</b> a/rivers.md, page 3" in shown and "relevance 0.88" in shown
-    assert "The Nile&#10;&#10;is long." in shown and "<b>[2]</b> b" in shown
-    assert "相关度" in escaping.sources_html(passages, ZH)
-    assert escaping.sources_html([], EN) == ""
 
 
 # -- talking ---------------------------------------------------------------------------------------
@@ -310,87 +199,6 @@ def test_sliders_begin_where_the_model_was_made_for(model):
     assert suited(Scripted()) == (0.7, 0.9)
 
 
-# -- documents -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("sent", "kept"),
-    [
-        ("../../etc/passwd.txt", "passwd.txt"),
-        ("C:\\Users\\me\\notes.md", "notes.md"),
-        ("/etc/cron.d/x.txt", "x.txt"),
-        (".hidden.md", "hidden.md"),
-        ("..", None),
-        ("...txt", "txt"),
-        ("", None),
-        ("河流 rivers.pdf", "河流 rivers.pdf"),
-        ("a\u202efdp.txt", "afdp.txt"),
-        ("a\x00b\n.txt", "ab.txt"),
-        ("x" * 300 + ".txt", "x" * 96 + ".txt"),
-        ("what?*.md", "what.md"),
-    ],
-)
-def test_names_of_documents_are_made_safe(sent, kept):
-    assert safe_name(sent) == kept
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text(max_size=200))
-def test_no_name_leads_out_of_its_folder(sent):
-    name = safe_name(sent)
-    if name is not None:
-        assert Path(name).name == name and not name.startswith(".") and len(name) <= 100 + len(sent)
-        assert not set(name) & set('/\\\0:*?"<>|') and safe_name(name) == name
-
-
-LIMITS = Limits(max_bytes=100, max_files=3)
-
-
-def test_plain_files_are_taken_and_nothing_else(tmp_path):
-    sent, folder = tmp_path / "sent", tmp_path / "kept"
-    sent.mkdir()
-    for name, text in {"a.md": "A", "b.exe": "B", "c.md": "c" * 101, "d.md": ""}.items():
-        (sent / name).write_text(text)
-    secret = tmp_path / "secret.md"
-    secret.write_text("secret")
-    (sent / "link.md").symlink_to(secret)
-    (sent / "folder.md").mkdir()
-    os.mkfifo(sent / "pipe.md")
-    taken = take_in([*sorted(sent.iterdir()), sent / "gone.md"], folder, LIMITS)
-    assert taken.added == ["a.md"] and documents_in(folder) == ["a.md"]
-    assert dict((name, key) for key, name in taken.refused) == {
-        "b.exe": "bad_type",
-        "c.md": "too_large",
-        "d.md": "empty_file",
-        "folder.md": "bad_file",
-        "gone.md": "bad_file",
-        "link.md": "bad_file",
-        "pipe.md": "bad_file",
-    }
-    assert [each.name for each in folder.iterdir()] == ["a.md"]
-
-
-def test_no_more_documents_than_may_be_but_newer_ones_replace_older_ones(tmp_path):
-    folder = tmp_path / "kept"
-    for number in range(4):
-        (tmp_path / f"{number}.txt").write_text("old")
-        taken = take_in([tmp_path / f"{number}.txt"], folder, LIMITS)
-    assert taken.refused == [("too_many", "3.txt")] and len(documents_in(folder)) == 3
-    (tmp_path / "0.txt").write_text("new")
-    assert take_in([tmp_path / "0.txt"], folder, LIMITS).added == ["0.txt"]
-    assert (folder / "0.txt").read_text() == "new"
-
-
-def test_a_link_in_the_folder_is_replaced_not_followed(tmp_path):
-    folder, secret = tmp_path / "kept", tmp_path / "secret.txt"
-    folder.mkdir()
-    secret.write_text("keep me")
-    (folder / "a.txt").symlink_to(secret)
-    (tmp_path / "a.txt").write_text("mine")
-    take_in([tmp_path / "a.txt"], folder, LIMITS)
-    assert secret.read_text() == "keep me" and not (folder / "a.txt").is_symlink()
-
-
 def test_an_answer_from_documents_names_them(page, visit):
     visit.documents.mkdir(parents=True)
     (visit.documents / "nile.md").write_text("The Nile is 6650 km long.")
@@ -430,53 +238,6 @@ def test_the_knowledge_base_of_a_visit_is_read_asked_and_removed(tmp_path):
     assert index
     library.remove(visit.documents)
     assert not any(each.exists() for each in index)
-
-
-# -- who may come in -------------------------------------------------------------------------------
-
-
-def answered(entrance, path="/", **headers):
-    """Return status and headers of what an ASGI application answers."""
-    sent = []
-
-    async def ask_it():
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        scope = {"type": "http", "method": "GET", "path": path, "headers": raw}
-        await entrance(scope, None, collect)
-
-    async def collect(message):
-        sent.append(message)
-
-    asyncio.run(ask_it())
-    return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-
-
-async def inside(scope, receive, send):
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"in"})
-
-
-def basic(text):
-    return {"Authorization": "Basic " + base64.b64encode(text.encode()).decode()}
-
-
-def test_a_key_is_asked_for_as_password():
-    locked = Entrance(inside, ("key-1", "ключ"), None)
-    assert answered(locked, **basic("anybody:key-1"))[0] == 200
-    assert answered(locked, **basic(":ключ"))[0] == 200
-    wrong = (basic("key-1"), basic("a:key-2"), basic("a:"), {"Authorization": "Basic ?"}, {})
-    for headers in (*wrong, {"Authorization": "Bearer key-1"}):
-        status, told = answered(locked, "/en/gradio_api/upload", **headers)
-        assert status == 401 and told["www-authenticate"].startswith("Basic")
-
-
-def test_without_a_key_only_local_names_are_answered():
-    door = Entrance(inside, (), local_names("box.lan"))
-    for host in ("127.0.0.1:7860", "localhost", "[::1]:7860", "BOX.lan:7860"):
-        assert answered(door, Host=host)[0] == 200
-    for host in ("evil.example", "127.0.0.1.evil.example:7860", ""):
-        assert answered(door, Host=host)[0] == 403
-    assert "default-src 'self'" in answered(door, Host="localhost")[1]["content-security-policy"]
 
 
 # -- tabs of others --------------------------------------------------------------------------------
@@ -594,25 +355,6 @@ def test_a_style_is_put_on_and_taken_off(tmp_path):
 
 def test_without_a_plugin_nothing_is_offered(tmp_path):
     assert not make_page(tmp_path / "home", plugins={}).drawing.offered
-
-
-# -- the command -----------------------------------------------------------------------------------
-
-
-def test_settings_are_checked():
-    assert WebSettings.of({"port": 1}, port=2, host=None).port == 2
-    for table, said in (
-        ({"prot": 1}, "did you mean 'port'"),
-        ({"port": "x"}, "port .* must be a whole number"),
-        ({"uploads": 1}, "uploads .* true or false"),
-        ({"host": " "}, "host .* an address"),
-        ({"feedback": 3}, "feedback .* a file"),
-        ({"max_file_mb": True}, "max_file_mb"),
-    ):
-        with pytest.raises(ConfigError, match=said):
-            WebSettings.of(table)
-    with pytest.raises(ConfigError, match="must be a table"):
-        WebSettings.of(3)
 
 
 def test_others_need_a_key_before_anything_is_loaded(page):
