@@ -11,7 +11,7 @@ from glmkit.training.configs import check_choice, tuning_of
 
 from .paired import PairConfig
 
-_KINDS = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "ipo_sum", "robust")
+_KINDS = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "ipo_sum", "robust", "simpo", "orpo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class DpoConfig(PairConfig):
         *PairConfig.aliases,
         *(Alias(each, ("loss",)) for each in ("pref_loss", "loss_type")),
         Alias("pref_beta", ("beta",)),
+        Alias("simpo_gamma", ("gamma",)),
         *(Alias(each, ("smoothing",)) for each in ("label_smoothing", "dpo_label_smoothing")),
         *(Alias(each, ("sft",)) for each in ("pref_ftx", "rpo_alpha")),
     )
@@ -31,9 +32,11 @@ class DpoConfig(PairConfig):
     """How near to the first model it stays: larger is nearer."""
     loss: str = "sigmoid"
     """sigmoid, sigmoid_norm (means over tokens), hinge, ipo (means over tokens, as TRL has it),
-    ipo_sum (as published) or robust."""
+    ipo_sum (as published) or robust; simpo and orpo compare with no first model."""
     smoothing: float = 0.0
     """The share of pairs that are labelled the wrong way round (sigmoid, robust)."""
+    gamma: float = 0.5
+    """What beta times the difference should come to (simpo)."""
     sft: float = 0.0
     """How much the mean loss of the better answer's tokens counts beside (RPO)."""
     learning_rate: float = 5e-6
@@ -49,8 +52,9 @@ class DpoConfig(PairConfig):
             raise UsageError(f"smoothing must be from 0 to below 0.5, got {self.smoothing}")
         if self.smoothing and self.loss not in ("sigmoid", "sigmoid_norm", "robust"):
             raise UsageError(f"the loss {self.loss!r} knows no smoothing; take sigmoid or robust")
-        if not 0 <= self.sft < float("inf"):
-            raise UsageError(f"sft must be 0 or more, got {self.sft}")
+        for name in ("gamma", "sft"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 class Dpo:

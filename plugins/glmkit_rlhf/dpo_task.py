@@ -2,7 +2,7 @@
 
 What the first model says of a pair does not change: it is worked out when the pair is first seen,
 and remembered, two numbers a pair. Each pair is asked for alone, so that a resumed run, which asks
-again, gets the same numbers.
+again, gets the same numbers. Losses that compare with no first model have none.
 
 Letters: S pairs, M tokens of all answers.
 """
@@ -21,7 +21,7 @@ from glmkit.training.learner import Loss, computing_in
 from glmkit.training.losses import token_log_probs
 
 from .initial import Initial
-from .losses import DpoKind, Logs, dpo_losses
+from .losses import FREE, DpoKind, FreeKind, Logs, dpo_losses, free_losses
 from .pairs import PairBatch, taken_in
 
 if TYPE_CHECKING:
@@ -52,21 +52,23 @@ class DpoTask:
         self, config: TrainConfig, local: LocalModel, computing: torch.dtype | None
     ) -> DpoLearner:
         """Return the model's loss of pairs; the model is as it is when the run begins."""
-        initial = Initial.of(local.model, self.tuning, self.config.init_adapter)
+        initial = None
+        if self.config.loss not in FREE:
+            initial = Initial.of(local.model, self.tuning, self.config.init_adapter)
         return DpoLearner(local.model, initial, self.config, computing=computing)
 
 
 class DpoLearner(nn.Module):
     """A model asked for its loss of pairs.
 
-    :param initial: lets it compute as it did at first.
+    :param initial: lets it compute as it did at first; None: nothing is compared with that.
     :param computing: see :class:`glmkit.training.learner.Learner`.
     """
 
     def __init__(
         self,
         model: CausalModel,
-        initial: Initial,
+        initial: Initial | None,
         config: DpoConfig,
         *,
         computing: torch.dtype | None = None,
@@ -79,17 +81,26 @@ class DpoLearner(nn.Module):
         """Return the loss, each pair times its share, and what it comes from."""
         sizes = _sizes(batch)
         with computing_in(self.computing, batch.ids.device):
-            reference = self._reference(batch)
+            reference = None if self._initial is None else self._reference(batch, self._initial)
             policy = self._logs(batch)
-        config, shares = self.config, batch.shares.to(policy.chosen)
-        kind = cast(DpoKind, config.loss)
-        smoothing = config.smoothing
-        lost = dpo_losses(policy, reference, sizes, kind, beta=config.beta, smoothing=smoothing)
-        if config.sft:
-            lost = lost - config.sft * policy.chosen / sizes.chosen
-        told = _figures(policy, reference, config.beta)
+        lost = self._lost(policy, reference, sizes)
+        if self.config.sft:
+            lost = lost - self.config.sft * policy.chosen / sizes.chosen
+        shares = batch.shares.to(policy.chosen)
+        likely = policy.over(sizes) if reference is None else policy.than(reference)
+        told = _figures(policy, likely, self.config.beta)
         figures = {name: (each.detach() * shares).sum() for name, each in told.items()}
         return Loss((lost * shares).sum(), shares.sum(), figures)
+
+    def _lost(self, policy: Logs, reference: Logs | None, sizes: Logs) -> Tensor:
+        """Return the loss of each pair, (S,)."""
+        config, beta = self.config, self.config.beta
+        if reference is None:
+            return free_losses(
+                policy, sizes, cast(FreeKind, config.loss), beta=beta, gamma=config.gamma
+            )
+        kind, smoothing = cast(DpoKind, config.loss), config.smoothing
+        return dpo_losses(policy, reference, sizes, kind, beta=beta, smoothing=smoothing)
 
     def _logs(self, batch: PairBatch) -> Logs:
         """Return the log-probabilities of all answers, sums over their tokens."""
@@ -102,11 +113,11 @@ class DpoLearner(nn.Module):
         sums = torch.stack([each.sum() for each in torch.split(found, list(batch.sizes))])
         return Logs(sums[::2], sums[1::2])
 
-    def _reference(self, batch: PairBatch) -> Logs:
+    def _reference(self, batch: PairBatch, initial: Initial) -> Logs:
         """Return what the first model says."""
         new = [at for at, key in enumerate(batch.keys) if key not in self._known]
         if new:
-            with self._initial(), judged(self):
+            with initial(), judged(self):
                 for at in new:
                     found = self._logs(batch.alone(at))
                     self._known[batch.keys[at]] = float(found.chosen), float(found.rejected)
@@ -116,10 +127,12 @@ class DpoLearner(nn.Module):
         return Logs(both[:, 0], both[:, 1])
 
 
-def _figures(policy: Logs, reference: Logs, beta: float) -> dict[str, Tensor]:
-    """Return the implicit rewards of answers (Rafailov et al., section 4) and their margin."""
-    chosen = beta * (policy.chosen - reference.chosen)
-    rejected = beta * (policy.rejected - reference.rejected)
+def _figures(policy: Logs, likely: Logs, beta: float) -> dict[str, Tensor]:
+    """Return the implicit rewards of answers (Rafailov et al., section 4) and their margin.
+
+    :param likely: log-ratios to the first model; where there is none, means over tokens.
+    """
+    chosen, rejected = (beta * each for each in likely)
     return {
         "accuracy": (chosen > rejected).to(chosen),
         "margin": chosen - rejected,

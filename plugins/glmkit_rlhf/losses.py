@@ -5,7 +5,8 @@ margins: Touvron et al. (Llama 2, 2023, arXiv:2307.09288); centering: Eisenstein
 arXiv:2312.09244). DPO: Rafailov et al. (2023, arXiv:2305.18290); ``hinge``: Zhao et al. (SLiC-HF,
 2023, arXiv:2305.10425); ``ipo``: Azar et al. (2023, arXiv:2310.12036); label smoothing: Mitchell
 (2023); ``robust``: Chowdhury et al. (2024, arXiv:2403.00409); the SFT term: Pang et al. (RPO, 2024,
-arXiv:2404.19733). The names are those of TRL.
+arXiv:2404.19733). Without a first model: ``simpo``: Meng et al. (2024, arXiv:2405.14734);
+``orpo``: Hong et al. (2024, arXiv:2403.07691). The names are those of TRL.
 
 Letters: S pairs.
 """
@@ -20,6 +21,9 @@ from torch import Tensor
 
 DpoKind = Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "ipo_sum", "robust"]
 KINDS: tuple[DpoKind, ...] = get_args(DpoKind)
+FreeKind = Literal["simpo", "orpo"]
+FREE: tuple[FreeKind, ...] = get_args(FreeKind)
+"""Those that compare with no first model."""
 NORMALISED = ("sigmoid_norm", "ipo")
 """Those that compare the means over an answer's tokens, not the sums."""
 
@@ -49,6 +53,10 @@ class Logs(NamedTuple):
         """Return means over the tokens of answers; ``sizes`` says how many they have."""
         return Logs(self.chosen / sizes.chosen, self.rejected / sizes.rejected)
 
+    def than(self, other: Logs) -> Logs:
+        """Return log-ratios to what another model says."""
+        return Logs(self.chosen - other.chosen, self.rejected - other.rejected)
+
 
 def dpo_losses(
     policy: Logs,
@@ -72,7 +80,8 @@ def dpo_losses(
     """
     if kind in NORMALISED:
         policy, reference = policy.over(sizes), reference.over(sizes)
-    ratio = (policy.chosen - reference.chosen) - (policy.rejected - reference.rejected)
+    likelier = policy.than(reference)
+    ratio = likelier.chosen - likelier.rejected
     if kind in ("ipo", "ipo_sum"):
         return (ratio - 1 / (2 * beta)) ** 2
     if kind == "hinge":
@@ -81,3 +90,28 @@ def dpo_losses(
     if kind == "robust":
         return (-(1 - smoothing) * right + smoothing * wrong) / (1 - 2 * smoothing)
     return -(1 - smoothing) * right - smoothing * wrong
+
+
+def free_losses(
+    policy: Logs, sizes: Logs, kind: FreeKind, *, beta: float = 0.1, gamma: float = 0.5
+) -> Tensor:
+    """Return the loss of each pair, (S,), where there is no first model.
+
+    With ``l`` the mean log-probability of an answer's tokens, ``simpo`` is
+    ``-log sigmoid(b (l_c - l_r) - g)``, and ``orpo`` is ``-l_c - b log sigmoid(o_c - o_r)`` with
+    the log-odds ``o = l - log(1 - e^l)``.
+
+    :param sizes: tokens of the answers.
+    :param gamma: g, by how much the better answer should be likelier (``simpo``).
+    """
+    means = policy.over(sizes)
+    if kind == "simpo":
+        return -F.logsigmoid(beta * (means.chosen - means.rejected) - gamma)
+    chosen, rejected = map(_log_odds, means)
+    return -means.chosen - beta * F.logsigmoid(chosen - rejected)
+
+
+def _log_odds(logs: Tensor) -> Tensor:
+    """Return the log-odds of log-probabilities; of a certainty, a finite number."""
+    below = logs.clamp(max=-torch.finfo(logs.dtype).eps)
+    return below - torch.log(-torch.expm1(below))

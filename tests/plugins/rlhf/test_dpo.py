@@ -11,7 +11,7 @@ from glmkit.runtime.loading import load_local
 from glmkit.training.encoding import SampleEncoder
 from glmkit.types import Message
 from glmkit_rlhf.dpo import DpoConfig, dpo
-from glmkit_rlhf.losses import KINDS
+from glmkit_rlhf.losses import FREE, KINDS
 
 pytestmark = pytest.mark.usefixtures("quick")
 LAYOUTS = ("hub", "chatglm", "chatglm2", "chatglm3", "glm4-9b")
@@ -77,7 +77,7 @@ def test_the_margin_is_that_of_the_saved_adapter_to_its_base(tmp_path, data, lay
     assert min(abs(margins.sum() - each - held) for each in margins) < 1e-2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *FREE])
 def test_every_loss_falls(tmp_path, data, kind):
     base = tiny_checkpoint(tmp_path / "base")
     more = {"smoothing": 0.1} if kind in ("sigmoid", "robust") else {}
@@ -86,6 +86,14 @@ def test_every_loss_falls(tmp_path, data, kind):
         base, data, tmp_path / "run", loss=kind, max_steps=3, val_size=0.0, eval_steps=0, **more
     )
     assert logs[-1].loss < logs[0].loss
+
+
+def test_without_a_first_model_nothing_is_asked_of_it(tmp_path, data, monkeypatch):
+    monkeypatch.setattr("glmkit_rlhf.dpo_task.Initial.of", None)  # which would copy all weights
+    base = tiny_checkpoint(tmp_path / "base")
+    logs = trained(base, data, tmp_path / "run", loss="simpo", beta=2.0, tuning="full")
+    assert logs[-1].metrics["eval_accuracy"] == 1
+    assert 0 < logs[2].metrics["margin"] < logs[-1].metrics["eval_margin"]
 
 
 def test_the_sft_term_keeps_better_answers_likely(tmp_path, data):
@@ -120,7 +128,8 @@ def test_an_adapter_that_is_gone_on_with_is_the_reference(tmp_path, data):
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("loss", "orpo", "loss must be one of sigmoid"),
+        ("loss", "kto", "loss must be one of sigmoid"),
+        ("gamma", -1.0, "gamma must be 0 or more"),
         ("beta", 0.0, "beta must be above 0"),
         ("smoothing", 0.5, "smoothing must be from 0 to below 0.5"),
         ("sft", -1.0, "sft must be 0 or more"),

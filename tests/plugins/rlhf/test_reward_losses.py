@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glmkit_rlhf.accuracy import wilson
-from glmkit_rlhf.losses import KINDS, Logs, bradley_terry, dpo_losses
+from glmkit_rlhf.losses import KINDS, Logs, bradley_terry, dpo_losses, free_losses
 
 LOG2 = math.log(2)
 
@@ -77,6 +77,24 @@ def test_dpo_learns_nothing_from_what_its_reference_says_already():
     lost.sum().backward()
     near(policy.chosen.grad, -0.15, -0.15)  # beta times sigmoid(0)
     near(policy.rejected.grad, 0.15, 0.15)
+
+
+def test_losses_without_a_first_model():
+    # Answers whose tokens have, in the geometric mean, these probabilities.
+    chosen, rejected = (1 / 2, 1 / 4), (1 / 5, 1 / 2)
+    policy = Logs(
+        numbers(*(size * math.log(p) for size, p in zip((5, 2), chosen, strict=True))),
+        numbers(*(size * math.log(p) for size, p in zip((4, 6), rejected, strict=True))),
+    )
+    found = free_losses(policy, SIZES, "simpo", beta=2.0, gamma=0.3)
+    near(found, -log_sigmoid(2 * math.log(5 / 2) - 0.3), -log_sigmoid(2 * math.log(1 / 2) - 0.3))
+    # The odds of the better answers are 1 and 1/3, of the worse ones 1/4 and 1: 4 and 1/3 of those.
+    found = free_losses(policy, SIZES, "orpo", beta=0.7)
+    near(found, LOG2 - 0.7 * math.log(4 / 5), math.log(4) - 0.7 * math.log(1 / 4))
+    certain = Logs(numbers(0.0).requires_grad_(), numbers(-1.0))
+    lost = free_losses(certain, Logs(numbers(1.0), numbers(1.0)), "orpo")
+    lost.sum().backward()
+    assert lost.isfinite().all() and certain.chosen.grad.isfinite().all()
 
 
 def test_an_interval_of_wilson():
