@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 # Code between equal runs of backticks, within one paragraph.
 _SPAN = re.compile(r"(?<!`)(`+)(?!`)(?:(?!\n[ \t]*\n).)+?(?<!`)\1(?!`)", re.DOTALL)
+_SPOT = re.compile(r"\b(line|pages?) (\d+(?:-\d+)?)$")
+"""Where in a document, as documents are read: the one part of a location that is no heading."""
 _SHOWN_PATH = 80
 
 
@@ -75,7 +77,8 @@ def sources_html(passages: Sequence[Passage], words: Words) -> str:
 
 
 def _source(number: int, passage: Passage, words: Words) -> str:
-    place = ", ".join(each for each in (_short(passage.path), passage.location) if each)
+    location = _SPOT.sub(lambda found: words(found[1], at=found[2]), passage.location)
+    place = ", ".join(each for each in (_short(passage.path), location) if each)
     score = words("score", score=f"{passage.score:.2f}")
     return (
         f'<details class="source"><summary><b>[{number}]</b> {as_text(place)} '

@@ -129,6 +129,9 @@ TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "sources": ("Sources", "来源"),
         "score": ("relevance {score}", "相关度 {score}"),
+        "line": ("line {at}", "第 {at} 行"),
+        "page": ("page {at}", "第 {at} 页"),
+        "pages": ("pages {at}", "第 {at} 页"),
         # -- opinions ------------------------------------------------------------------------
         "feedback": ("Feedback", "反馈"),
         "thanks": ("Thank you: noted.", "谢谢，已记录。"),
