@@ -77,7 +77,7 @@ def sources_html(passages: Sequence[Passage], words: Words) -> str:
 
 
 def _source(number: int, passage: Passage, words: Words) -> str:
-    location = _SPOT.sub(lambda found: words(found[1], at=found[2]), passage.location)
+    location = _SPOT.sub(lambda found: _spot(found[1], found[2], words), passage.location)
     place = ", ".join(each for each in (_short(passage.path), location) if each)
     score = words("score", score=f"{passage.score:.2f}")
     return (
@@ -85,6 +85,12 @@ def _source(number: int, passage: Passage, words: Words) -> str:
         f'<span class="score">{as_text(score)}</span></summary>'
         f'<div class="passage">{as_text(passage.text.strip())}</div></details>'
     )
+
+
+def _spot(kind: str, at: str, words: Words) -> str:
+    if kind == "line":
+        return words("line", at=at)
+    return words("page", at=at) if kind == "page" else words("pages", at=at)
 
 
 def _short(path: str) -> str:
