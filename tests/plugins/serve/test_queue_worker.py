@@ -186,7 +186,7 @@ def test_a_database_that_is_away_costs_nothing(queue, monkeypatch):
     number = queue.store.submit("a b")
     with working(queue, EchoModel()) as worker:
         worker.step()
-        write, away = queue.database.write, [3]
+        write, away = queue.database.write, [2]
 
         def failing(*given, **more):
             if away[0]:
