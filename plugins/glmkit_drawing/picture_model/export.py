@@ -35,6 +35,9 @@ def export(studio: Studio, folder: Path) -> int:
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(folder)
+    # Transformers opens the text encoder then as diffusers opens the rest: in single precision.
+    _rewrite(folder / "text_encoder" / "config.json", dtype="float32")
+    _rewrite(folder / "tokenizer" / "tokenizer.json")
     about = {
         "languages": ["en", "zh"],
         "plain": True,
@@ -44,6 +47,13 @@ def export(studio: Studio, folder: Path) -> int:
     }
     (folder / "glmkit.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     return size_of(folder)
+
+
+def _rewrite(file: Path, **changes: str) -> None:
+    """Write a JSON file without line breaks, with some of its values changed."""
+    said = {**json.loads(file.read_text(encoding="utf-8")), **changes}
+    text = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
+    file.write_text(f"{text}\n", encoding="utf-8")
 
 
 def size_of(folder: Path) -> int:

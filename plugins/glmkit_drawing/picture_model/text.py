@@ -50,7 +50,8 @@ class TextLearner(nn.Module):
     def scores(self, states: Tensor) -> Tensor:
         """Return how well each emoji fits, as logits, ``(B, emoji)``."""
         codes = F.normalize(self.codes, dim=-1)
-        return self.scale * F.normalize(states, dim=-1) @ codes.T
+        scores: Tensor = self.scale * F.normalize(states, dim=-1) @ codes.T
+        return scores
 
 
 def codes_of(latents: Tensor, width: int) -> Tensor:

@@ -237,7 +237,9 @@ def test_every_stage_learns(studio, stage: str):
         loss = vae.vae_loss(net, pictures, 3, decoder_only=stage == "decoder")
     elif stage == "text":
         encoder = networks.new_text_encoder(TINY, len(tokenizer), tokenizer.eos_token_id)
-        net = text.TextLearner(encoder, len(studio.learned), end=tokenizer.eos_token_id)
+        latents = vae.latents_of(autoencoder, judge.pictures_of(studio.learned))
+        codes = text.codes_of(latents, TINY.text)
+        net = text.TextLearner(encoder, codes, end=tokenizer.eos_token_id)
         loss = text.text_loss(net, text.Wishes(studio.learned, tokenizer), 8)
     else:
         net = networks.new_unet(TINY)
@@ -272,6 +274,22 @@ def test_latents_are_standard_and_pictures_stay(studio):
     assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
     assert torch.allclose(latents.std((0, 2, 3)), torch.ones(4), atol=1e-4)
     assert torch.allclose(before, after, atol=1e-4)
+
+
+def test_codes_keep_which_pictures_are_alike():
+    import torch
+
+    from glmkit_drawing.picture_model.text import codes_of
+
+    torch.manual_seed(0)
+    kinds = torch.randn(3, 4, 2, 2)
+    latents = 1 + kinds.repeat_interleave(5, 0) + 0.1 * torch.randn(15, 4, 2, 2)
+    codes = codes_of(latents, 8)
+    assert codes.shape == (15, 8)
+    assert torch.allclose(codes.square().mean(1), torch.ones(15))
+    near = torch.cdist(codes, codes).topk(5, largest=False).indices
+    assert (near // 5 == (torch.arange(15) // 5)[:, None]).float().mean() > 0.8
+    assert codes_of(latents, 32).shape == (15, 32), "more than there are directions"
 
 
 def test_late_steps_are_learned_more_often():
@@ -332,8 +350,12 @@ def test_the_judge_tells_colours_apart(studio):
 
 @pytest.fixture(scope="module")
 def embedded():
-    """Return the embedded model, as diffusers loads it."""
-    return evaluate.loaded(picture_model.folder())
+    """Return the embedded model, as diffusers loads it when it is told nothing."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(picture_model.folder())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def test_the_embedded_model_is_small_and_says_what_it_is():
