@@ -125,7 +125,7 @@ def _application(serving: Serving, queue_db: str | None) -> Iterator[FastAPI]:
 
     table = serving.app.plugin_config("serve").get("queue", {})
     settings = QueueSettings.of(table, db=queue_db)
-    with answering(web, settings, serving.models, serving.options):
+    with answering(web, settings, serving):
         yield web
 
 

@@ -76,10 +76,8 @@ def router(serving: Serving, meter: Meter) -> APIRouter:
     @routes.get("/health", tags=["server"])
     async def health() -> Response:
         """Tell whether the server takes questions."""
-        status = "shutting down" if serving.draining else "ok"
-        told: dict[str, object] = {"status": status, "model": serving.live.name}
-        told |= {"running": serving.live.running, "waiting": serving.live.waiting}
-        return JsonResponse(told, status_code=503 if serving.draining else 200)
+        told = _health(serving)
+        return JsonResponse(told, status_code=200 if told["status"] == "ok" else 503)
 
     @routes.get("/metrics", tags=["server"])
     async def metrics() -> Response:
@@ -87,6 +85,15 @@ def router(serving: Serving, meter: Meter) -> APIRouter:
         return Response(meter.text(), media_type=CONTENT_TYPE)
 
     return routes
+
+
+def _health(serving: Serving) -> Json:
+    ended = [name for name, runs in serving.beside.items() if not runs()]
+    status = f"ended: {', '.join(ended)}" if ended else "ok"
+    if serving.draining:
+        status = "shutting down"
+    told: Json = {"status": status, "model": serving.live.name}
+    return told | {"running": serving.live.running, "waiting": serving.live.waiting}
 
 
 def _model(serving: Serving, name: str) -> Json:

@@ -77,6 +77,8 @@ class Serving:
         self.created = int(time.time())
         self.draining = False
         """Whether the server has been told to stop: no more questions are taken."""
+        self.beside: dict[str, Callable[[], bool]] = {}
+        """What runs beside the API, by name, and what tells whether it still does."""
         self._encoder = _Lazy(self._load_encoder)
         self._image_models: dict[str | None, _Lazy[ImageModel]] = {}
         self.encoder_name: str | None = None
@@ -123,12 +125,15 @@ class Serving:
         """
         if self.draining:
             raise ClosedError("the server is shutting down; ask again in a while")
-        found = self.models.get(name)
-        if found is None and name == self.live.name:
-            found = self.models[DEFAULT]
+        found = self.by_name.get(name)
         if found is None:
             raise UnknownNameError("model", name, self.models, hint="GET /v1/models lists them")
         return found
+
+    @property
+    def by_name(self) -> dict[str, Served]:
+        """What answers to each name, the model's own one among them; the default comes first."""
+        return {**self.models, self.live.name: self.models[DEFAULT]}
 
     @property
     def options(self) -> GenerationOptions:

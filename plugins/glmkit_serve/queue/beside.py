@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,27 +15,26 @@ from .worker import Worker
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from glmkit import GenerationOptions
-
-    from ..api.served import Served
+    from ..api.served import Serving
     from .settings import QueueSettings
 
 
 @contextmanager
-def answering(
-    web: FastAPI, settings: QueueSettings, models: Mapping[str, Served], options: GenerationOptions
-) -> Iterator[None]:
+def answering(web: FastAPI, settings: QueueSettings, serving: Serving) -> Iterator[None]:
     """Serve the queue's routes from ``web``, and answer its questions, while the block runs.
 
-    :param models: who answers, by the name that is asked; the first where a question names none.
+    :param serving: who answers; its health tells when nobody answers the queue any more.
     """
+    models = serving.by_name
     with closing(open_queue(settings)) as database:
         add_queue(web, Store(database, settings), settings, models=list(models))
-        worker = Worker(database, settings, models, options=options)
+        worker = Worker(database, settings, models, options=serving.options)
         thread = threading.Thread(target=worker.run, name="queue")
         thread.start()
+        serving.beside["queue"] = thread.is_alive
         try:
             yield
         finally:
+            del serving.beside["queue"]
             worker.stop()
             thread.join()

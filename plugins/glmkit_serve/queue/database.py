@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, insert, select
 from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+)
 
 from glmkit import ConfigError, GlmkitError, UsageError
 
@@ -48,6 +54,10 @@ _FLEETING = ("PRAGMA synchronous=NORMAL", "BEGIN IMMEDIATE")
 
 class DatabaseError(GlmkitError):
     """The database cannot be reached, or refuses."""
+
+
+class RefusedError(DatabaseError):
+    """The database can be reached, and refuses this: what it was given, as a rule."""
 
 
 class Database:
@@ -97,6 +107,7 @@ class Database:
         """Do ``work`` in one transaction, from the start again where others were in its way.
 
         :param lasting: False for what may be lost when the power is.
+        :raises RefusedError: if the database refuses what it is given; nothing was done.
         :raises DatabaseError: if the database cannot be reached; nothing says whether it was done.
         :raises IntegrityError: if another transaction wrote what this one may not write too.
         """
@@ -111,7 +122,7 @@ class Database:
                 raise
             except DBAPIError as error:
                 if not left or not _was_locked(error):
-                    raise DatabaseError(f"database {self.name}: {_reason(error)}") from error
+                    raise _told(error)(f"database {self.name}: {_reason(error)}") from error
             time.sleep(0.01 * 2 ** (_TRIES - left))
         raise AssertionError  # the last round returns or raises
 
@@ -188,9 +199,16 @@ def engine_of(url: URL) -> Engine:
 
 def _set_up_sqlite(connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # we say ourselves when a transaction begins
+    # Other programs insert what they like: a text that is no UTF-8 shall fail alone, as text with
+    # surrogates, and not every look at the rows beside it.
+    connection.text_factory = _lenient
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")  # readers and the writer do not wait for each other
     cursor.close()
+
+
+def _lenient(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -206,6 +224,12 @@ def _was_locked(error: DBAPIError) -> bool:
     first = cause.args[0] if cause.args else None
     state = getattr(cause, "sqlstate", None)
     return state in _LOCKED or first in _LOCKED_MYSQL or "is locked" in str(cause)
+
+
+def _told(error: DBAPIError) -> type[DatabaseError]:
+    """Return what an error means: the database is away, or there is no use in trying again."""
+    away = isinstance(error, (OperationalError, InterfaceError)) or error.connection_invalidated
+    return DatabaseError if away else RefusedError
 
 
 def _reason(error: DBAPIError) -> str:

@@ -42,9 +42,8 @@ def hired(app: Glmkit, database: Database, post: Post) -> Iterator[Worker]:
 
     slots = post.settings.slots
     serving = Serving.open(app, Settings(concurrency=slots, max_waiting=slots), post.wanted)
-    models = {**serving.models, serving.live.name: next(iter(serving.models.values()))}
     try:
-        yield Worker(database, post.settings, models, options=post.options)
+        yield Worker(database, post.settings, serving.by_name, options=post.options)
     finally:
         serving.close()
 

@@ -121,7 +121,7 @@ class Leases:
         rows = self._database.read(lambda connection: connection.execute(turns).all())
         history: list[Message] = []
         for question, answer in reversed(rows):
-            history += [Message("user", question), Message("assistant", answer or "")]
+            history += [Message("user", clean(question)), Message("assistant", clean(answer or ""))]
         return history
 
     def held(self, leases: Iterable[Lease]) -> set[int]:
@@ -216,11 +216,11 @@ class Leases:
 
 
 def clean(text: str) -> str:
-    """Return a model's text without what a database cannot hold."""
+    """Return a text without what a database cannot hold."""
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 def _sources(reply: Reply) -> str | None:
     fields = ("path", "location", "text", "score")
     found = [{name: getattr(each, name) for name in fields} for each in reply.sources]
-    return json.dumps(found, ensure_ascii=False) if found else None
+    return clean(json.dumps(found, ensure_ascii=False)) if found else None

@@ -65,7 +65,7 @@ class Question:
     @classmethod
     def of(cls, row: Row[Any]) -> Question:
         """Return a row as a question."""
-        return cls(**{each.name: getattr(row, each.name) for each in fields(cls)})
+        return cls(**{each.name: _shown(getattr(row, each.name)) for each in fields(cls)})
 
 
 class Store:
@@ -209,7 +209,7 @@ class Store:
         rows = self._database.read(
             lambda connection: connection.execute(grouped.group_by(table.c.model)).all()
         )
-        return {model: int(count) for model, count in rows}
+        return {_shown(model): int(count) for model, count in rows}
 
     def _check_text(self, question: str) -> None:
         if "\0" in Message("user", question).content:
@@ -237,6 +237,13 @@ class Store:
     def _update(self, which: Sequence[ColumnElement[bool]], values: Mapping[str, Any]) -> int:
         changed = update(self._table).where(*which).values(values)
         return self._database.write(lambda connection: connection.execute(changed).rowcount)
+
+
+def _shown(value: Any) -> Any:  # noqa: ANN401
+    """Return what a column holds; what other programs wrote there may be no Unicode."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _unknown(number: int) -> UnknownQuestionError:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import IntegrityError
+
 from glmkit import (
     BusyError,
     Chunk,
@@ -28,7 +30,7 @@ from glmkit import (
     UsageError,
 )
 
-from .database import Database, DatabaseError
+from .database import Database, DatabaseError, RefusedError
 from .leases import Lease, Leases
 from .settings import QueueSettings
 from .store import Store
@@ -114,6 +116,11 @@ class Worker:
                 away += 1
                 log.warning("%s; trying again", error)
                 self._stopping.wait(min(_LONGEST_PAUSE_S, 0.2 * 2 ** min(away, 10)))
+            # The worker outlives whatever a row or a driver came up with.
+            except Exception:
+                away += 1
+                log.exception("a worker's step failed; trying again")
+                self._stopping.wait(min(_LONGEST_PAUSE_S, 0.2 * 2 ** min(away, 10)))
             self._news.wait(self._pause())
             self._news.clear()
         self._finish()
@@ -148,12 +155,11 @@ class Worker:
                 continue
             try:
                 run.chunks += run.ticket.take()
+                if run.chunks and run.chunks[-1].finish_reason is not None:
+                    run.outcome = Reply.join(run.chunks)
             # What breaks the model in whatever way must not end the other questions.
             except Exception as error:  # noqa: BLE001
                 self._failed(run, error)
-                continue
-            if run.chunks and run.chunks[-1].finish_reason is not None:
-                run.outcome = Reply.join(run.chunks)
 
     def _failed(self, run: _Run, error: Exception) -> None:
         if isinstance(error, UsageError) and run.history:
@@ -171,13 +177,24 @@ class Worker:
     def _write_ended(self) -> None:
         """Write the answers that are whole, and why others are none."""
         for run in [each for each in self._runs if each.outcome is not None]:
-            if not self._written(run):
+            if not self._surely_written(run):
                 log.warning("question %d was taken from %s", run.lease.id, self.name)
             self._runs.remove(run)
             # There is room, and the session's next question may be claimed; unless the model itself
             # has no room, as others ask it, too.
             full = isinstance(run.outcome, (BusyError, ClosedError))
             self._look_at = self._clock() + _FULL_S if full else 0.0
+
+    def _surely_written(self, run: _Run) -> bool:
+        """Write the outcome, or that the database refuses it, so that no other one waits for it."""
+        try:
+            return self._written(run)
+        except (RefusedError, IntegrityError) as error:
+            log.error("the end of question %d cannot be written: %s", run.lease.id, error)
+        try:
+            return self._leases.fail(run.lease, "the database refused the answer", final=True)
+        except (RefusedError, IntegrityError):
+            return False  # its lease ends, and so do its attempts
 
     def _written(self, run: _Run) -> bool:
         outcome, lease = run.outcome, run.lease
@@ -214,7 +231,11 @@ class Worker:
         if not said:
             return
         began, renewed = self._clock(), {lease.id for lease, _ in said}
-        self._leases.renew(said)
+        try:
+            self._leases.renew(said)
+        except RefusedError:
+            # One text that the database refuses must not cost the others their leases.
+            self._leases.renew([(lease, None) for lease, _ in said])
         for run in self._runs:
             if run.lease.id in renewed:
                 run.written, run.renewed = len(run.chunks), began
@@ -232,14 +253,22 @@ class Worker:
     def _begin(self) -> None:
         """Ask the models what was taken on."""
         for run in self._runs:
-            if run.ticket is None and run.outcome is None:
+            if run.ticket is not None or run.outcome is not None:
+                continue
+            try:
                 run.history = self._leases.history(run.lease)
                 self._ask(run)
+            except DatabaseError:
+                raise
+            # A row that other programs wrote may hold anything: it fails alone, and for good.
+            except Exception as error:  # noqa: BLE001
+                log.error("question %d cannot be asked", run.lease.id, exc_info=error)
+                run.outcome = UsageError(f"the row cannot be read: {type(error).__name__}")
 
     def _ask(self, run: _Run) -> None:
-        served = self._models[run.lease.model or next(iter(self._models))]
         system = [Message("system", self._settings.system)] if self._settings.system else []
         try:
+            served = self._named(run.lease.model)
             question = Message("user", run.lease.question)
             options = options_of(run.lease.options, self._options)
             if served.adapter is not None:
@@ -248,6 +277,17 @@ class Worker:
             run.ticket = served.live.ask(messages, options, wake=self._news.set)
         except GlmkitError as error:
             run.outcome = error
+
+    def _named(self, name: str | None) -> Served:
+        """Return who answers; some databases take ``'name '`` for ``'name'``.
+
+        :raises UsageError: if nobody does.
+        """
+        wanted = name or next(iter(self._models))
+        found = self._models.get(wanted) or self._models.get(wanted.rstrip(" "))
+        if found is None:
+            raise UsageError(f"no model answers to {wanted!a:.80}")
+        return found
 
     def _purge(self) -> None:
         days = self._settings.keep_days
@@ -269,6 +309,9 @@ class Worker:
                 self._leases.give_back(run.lease)
         except DatabaseError as error:
             log.warning("%s; others take the questions on when their leases end", error)
+        # As above: what is left is given back by its lease.
+        except Exception:
+            log.exception("a worker did not stop in order")
         self._runs.clear()
 
 
@@ -285,7 +328,7 @@ def options_of(text: str | None, options: GenerationOptions) -> GenerationOption
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the options of a question are no JSON: {error}") from error
     if not isinstance(given, dict):
-        raise UsageError(f"the options of a question are a JSON object, got {text:.80}")
+        raise UsageError(f"the options of a question are a JSON object, got {text!a:.80}")
     return with_options(options, given)
 
 

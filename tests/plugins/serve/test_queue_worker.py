@@ -13,7 +13,8 @@ from glmkit import Chunk, GenerationOptions, GlmkitError, StreamedModel, Usage, 
 from glmkit.live import Live
 from glmkit.testing import EchoModel
 from glmkit_serve.api.served import Served
-from glmkit_serve.queue.database import DatabaseError
+from glmkit_serve.queue.database import DatabaseError, RefusedError
+from glmkit_serve.queue.leases import Leases
 from glmkit_serve.queue.worker import Worker, options_of
 
 
@@ -174,6 +175,82 @@ def test_wrong_options_in_a_row_are_its_own_fault(queue):
     with working(queue, EchoModel()) as worker:
         until(lambda: queue.state(1) == "dead", worker)
     assert "unknown option 'temprature'" in queue.store.get(1).error
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "(CAST(x'b0e4ba' AS TEXT), NULL)",  # by a client that writes GBK
+        "('q', CAST(x'b0e4ba' AS TEXT))",
+        "('q', x'5b5d')",
+        "(x'b0e4', NULL)",
+    ],
+)
+def test_a_row_that_cannot_be_read_fails_alone(queue, values, caplog):
+    queue.sql("INSERT INTO {table} (question, options) VALUES " + values)
+    after = queue.store.submit("good")
+    with working(queue, EchoModel()) as worker:
+        until(lambda: queue.store.counts()["done"] == 1, worker)
+    assert queue.state(1) == "dead" and queue.store.get(after).answer == "good"
+    assert queue.store.get(1).attempts == 1 and queue.store.listed("dead")[0].id == 1
+
+
+def test_a_name_that_only_the_database_takes_for_a_model_fails_alone(queue, monkeypatch, caplog):
+    claim = Leases.claim
+    monkeypatch.setattr(Leases, "claim", lambda self, *given: claim(self, *given[:2], _Any()))
+    for model in ("m ", "other", "m"):
+        queue.store.submit("q", model=model)
+    with working(queue, EchoModel()) as worker:
+        until(lambda: queue.store.counts()["done"] == 2, worker)
+    assert "no model answers to 'other'" in queue.store.get(2).error
+
+
+class _Any(tuple):
+    """Names that a database finds equal, as MariaDB does with blanks at their end."""
+
+    def __new__(cls):
+        return super().__new__(cls, ("m", "m ", "other"))
+
+
+def test_an_answer_that_the_database_refuses_is_not_tried_for_ever(queue, monkeypatch, caplog):
+    def refuse(self, lease, outcome):
+        raise RefusedError("no such character")
+
+    monkeypatch.setattr(Leases, "settle", refuse)
+    number = queue.store.submit("q")
+    with working(queue, EchoModel()) as worker:
+        until(lambda: queue.state(number) == "dead", worker)
+    assert "refused the answer" in queue.store.get(number).error
+
+
+def test_what_a_database_refuses_is_told_from_one_that_is_away(tmp_path):
+    queue = open_at(tmp_path / "q.db")
+    with pytest.raises(RefusedError):
+        queue.sql("INSERT INTO {table} (question) VALUES (:q)", q=object())
+    with pytest.raises(DatabaseError) as away:
+        queue.sql("SELECT 1 FROM nowhere")
+    assert not isinstance(away.value, RefusedError)
+
+
+def test_a_worker_outlives_what_nobody_foresaw(queue, monkeypatch, caplog):
+    number, broken = queue.store.submit("q"), threading.Event()
+
+    def break_once(self, *given):
+        monkeypatch.undo()
+        broken.set()
+        raise TypeError("unforeseen")
+
+    with working(queue, EchoModel()) as worker:
+        monkeypatch.setattr(Leases, "claim", break_once)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        assert broken.wait(20)
+        end = time.monotonic() + 20
+        while queue.state(number) != "done" and time.monotonic() < end:
+            time.sleep(0.01)
+        worker.stop()
+        thread.join()
+    assert queue.state(number) == "done" and "unforeseen" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"max_tokens": "x"}', '{"stop": 3}'])

@@ -150,6 +150,12 @@ def test_the_queue_is_answered_beside_the_api(tmp_path):
             one = f"/v1/queue/questions/{number}"
             until(lambda: client.get(one, headers=headers).json()["state"] == "done")
             assert client.get(one, headers=headers).json()["answer"] == "as was asked"
+            named = asked | {"model": serving.live.name}
+            assert client.post("/v1/queue/questions", json=named, headers=headers).is_success
+            assert client.get("/health").status_code == 200
+            serving.beside["queue"] = lambda: False
+            health = client.get("/health")
+            assert (health.status_code, health.json()["status"]) == (503, "ended: queue")
 
 
 @pytest.mark.network
