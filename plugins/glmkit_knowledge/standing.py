@@ -71,7 +71,13 @@ class StandingModel(StreamedModel):
         if not path.exists():
             raise UsageError(f"no such folder or file: {path}; name one that holds documents")
         base = KnowledgeBase.open(path, home=app.config.home, encoder=_encoder_of(app))
-        report = app.watch(base.update())
+        try:
+            report = app.watch(base.update())
+        except (GlmkitError, OSError) as error:
+            if isinstance(error, UsageError) or not path.exists():
+                base.remove()  # of use to nobody, and it may hold what is gone
+            base.close()
+            raise
         opened = cls(app, base, model, settings)
         opened.skipped = tuple(report.skipped)
         return opened

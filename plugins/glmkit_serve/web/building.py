@@ -103,9 +103,7 @@ def _foreign(tab: Tab, page: Page) -> None:
 
 def _leaving(page: Page) -> Any:  # noqa: ANN401
     def leave(request: gr.Request) -> None:
-        visit = page.visits.leave(request.session_hash)
-        if visit is not None:
-            page.talk.library.remove(visit.documents)
+        page.visits.leave(request.session_hash)
 
     return leave
 

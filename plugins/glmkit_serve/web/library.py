@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,11 @@ class Library:
         self.fixed = dict(fixed)
         self.shelf = shelf
         self._models: dict[tuple[Path, int], ChatModel] = {}
-        self._opening = threading.Lock()
+        self._turns: dict[Path, threading.Lock] = {}
+        """By folder: reading documents takes its time, and only those who ask them wait."""
+        self._changing = threading.Lock()
+        self.shelving = threading.Lock()
+        """Held while files are put into folders."""
 
     def names(self) -> list[str]:
         """Return the bases that everybody may ask."""
@@ -82,10 +87,14 @@ class Library:
 
     def _model(self, folder: Path, speaker: ChatModel) -> ChatModel:
         key = (folder, id(speaker))
-        with self._opening:
+        with self._turn(folder):
             if key not in self._models:
                 self._models[key] = self._opened(folder, speaker)
             return self._models[key]
+
+    def _turn(self, folder: Path) -> threading.Lock:
+        with self._changing:
+            return self._turns.setdefault(folder, threading.Lock())
 
     def update(self, folder: Path, speaker: ChatModel) -> Mapping[str, str]:
         """Read what changed in a folder; return why some of it could not be read, by name.
@@ -98,7 +107,7 @@ class Library:
 
     def forget(self, folder: Path) -> list[ChatModel]:
         """Let the models of a folder go and return them; answers that run on go on with theirs."""
-        with self._opening:
+        with self._turn(folder):
             return [self._models.pop(each) for each in list(self._models) if each[0] == folder]
 
     def remove(self, folder: Path) -> None:
@@ -107,6 +116,16 @@ class Library:
             remove = getattr(model, "remove", None)
             if remove is not None:
                 remove()
+        with self._changing:
+            self._turns.pop(folder, None)
+
+    def tidy(self, folder: Path) -> None:
+        """Remove a folder without documents, and its index."""
+        with self.shelving:
+            if not documents_in(folder):
+                self.remove(folder)
+                with suppress(OSError):  # somebody else may have removed it, or keep notes there
+                    folder.rmdir()
 
 
 def good_name(name: str) -> bool:

@@ -115,7 +115,7 @@ def page_of(
         words=Words("en"),
         settings=settings,
         talk=Talk(voices, library, settings),
-        visits=Visits(),
+        visits=Visits(on_end=lambda visit: library.remove(visit.documents)),
         store=FeedbackStore(settings.feedback or default_path(home)),
         drawing=Drawing(app, drawn, wishes.loras),
     )

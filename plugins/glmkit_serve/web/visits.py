@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,8 @@ from glmkit import Message
 if TYPE_CHECKING:
     from glmkit import FinishReason, Passage
     from glmkit.feedback import Rating
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -88,11 +92,18 @@ class Visits:
 
     :param root: where their folders go; None makes one that is removed with the last visit.
     :param most: visits that are remembered; the one that was not heard of for longest goes first.
+    :param on_end: told of each visit that has ended, however it did; clears what is kept elsewhere.
     """
 
-    def __init__(self, root: Path | None = None, *, most: int = 1000) -> None:
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        most: int = 1000,
+        on_end: Callable[[Visit], None] = lambda visit: None,
+    ) -> None:
         self._root = Path(tempfile.mkdtemp(prefix="glmkit-web-")) if root is None else root
-        self._most = most
+        self._most, self._on_end = most, on_end
         self._visits: dict[str, Visit] = {}
         self._changed = threading.Lock()
 
@@ -106,7 +117,7 @@ class Visits:
             while len(self._visits) > self._most:
                 gone.append(self._visits.pop(next(iter(self._visits))))
         for each in gone:
-            each.end()
+            self.end(each)
         return visit
 
     def leave(self, key: str | None) -> Visit | None:
@@ -114,8 +125,16 @@ class Visits:
         with self._changed:
             visit = self._visits.pop(key or "", None)
         if visit is not None:
-            visit.end()
+            self.end(visit)
         return visit
+
+    def end(self, visit: Visit) -> None:
+        """Stop what runs and remove what was kept, here and elsewhere; twice is fine."""
+        visit.end()
+        try:
+            self._on_end(visit)
+        except OSError:  # the others are to end, too
+            log.exception("what a visitor left cannot be removed")
 
     def close(self) -> None:
         """End all visits."""

@@ -24,6 +24,7 @@ from glmkit_serve.web.drawing import Brush
 from glmkit_serve.web.library import OWN, good_name
 from glmkit_serve.web.opinions import improve, rate, turn_at
 from glmkit_serve.web.running import Wishes, run, voices_of
+from glmkit_serve.web.shelf import Shelf
 from glmkit_serve.web.tabs import Tab, tabs_of
 from glmkit_serve.web.talk import Wanted, rows_of
 from glmkit_serve.web.visits import Visits
@@ -240,6 +241,53 @@ def test_the_knowledge_base_of_a_visit_is_read_asked_and_removed(tmp_path):
     assert not any(each.exists() for each in index)
 
 
+def send(page, visit, folder, into, **files):
+    """Return what is said, and whether the base can be asked."""
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.md").write_text(text)
+    return Shelf(page).add(visit, [folder / f"{name}.md" for name in files], into)
+
+
+def test_a_new_base_that_nothing_came_into_is_not_made(page, visit, tmp_path):
+    bad = {"empty": ({"a": ""}, "is empty"), "bad": ({"---": "x"}, "cannot be used")}
+    for name, (files, said) in {**bad, "unread": ({"b": "\0"}, "no text")}.items():
+        lines, good = send(page, visit, tmp_path / "sent", name, **files)
+        assert not good and any(said in line for line in lines), lines
+    assert page.talk.library.named() == [] and not any(page.talk.library.shelf.iterdir())
+    lines, good = send(page, visit, tmp_path / "sent", "good", c="word", d="\0")
+    assert good and page.talk.library.named() == ["good"]
+
+
+def test_documents_of_a_visitor_who_left_meanwhile_do_not_stay(page, visit, tmp_path):
+    page.visits.leave("somebody")
+    assert not send(page, visit, tmp_path / "sent", OWN, a="word")[1]
+    assert not visit.folder.exists() and not page.talk.library._models
+
+
+def test_who_reads_many_documents_keeps_nobody_else_waiting(page, visit, tmp_path):
+    library, begun, go = page.talk.library, threading.Event(), threading.Event()
+
+    def opened(path, model):
+        if path.name == "slow":
+            begun.set()
+            assert go.wait(10)
+        return model
+
+    library._opened = opened
+    library.fixed = {"slow": tmp_path / "slow", "quick": tmp_path / "quick"}
+    reading = threading.Thread(target=library.model, args=("slow", visit, page.model))
+    reading.start()
+    assert begun.wait(10)
+    asking = threading.Thread(target=library.model, args=("quick", visit, page.model))
+    asking.start()
+    asking.join(5)
+    waits = asking.is_alive()
+    go.set()
+    reading.join(10)
+    assert not waits
+
+
 # -- tabs of others --------------------------------------------------------------------------------
 
 
@@ -310,6 +358,28 @@ def test_a_visit_that_ends_leaves_nothing(tmp_path):
     assert visits.leave("a") is None and visits.of("a") is not first
     visits.close()
     assert len(visits) == 0 and not tmp_path.exists()
+
+
+ENDS = {
+    "leave": lambda visits: visits.leave("a"),
+    "evict": lambda visits: visits.of("b"),
+    "close": lambda visits: visits.close(),
+}
+
+
+@pytest.mark.parametrize("way", ENDS)
+def test_of_a_visit_that_ends_no_index_stays(tmp_path, way):
+    """With the real plugin: its index holds the words of the documents."""
+    page = make_page(tmp_path / "home", plugins=web_parts.real_documents())
+    page.visits._most = 1
+    visit, library = page.visits.of("a"), page.talk.library
+    visit.documents.mkdir(parents=True)
+    (visit.documents / "secret.md").write_text("The password is swordfish.\n")
+    library.model(OWN, visit, page.model)
+    ENDS[way](page.visits)
+    kept = (tmp_path / "home" / "knowledge").glob("documents-*")
+    assert [each.name for each in kept if each.suffix != ".lock"] == []
+    assert not library._models and not visit.folder.exists()
 
 
 # -- drawing ---------------------------------------------------------------------------------------
