@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..errors import DataError, UsageError
+from ..tables.files import Place
 from ..types import Progress
 from .columns import ColumnNames
 from .info import Listing
@@ -68,6 +69,14 @@ class Part:
                     f"{self.source.path} was changed while it was in use: it had {len(taken):,} "
                     f"samples, and has {seen:,}; begin again"
                 )
+
+    def rows(self, taken: bytes, ranked: str) -> list[int]:
+        """Return which row, from 0, each sample of a pass is of; ranked answers share one."""
+        if not self.source.compares or self.source.shape.names.rejected is not None:
+            return list(range(taken.count(1)))
+        pairs = replace(self, passes=(taken,)).samples("all", ranked)
+        known: dict[Place, int] = {}
+        return [known.setdefault(each.place, len(known)) for each in pairs]
 
     @property
     def described(self) -> str:
@@ -143,27 +152,29 @@ class Data:
     def split(self, size: float, *, seed: int = 42) -> tuple[Data, Data]:
         """Return what is learnt, and what is kept from it for evaluation.
 
-        A sample is only in one of them, however often it is in the mixture.
+        A sample is only in one of them, however often it is in the mixture, and so is a row with
+        all pairs that its ranked answers make.
 
-        :param size: a share below 1, or how many samples.
+        :param size: a share below 1, or how many samples; of ranked rows, about as many.
         :raises UsageError: if nothing would be left to learn.
         """
-        rows = [_any(part.passes) for part in self.parts]
-        total = sum(each.count(1) for each in rows)
+        passes = [_any(part.passes) for part in self.parts]
+        rows = [p.rows(taken, self.ranked) for p, taken in zip(self.parts, passes, strict=True)]
+        total, different = sum(map(len, rows)), sum(len(set(each)) for each in rows)
         count = round(size * total) if size < 1 else int(size)
-        if not 0 <= count < total:
+        share = max(round(count * different / max(total, 1)), count > 0)
+        if not 0 <= share < different:
             raise UsageError(
                 f"val_size {size:g} keeps {count:,} of {total:,} samples for evaluation, and none "
                 "would be left to learn"
             )
-        kept = _picked(total, count, f"{seed} split")
+        kept = _picked(different, share, f"{seed} split")
         learnt, held = [], []
         start = 0
-        for part, taken in zip(self.parts, rows, strict=True):
-            size_here = taken.count(1)
-            here = iter(kept[start : start + size_here])
-            out = bytes(next(here) if each else 0 for each in taken)
-            start += size_here
+        for part, taken, of in zip(self.parts, passes, rows, strict=True):
+            here = iter(of)
+            out = bytes(kept[start + next(here)] if each else 0 for each in taken)
+            start += len(set(of))
             learnt.append(replace(part, passes=tuple(_without(p, out) for p in part.passes)))
             held.append(replace(part, passes=(out,)))
         return replace(self, parts=tuple(learnt)), replace(self, parts=tuple(held))

@@ -32,6 +32,8 @@ class Sample:
     """The file that it was read from."""
     place: Place = Place()
     """Where in there."""
+    beside: Message | None = None
+    """The answer that the last one is compared with: the same turns are kept before both."""
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.messages) or not self.messages:
@@ -92,9 +94,9 @@ class Preference:
 
 def compared(pair: Preference, which: int) -> Sample:
     """Return the conversation with the better answer (0) or the worse one (1), which is learnt."""
-    messages = pair.conversations[which]
+    answer, other = (pair.chosen, pair.rejected) if which == 0 else (pair.rejected, pair.chosen)
     weights = (*(0.0 for _ in pair.prompt), 1.0)
-    return Sample(messages, weights, pair.source, pair.place)
+    return Sample((*pair.prompt, answer), weights, pair.source, pair.place, other)
 
 
 def _said(answer: Message) -> tuple[str, list[tuple[str, str]]]:

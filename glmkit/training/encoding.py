@@ -8,6 +8,7 @@ own.
 
 What is longer than ``max_length`` and not skipped becomes several rows, each of which begins with
 some of the turns before: the oldest go first, as they do in a chat, and the system message stays.
+Answers that are compared with each other follow the same turns, as many as the longer one lets.
 An answer that is too long with its question alone is cut, and then it has no end token.
 
 No torch, so that processes that do this for many samples start quickly.
@@ -107,6 +108,8 @@ class SampleEncoder:
             for at in _learnt(sample):
                 yield from _plain(self.renderer.pieces(checked(sample.messages[:at])))
                 yield from _plain(self.renderer.format.answer(sample.messages[at]))
+            if sample.beside is not None:
+                yield from _plain(self.renderer.format.answer(sample.beside))
         except UsageError:  # told where the sample is encoded
             return
 
@@ -190,6 +193,8 @@ class _Row:
 
     ids: list[int]
     weights: list[float]
+    weight: float
+    """Of the last answer, which may be empty."""
     answers: int = 1
     whole: bool = True
     """The last answer is not cut."""
@@ -202,14 +207,15 @@ class _Row:
     def go_on(self, prompt: list[int], answer: list[int], weight: float) -> None:
         """Add a turn; the token that ends the answer before counts as that answer does."""
         new = prompt[len(self.ids) :]
-        self.weights += [self.weights[-1], *[0.0] * (len(new) - 1), *[weight] * len(answer)]
+        self.weights += [self.weight, *[0.0] * (len(new) - 1), *[weight] * len(answer)]
         self.ids += [*new, *answer]
+        self.weight = weight
         self.answers += 1
 
     def closed(self, end: int) -> Example:
         """Return the row with its end token."""
         more = [end] if self.whole else []
-        weights = self.weights + [self.weights[-1]] * len(more)
+        weights = self.weights + [self.weight] * len(more)
         return Example(np.array(self.ids + more, np.int32), np.array(weights, np.float32))
 
 
@@ -229,21 +235,21 @@ class _Conversation:
 
     def encoded(self) -> Encoded:
         """Return its rows."""
-        self.start = self._told
+        self.start, beside = self._told, self._beside
         row, last = None, 0
         for at in _learnt(self.sample):
             answer = self.known.ids(self.encoder.renderer.format.answer(self.sample.messages[at]))
             weight = self.sample.weights[at]
-            prompt = self._prompt(at)
-            fits = len(prompt) + len(answer) < self.encoder.max_length
+            prompt, size = self._prompt(at), max(len(answer), beside)
+            fits = len(prompt) + size < self.encoder.max_length
             if not fits and self.encoder.overlong == "skip":
-                return Encoded((), reason=self._too_long(len(prompt) + len(answer) + 1))
+                return Encoded((), reason=self._too_long(len(prompt) + size + 1))
             if row and fits and row.goes_on(prompt, self.encoder.stops):
                 row.go_on(prompt, answer, weight)
             else:
                 many = row is not None and row.answers > 1
                 self._close(row, last)
-                row = self._begun(at, prompt, answer, weight, many=many)
+                row = self._begun(at, prompt, answer, weight, size=size, many=many)
             last = at
         self._close(row, last)
         reason = self._too_long(None) if self.lost else ""
@@ -255,6 +261,13 @@ class _Conversation:
         roles = [each.role for each in self.sample.messages]
         return next((at for at, role in enumerate(roles) if role != "system"), len(roles))
 
+    @property
+    def _beside(self) -> int:
+        """Tokens of the answer that this one is compared with."""
+        other = self.sample.beside
+        answer = self.encoder.renderer.format.answer
+        return 0 if other is None else len(self.known.ids(answer(other)))
+
     def _prompt(self, at: int) -> list[int]:
         """Return the prompt of the answer at ``at``, without what is left out."""
         messages = self.sample.messages
@@ -262,16 +275,24 @@ class _Conversation:
         return self.known.ids(self.encoder.renderer.pieces(checked(told)))
 
     def _begun(
-        self, at: int, prompt: list[int], answer: list[int], weight: float, *, many: bool
+        self,
+        at: int,
+        prompt: list[int],
+        answer: list[int],
+        weight: float,
+        *,
+        size: int,
+        many: bool,
     ) -> _Row | None:
         """Begin a row with an answer, leaving old turns out until it fits.
 
+        :param size: tokens that must fit: those of the answer, or of a longer one beside it.
         :param many: rows of this conversation teach several answers: leave room for the next ones.
         """
         most = self.encoder.max_length
-        if len(prompt) + len(answer) >= most:
+        if len(prompt) + size >= most:
             aim = most // 2 if many else most
-            while len(prompt) + len(answer) >= aim and self._leaves_out(at):
+            while len(prompt) + size >= aim and self._leaves_out(at):
                 prompt = self._prompt(at)
         self.parted += self.start > self._told
         room = most - len(prompt)
@@ -282,7 +303,7 @@ class _Conversation:
         self.cut += not whole
         answer = answer[:room]
         weights = [0.0] * len(prompt) + [weight] * len(answer)
-        return _Row(prompt + answer, weights, whole=whole)
+        return _Row(prompt + answer, weights, weight, whole=whole)
 
     def _leaves_out(self, at: int) -> bool:
         """Leave the oldest turn out, if it is not the question itself."""

@@ -38,7 +38,7 @@ from .examples import Example
 from .store import ROW, Complete, Made, Store, Tally, read_made
 from .workers import in_processes
 
-_VERSION = 1
+_VERSION = 2
 """Of how samples become rows: what was made otherwise is of no use."""
 _AT_ONCE = 256
 """Samples that are written for the model at once."""

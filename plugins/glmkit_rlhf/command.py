@@ -40,7 +40,9 @@ def reward() -> None:
     show_default=True,
     help="Of ranked answers, compare all with each other, or the best with the others.",
 )
-@click.option("--skip-bad", is_flag=True, help="Leave out rows that are no samples.")
+@click.option(
+    "--skip-bad", is_flag=True, help="Leave out rows that are no samples, or too long to be scored."
+)
 @click.option("--device", help="cpu, cuda, cuda:1; default: the best.")
 @click.option("--dtype", help="Precision of the weights; default: as they lie.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -56,6 +58,7 @@ def score(
     as_json: bool,
     device: str | None,
     dtype: str | None,
+    skip_bad: bool,
     **reading: Any,  # noqa: ANN401
 ) -> None:
     """Score the last answer of each conversation in DATA, or both answers of each pair.
@@ -68,10 +71,11 @@ def score(
     from .scored import score_rows
     from .scoring import RewardModel
 
-    data: Data = app.watch(opening(sources, kind=None, **reading))
+    data: Data = app.watch(opening(sources, kind=None, skip_bad=skip_bad, **reading))
     click.echo(data.described, err=True)
     ready = RewardModel.load(run, app, base=model, device=device, dtype=dtype)
-    totals = app.watch(score_rows(ready, data, output, overwrite=overwrite, run=run))
+    how = {"overwrite": overwrite, "skip_bad": skip_bad}
+    totals = app.watch(score_rows(ready, data, output, run=run, **how))
     if as_json:
         click.echo(json.dumps(totals.as_dict(), ensure_ascii=False))
         return

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 from glmkit import DataError, Progress, UsageError
 from glmkit.dataset import Data, Preference, Sample
 from glmkit.dataset.converting import FORMATS, PAIR_FORMATS
+from glmkit.dataset.samples import compared
 
 from .accuracy import Accuracy
 
 if TYPE_CHECKING:
+    from glmkit.training.examples import Example
+
     from .scoring import RewardModel
 
 _AT_ONCE = 32
@@ -36,18 +39,22 @@ class Totals:
     """Of the scores; of pairs, of the better answers'."""
     accuracy: Accuracy | None = None
     """Of pairs."""
+    skipped: int = 0
+    """Rows that the model cannot read."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return it, ready for JSON."""
         beside = {} if self.accuracy is None else self.accuracy.as_dict()
-        return {"rows": self.rows, "mean": self.mean, **beside}
+        return {"rows": self.rows, "mean": self.mean, "skipped": self.skipped, **beside}
 
     @property
     def text(self) -> str:
         """Return it for a person."""
+        left = "1 row was" if self.skipped == 1 else f"{self.skipped:,} rows were"
+        more = f"\n{left} skipped: no room for an answer" if self.skipped else ""
         if self.accuracy is not None:
-            return self.accuracy.text
-        return f"{self.rows:,} answers: mean score {self.mean:+.3f}"
+            return self.accuracy.text + more
+        return f"{self.rows:,} answers: mean score {self.mean:+.3f}{more}"
 
 
 def score_rows(
@@ -57,14 +64,16 @@ def score_rows(
     *,
     run: Path,
     overwrite: bool = False,
+    skip_bad: bool = False,
 ) -> Generator[Progress, None, Totals]:
     """Score all rows, and write them with their scores where a file is given.
 
     :param output: of JSON lines. One that an earlier job of the same data and run has begun is
         gone on with.
     :param run: the folder of the reward model.
+    :param skip_bad: leave out rows that cannot be scored.
     :raises UsageError: if the file is another job's.
-    :raises DataError: if a conversation cannot be scored, or the file cannot be written.
+    :raises DataError: if a row cannot be scored, or the file cannot be written; names the row.
     """
     found: list[Scores] = []
     with ExitStack() as held:
@@ -72,26 +81,46 @@ def score_rows(
         if output is not None:
             found = _begun(output, {"data": data.fingerprint, "run": _state(run)}, overwrite)
             file = held.enter_context(output.open("a", encoding="utf-8"))
-        rows = islice(_rows(data), len(found), None)
+        skipped: set[int] | None = set() if skip_bad else None
+        rows = islice(_readable(model, data, skipped), len(found), None)
         for some in iter(lambda: list(islice(rows, _AT_ONCE)), []):
-            new = _scored(model, some)
-            _write(file, zip(some, new, strict=True))
+            new = _scored(model, [examples for _, examples in some])
+            _write(file, zip((row for row, _ in some), new, strict=True))
             found += new
             yield Progress("scoring", len(found), len(data))
-    return _totals(data, found)
+    return _totals(data, found, skipped or set())
 
 
-def _rows(data: Data) -> Iterator[Row]:
-    if data.compares:
-        yield from data.preferences()
-    else:
-        yield from data.samples()
+def _readable(
+    model: RewardModel, data: Data, skipped: set[int] | None
+) -> Iterator[tuple[Row, list[Example]]]:
+    """Yield rows with their answers as the model reads them.
+
+    :param skipped: takes the numbers, from 0, of rows that cannot be read; None: raise.
+    """
+    rows: Iterator[Row] = data.preferences() if data.compares else data.samples()
+    for number, row in enumerate(rows):
+        try:
+            yield row, [model.read(each) for each in _sides(row)]
+        except DataError as error:
+            if skipped is None:
+                raise DataError(
+                    f"{row.source}, {row.place}: {error}; shorten it, or leave it out: --skip-bad"
+                ) from error
+            skipped.add(number)
 
 
-def _scored(model: RewardModel, rows: list[Row]) -> list[Scores]:
-    parts = [(each.messages,) if isinstance(each, Sample) else each.conversations for each in rows]
-    found = iter(model.score([each for part in parts for each in part]))
-    return [tuple(next(found) for _ in part) for part in parts]
+def _sides(row: Row) -> list[Sample]:
+    """Return the answers of a row as a run reads them."""
+    if isinstance(row, Preference):
+        return [compared(row, which) for which in (0, 1)]
+    return [replace(row, weights=(*(0.0 for _ in row.messages[1:]), 1.0))]
+
+
+def _scored(model: RewardModel, rows: list[list[Example]]) -> list[Scores]:
+    examples = (each for row in rows for each in row)
+    found = (each for part in model.asked(examples) for each in part)
+    return [tuple(islice(found, len(row))) for row in rows]
 
 
 def _write(file: TextIO | None, rows: Iterable[tuple[Row, Scores]]) -> None:
@@ -144,12 +173,16 @@ def _state(run: Path) -> str:
     return whole.hexdigest()
 
 
-def _totals(data: Data, found: list[Scores]) -> Totals:
+def _totals(data: Data, found: list[Scores], skipped: set[int]) -> Totals:
     if not found:
-        raise DataError("there are no rows to score")
+        what = (
+            f" that leave room for an answer; {len(skipped):,} do not" if skipped else " to score"
+        )
+        raise DataError(f"there are no rows{what}")
     first = [each[0] for each in found]
     mean = sum(first) / len(found)
     if not data.compares:
-        return Totals(len(found), mean)
-    pairs = list(data.preferences())
-    return Totals(len(found), mean, Accuracy.of(pairs, first, [each[1] for each in found]))
+        return Totals(len(found), mean, skipped=len(skipped))
+    pairs = [each for at, each in enumerate(data.preferences()) if at not in skipped]
+    accuracy = Accuracy.of(pairs, first, [each[1] for each in found])
+    return Totals(len(found), mean, accuracy, len(skipped))

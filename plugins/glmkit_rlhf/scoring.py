@@ -89,7 +89,10 @@ class RewardModel:
 
     def scores(self, conversations: Iterable[Sequence[MessageLike]]) -> Iterator[list[float]]:
         """Yield the same, some at a time, as they come."""
-        rows = (self._row(each) for each in conversations)
+        return self.asked(self.read(_sample(each)) for each in conversations)
+
+    def asked(self, rows: Iterable[Example]) -> Iterator[list[float]]:
+        """Yield what answers that are read already are worth, some at a time, as they come."""
         some: list[Example] = []
         for row in rows:
             if some and sum(map(len, some)) + len(row) > _AT_ONCE:
@@ -99,10 +102,13 @@ class RewardModel:
         if some:
             yield self._scored(some)
 
-    def _row(self, conversation: Sequence[MessageLike]) -> Example:
-        messages = tuple(Message.of(each) for each in conversation)
-        weights = (*(0.0 for _ in messages[1:]), 1.0)
-        (found,) = self.encoder.encode([Sample(messages, weights)])
+    def read(self, sample: Sample) -> Example:
+        """Return an answer with what was said before it as the model reads them.
+
+        :param sample: its last answer is the one that counts.
+        :raises DataError: if its question leaves no room for an answer; says why.
+        """
+        (found,) = self.encoder.encode([sample])
         if not found.rows:
             raise DataError(f"a conversation cannot be scored: {found.reason}")
         return found.rows[-1]
@@ -118,6 +124,12 @@ class RewardModel:
         hidden = model.norm(model.hidden(ids[None], positions, past=blocks)[0])
         found: list[float] = head(pooled(hidden, lengths, sizes, head.pooling)).tolist()
         return found
+
+
+def _sample(conversation: Sequence[MessageLike]) -> Sample:
+    """Return a conversation of which only the last answer counts."""
+    messages = tuple(Message.of(each) for each in conversation)
+    return Sample(messages, (*(0.0 for _ in messages[1:]), 1.0))
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
