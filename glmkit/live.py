@@ -9,14 +9,16 @@ Light floor: no torch. One thread drives the batch; conversations come and go wh
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import BusyError, ClosedError, GlmkitError, TimeLimitError
 from .types import Answers, Ask, Chunk, GenerationOptions, News, StreamedModel, Streams
@@ -30,6 +32,67 @@ LINGER_S = 60.0
 """How long an idle batch keeps its memory, and on a card what it recorded."""
 _ASIDE = 8
 """Questions at once to a model that answers many side by side, but not in one batch."""
+
+
+class Stop(threading.Event):
+    """Ends an answer from outside: who waits for the next piece of it wakes at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._wakes: set[Callable[[], None]] = set()
+
+    def set(self) -> None:
+        """End the answer."""
+        super().set()
+        for wake in tuple(self._wakes):
+            wake()
+
+    @contextmanager
+    def waking(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Call ``wake`` when this is set, from any thread: it must neither wait nor raise."""
+        self._wakes.add(wake)
+        try:
+            if self.is_set():
+                wake()
+            yield
+        finally:
+            self._wakes.discard(wake)
+
+
+def streamed(
+    model: ChatModel,
+    messages: Sequence[MessageLike],
+    options: GenerationOptions | None = None,
+    *,
+    timeout_s: float | None = None,
+    stop: Stop | None = None,
+) -> Generator[Chunk, None, None]:
+    """Yield a model's answer until it ends, the time is over or it is stopped.
+
+    A model whose ``stream`` takes ``timeout_s`` and ``stop`` ends at once, as :class:`Live` does;
+    any other with its next piece.
+
+    :param timeout_s: how long the whole answer may take; None: any time.
+    :param stop: ends the answer, whose finish reason is ``"cancelled"`` then.
+    :raises TimeLimitError: if the answer takes longer than it may.
+    """
+    stop, until = stop or Stop(), _until(timeout_s)
+    known = inspect.signature(model.stream).parameters
+    limits: dict[str, Any] = {"timeout_s": timeout_s, "stop": stop}
+    chunks = model.stream(messages, options, **{key: limits[key] for key in limits if key in known})
+    try:
+        while not stop.is_set():
+            chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+            if chunk.finish_reason is not None:
+                return
+            if time.monotonic() > until:
+                raise _late(timeout_s)
+        yield Chunk("", "cancelled")
+    finally:
+        _close(chunks)
 
 
 class Ticket:
@@ -165,26 +228,31 @@ class Live(StreamedModel):
         options: GenerationOptions | None = None,
         *,
         timeout_s: float | None = None,
+        stop: Stop | None = None,
     ) -> Iterator[Chunk]:
         """Yield the answer piece by piece; closing the iterator frees its row.
 
         The question is asked when the first piece is wanted.
 
         :param timeout_s: how long the whole answer may take, waiting included; None: any time.
+        :param stop: ends the answer while it is waited for; its finish reason is ``"cancelled"``.
         :raises BusyError: if as many wait as may.
         :raises TimeLimitError: if the answer takes longer than it may.
         :raises ClosedError: if no more questions are taken.
         """
-        news = threading.Event()
-        until = None if timeout_s is None else time.monotonic() + timeout_s
+        news, stop, until = threading.Event(), stop or Stop(), _until(timeout_s)
         ticket = self.ask(messages, options, wake=news.set)
         try:
-            while not ticket.over:
-                left = None if until is None else max(0.0, until - time.monotonic())
-                if not news.wait(left):
-                    raise TimeLimitError(f"no whole answer within {timeout_s:g} s")
-                news.clear()
-                yield from ticket.take()
+            with stop.waking(news.set):
+                while not ticket.over:
+                    left = min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
+                    if not news.wait(left):
+                        raise _late(timeout_s)
+                    news.clear()
+                    yield from ticket.take()
+                    if stop.is_set() and not ticket.over:
+                        yield Chunk("", "cancelled")
+                        return
         finally:
             ticket.close()
 
@@ -297,6 +365,21 @@ def _suited(model: ChatModel) -> int:
     return _ASIDE if isinstance(model, Answers) else 1
 
 
+def _until(timeout_s: float | None) -> float:
+    """Return when a time is over, as ``time.monotonic`` has it."""
+    return math.inf if timeout_s is None else time.monotonic() + timeout_s
+
+
+def _late(timeout_s: float | None) -> TimeLimitError:
+    return TimeLimitError(f"no whole answer within {timeout_s:g} s")
+
+
+def _close(chunks: Iterator[Chunk]) -> None:
+    close = getattr(chunks, "close", None)
+    if close is not None:
+        close()
+
+
 _CLOSED = "no more questions are taken: this is being shut down"
 
 
@@ -328,7 +411,5 @@ def _alone(
                 break
             yield [(ask.key, chunk)]
     finally:
-        close = getattr(chunks, "close", None)
-        if close is not None:
-            close()
+        _close(chunks)
     return Chunk("", "cancelled")

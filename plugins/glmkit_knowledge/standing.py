@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from glmkit import GlmkitError, Message, ModelInfo, Policy, StreamedModel, UsageError
+from glmkit.live import Stop, streamed
 
 from .answer import AnsweringModel
 from .base import KnowledgeBase
@@ -92,9 +93,20 @@ class StandingModel(StreamedModel):
         self._base.remove()
 
     def stream(
-        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
+        self,
+        messages: Sequence[MessageLike],
+        options: GenerationOptions | None = None,
+        *,
+        timeout_s: float | None = None,
+        stop: Stop | None = None,
     ) -> Iterator[Chunk]:
-        """Yield the answer to the last message; its sources come with the last chunk."""
+        """Yield the answer to the last message; its sources come with the last chunk.
+
+        :param timeout_s: how long the whole answer may take; None: any time.
+        :param stop: ends the answer, also while the model is waited for.
+        :raises TimeLimitError: if the answer takes longer than it may.
+        """
+        speaker = _Speaker(self._model, timeout_s, stop)
         settings, told = self._settings, [Message.of(each) for each in messages]
         if not told:
             raise UsageError("a conversation needs a question")
@@ -103,7 +115,7 @@ class StandingModel(StreamedModel):
         )
         query.library = self._library
         answerer = AnsweringModel(
-            lambda: self._model,
+            lambda: speaker,
             info=ModelInfo(self._model.name, self._model.languages),
             query=query,
             answer=settings.answer,
@@ -117,6 +129,23 @@ class StandingModel(StreamedModel):
         )
         *chat.history, question = told
         yield from chat.stream(question)
+
+
+class _Speaker(StreamedModel):
+    """A model for one answer, which may take its time and be stopped."""
+
+    def __init__(self, model: ChatModel, timeout_s: float | None, stop: Stop | None) -> None:
+        self.name, self.languages = model.name, model.languages
+        self._model, self._stop = model, stop
+        self._timeout_s, self._begun = timeout_s, time.monotonic()
+
+    def stream(
+        self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
+    ) -> Iterator[Chunk]:
+        """Yield the answer, in the time that is left."""
+        most, passed = self._timeout_s, time.monotonic() - self._begun
+        left = None if most is None else max(0.0, most - passed)
+        return streamed(self._model, messages, options, timeout_s=left, stop=self._stop)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -18,6 +17,7 @@ from glmkit import (
     TimeLimitError,
     UsageError,
 )
+from glmkit.live import streamed
 
 from .escaping import as_markdown, as_text, sources_html
 from .visits import Turn
@@ -109,7 +109,8 @@ class Talk:
             return
         turn = Turn(question, ())
         try:
-            visit.stopped.clear()
+            if not visit.gone:
+                visit.stopped.clear()
             visit.turns.append(turn)
             yield turn
             yield from self._answered(visit, turn, wanted, words)
@@ -120,7 +121,7 @@ class Talk:
     def _answered(self, visit: Visit, turn: Turn, wanted: Wanted, words: Words) -> Iterator[Turn]:
         try:
             with closing(self._chunks(visit, turn, wanted, words)) as chunks:
-                yield from _seen(visit, turn, chunks)
+                yield from _seen(turn, chunks)
         except GlmkitError as error:
             turn.ended, turn.problem = "error", in_words(error, words)
         except Exception:
@@ -147,23 +148,17 @@ class Talk:
             if not self.library.holds(wanted.base, visit):
                 raise UsageError(words("no_documents", alone=words("base_none")))
             model = self.library.model(wanted.base, visit, voice.model)
-        stream = model.stream
-        limit: dict[str, Any] = {}
-        if "timeout_s" in inspect.signature(stream).parameters:
-            limit = {"timeout_s": self.settings.timeout_s}
-        yield from stream(turn.messages, options, **limit)
+        most = self.settings.timeout_s
+        yield from streamed(model, turn.messages, options, timeout_s=most, stop=visit.stopped)
 
 
-def _seen(visit: Visit, turn: Turn, chunks: Iterator[Chunk]) -> Iterator[Turn]:
+def _seen(turn: Turn, chunks: Iterator[Chunk]) -> Iterator[Turn]:
     """Put what comes into the turn; yield it now and then."""
     shown = 0.0
     for chunk in chunks:
         turn.answer += chunk.text
         if chunk.finish_reason is not None:
             turn.ended, turn.sources = chunk.finish_reason, chunk.sources
-            break
-        if visit.stopped.is_set():
-            turn.ended = "cancelled"
             break
         if time.monotonic() - shown >= PAUSE_S:
             yield turn

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmkit import Message
+from glmkit.live import Stop
 
 if TYPE_CHECKING:
     from glmkit import FinishReason, Passage
@@ -51,7 +52,7 @@ class Visit:
     folder: Path
     """For documents and pictures; removed when the visitor leaves."""
     turns: list[Turn] = field(default_factory=list)
-    stopped: threading.Event = field(default_factory=threading.Event)
+    stopped: Stop = field(default_factory=Stop)
     """Set when the answer shall end."""
     undrawn: threading.Event = field(default_factory=threading.Event)
     """Set when the drawing shall end."""

@@ -83,6 +83,42 @@ def test_stopping_keeps_what_was_said_and_ends_the_model(page, visit, model):
     assert ask(page, visit, "hello")[0].ended == "stop"
 
 
+@pytest.mark.parametrize("end", ["stop", "leave"])
+@pytest.mark.parametrize("base", [None, "docs"])
+def test_nobody_waits_for_the_first_word_to_stop(tmp_path, base, end):
+    """Neither of the model alone nor of one that answers from documents, the real plugin's."""
+    slow, docs = Thinking(), tmp_path / "docs"
+    docs.mkdir()
+    (docs / "nile.md").write_text("# Rivers\n\nThe Nile is 6,650 kilometres long.\n")
+    wishes = Wishes(bases={"docs": docs})
+    with Live(slow) as live:
+        page = make_page(tmp_path / "home", live, plugins=web_parts.real_documents(), wishes=wishes)
+        visit, ended = page.visits.of("a"), []
+        question = "How long is the Nile in kilometres?"
+        asking = threading.Thread(
+            target=lambda: ended.append(ask(page, visit, question, base=base)[0].ended)
+        )
+        asking.start()
+        assert slow.asked.wait(10)
+        visit.stopped.set() if end == "stop" else page.visits.leave("a")
+        asking.join(2)
+        slow.go.set()
+        assert ended == ["cancelled"] and not visit.busy.locked()
+
+
+class Thinking(Scripted):
+    """Says nothing before it is told to go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.go = threading.Event(), threading.Event()
+
+    def stream(self, messages, options=None):
+        self.asked.set()
+        self.go.wait(10)
+        yield from super().stream(messages, options)
+
+
 def test_a_visitor_who_leaves_frees_the_model(page, visit, model):
     steps = page.talk.ask(visit, "long", Wanted(), EN)
     next(steps), next(steps)
@@ -166,6 +202,20 @@ def test_a_time_limit_reaches_the_batch(tmp_path):
         object.__setattr__(page.settings, "timeout_s", 0.05)
         assert "No answer came in time" in ask(page, page.visits.of("a"), "hello")[0].problem
         live.close()
+
+
+def test_a_time_limit_holds_for_answers_from_documents_too(tmp_path):
+    slow, docs = Thinking(), tmp_path / "docs"
+    docs.mkdir()
+    (docs / "nile.md").write_text("# Rivers\n\nThe Nile is 6,650 kilometres long.\n")
+    with Live(slow) as live:
+        knows = {"plugins": web_parts.real_documents(), "wishes": Wishes(bases={"docs": docs})}
+        page = make_page(tmp_path / "home", live, **knows)
+        object.__setattr__(page.settings, "timeout_s", 0.05)
+        question = "How long is the Nile in kilometres?"
+        turn, _ = ask(page, page.visits.of("a"), question, base="docs")
+        slow.go.set()
+    assert "No answer came in time" in turn.problem
 
 
 def test_adapters_are_chosen_by_name(tmp_path):
