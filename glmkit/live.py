@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .errors import BusyError, ClosedError, GlmkitError, TimeLimitError
-from .types import Answers, Ask, Chunk, GenerationOptions, News, StreamedModel, Streams
+from .types import Answers, Ask, Begins, Chunk, GenerationOptions, News, StreamedModel, Streams
 
 if TYPE_CHECKING:
     from .types import ChatModel, MessageLike
@@ -112,6 +112,11 @@ class Ticket:
         self._wake, self._leave = wake, leave
         self._told = False
 
+    @property
+    def news(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._news)
+
     def put(self, piece: Chunk | BaseException) -> None:
         """Add the next piece of the answer, or what it ends in."""
         self._news.append(piece)
@@ -200,6 +205,9 @@ class Live(StreamedModel):
     ) -> Ticket:
         """Put a question into the batch; what comes of it is taken from the ticket.
 
+        The prompt is made here, in the asking thread, where the model has a way to; a prompt that
+        cannot be made is what the ticket ends in.
+
         :param messages: a conversation, or a plain text to go on with; see
             :class:`~glmkit.types.Ask`.
         :param wake: called from another thread when there is something to take; see
@@ -208,18 +216,35 @@ class Live(StreamedModel):
         :raises ClosedError: if no more questions are taken.
         """
         asked = Ask(next(self._keys), messages, options or GenerationOptions())
-        ticket = Ticket(asked, wake, self._leave)
         with self._changed:
-            if self._shut:
-                raise ClosedError(_CLOSED)
-            if len(self._waiting) + len(self._drawn) >= self.concurrency + self.queue:
-                raise BusyError(
-                    f"{self.concurrency} answers are being written and {self.queue} questions "
-                    "wait, which is all that may; ask again in a while"
-                )
+            self._check_room()
+        ticket = self._begun(Ticket(asked, wake, self._leave))
+        if ticket.news:
+            return ticket
+        with self._changed:
+            self._check_room()
             self._waiting.append(ticket)
             self._start()
             self._changed.notify_all()
+        return ticket
+
+    def _check_room(self) -> None:
+        if self._shut:
+            raise ClosedError(_CLOSED)
+        if len(self._waiting) + len(self._drawn) >= self.concurrency + self.queue:
+            raise BusyError(
+                f"{self.concurrency} answers are being written and {self.queue} questions "
+                "wait, which is all that may; ask again in a while"
+            )
+
+    def _begun(self, ticket: Ticket) -> Ticket:
+        """Make the prompt, so that those who are being answered do not wait for it."""
+        if isinstance(self.model, Begins):
+            ask = ticket.ask
+            try:
+                ticket.ask = ask._replace(begun=self.model.begin(ask.messages, ask.options))
+            except GlmkitError as error:
+                ticket.put(error)
         return ticket
 
     def stream(

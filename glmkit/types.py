@@ -281,6 +281,8 @@ class Ask(NamedTuple):
     messages: Sequence[MessageLike] | str
     """A conversation; or, for models that run in this process, a plain text to go on with."""
     options: GenerationOptions
+    begun: object = None
+    """What :meth:`Begins.begin` made of them beforehand, if anything."""
 
     @property
     def conversation(self) -> Sequence[MessageLike]:
@@ -330,6 +332,18 @@ class Streams(Protocol):
         :param concurrency: answers side by side; None: what suits the model.
         :param gone: keys whose asker has left, which may change on the way: their rows are freed
             at the next step and end as ``"cancelled"``.
+        """
+        ...
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """A model whose prompts can be made in any thread, so that its batch does not wait for them."""
+
+    def begin(self, messages: Sequence[MessageLike] | str, options: GenerationOptions) -> object:
+        """Return what :attr:`Ask.begun` takes.
+
+        :raises GlmkitError: if this cannot be answered.
         """
         ...
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings, strategies as st
 
 from glmkit.errors import UsageError
 from glmkit.models.formats import FORMATS, Special, encode, guess_format
+from glmkit.models.formats.glm4_tools import told
 from glmkit.models.formats.replies import INTERPRETER, TURN, turns_of
-from glmkit.models.formats.tools import json_object, python_call
+from glmkit.models.formats.tools import json_object, listed, python_call
 from glmkit.models.prompts import Renderer
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.models.tokenizers import Tokenizer
@@ -367,3 +368,14 @@ def test_a_call_survives_writing_and_reading(name, arguments):
     said = "".join(pieces[start : pieces.index(Special("<|observation|>"))])
     if TURN not in said:
         assert read(FORMATS[name], TOOL_TURNS[:2], said) == ("", (call,))
+
+
+@pytest.mark.parametrize("write", [listed, lambda tools: told(tools, "")])
+def test_tools_that_would_fill_memory_are_refused(write):
+    deep: object = {}
+    for _ in range(900):
+        deep = {"properties": deep}
+    wide = {"name": "f", "parameters": {f"key{at}": "x" * 90 for at in range(3000)}}
+    for schema, said in ((deep, "nested deeper"), (wide, "offer fewer")):
+        with pytest.raises(UsageError, match=said):
+            write([{"type": "function", "function": {"name": "f", "parameters": schema}}])

@@ -274,3 +274,23 @@ def test_any_chat_model_will_do(echo: EchoModel):
     with Live(echo) as live:
         reply = live.reply([{"role": "user", "content": "so it is"}])
     assert (reply.text, reply.finish_reason, live.name) == ("so it is", "stop", "echo")
+
+
+def test_prompts_are_made_by_who_asks_and_not_by_the_batch(live, model, monkeypatch):
+    threads, begin = [], type(model).begin
+
+    def noted(self, messages, options):
+        threads.append(threading.current_thread())
+        return begin(self, messages, options)
+
+    monkeypatch.setattr(type(model), "begin", noted)
+    assert live.reply(*asking("hello")).text == model.reply(*asking("hello")).text
+    with pytest.raises(UsageError):
+        live.reply(*asking("x" * 9999))
+    assert threads == [threading.current_thread()] * 2
+
+
+def test_what_cannot_fit_is_refused_before_it_is_made_into_tokens(live, model, monkeypatch):
+    monkeypatch.setattr(type(model.tokenizer), "encode", None)
+    with pytest.raises(UsageError, match="cannot be"):
+        live.reply(*asking("x" * 1_500_000))

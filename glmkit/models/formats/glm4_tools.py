@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .tools import Tool, wrapped
+from .tools import Tool, wrapped, written
 
 INTRODUCTION = (
     "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
@@ -60,7 +59,7 @@ def _described(tool: Mapping[str, Any]) -> str:
     if kind != "function":
         return f"\n## {kind}\n\n{_BUILT_IN[kind]}" if kind in _BUILT_IN else ""
     function = tool["function"]
-    schema = json.dumps(function, indent=4, ensure_ascii=False, default=dict)
+    schema = written(function)
     return (
         f"\n## {function.get('name', '')}\n\n{schema}\n"
         "在调用上述函数时，请使用 Json 格式表示调用的参数。"

@@ -10,8 +10,10 @@ import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+from ...errors import UsageError
 from ...texts import is_unicode, texts_in
 from ...types import Message, ToolCall
 
@@ -19,6 +21,11 @@ Tool = Mapping[str, Any]
 
 LONGEST_CALL = 1 << 16
 """Characters: longer ones are not parsed."""
+LONGEST_TOOLS = 1 << 18
+"""Characters of the tools that are on offer, written out."""
+DEEPEST_TOOL = 32
+"""Levels of a tool's schema."""
+_WRITER = json.JSONEncoder(indent=4, ensure_ascii=False, default=dict)
 _FENCED = re.compile(r"\s*```(?:python)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
 
 
@@ -47,7 +54,40 @@ def names_of(tools: Sequence[Tool]) -> frozenset[str]:
 def listed(tools: Sequence[Tool]) -> str:
     """Return tools as ChatGLM3's system message lists them."""
     functions = [function_of(each) for each in tools]
-    return json.dumps(functions, indent=4, ensure_ascii=False, default=dict)
+    return written(functions)
+
+
+def written(schema: object) -> str:
+    """Return what tools are as JSON, indented as models were taught.
+
+    :raises UsageError: if it is nested too deep or too long: indented, a few kilobytes of nested
+        brackets are gigabytes of blanks.
+    """
+    _refuse_deep(schema)
+    pieces: list[str] = []
+    length = 0
+    for piece in _WRITER.iterencode(schema):
+        pieces.append(piece)
+        length += len(piece)
+        if length > LONGEST_TOOLS:
+            raise UsageError(
+                f"the tools on offer take more than {LONGEST_TOOLS} characters; offer fewer"
+            )
+    return "".join(pieces)
+
+
+def _refuse_deep(value: object) -> None:
+    level = [value]
+    for _ in range(DEEPEST_TOOL):
+        inner = [
+            each.values() if isinstance(each, Mapping) else each
+            for each in level
+            if isinstance(each, (Mapping, list, tuple))
+        ]
+        level = list(chain.from_iterable(inner))
+        if not level:
+            return
+    raise UsageError(f"a tool's schema is nested deeper than {DEEPEST_TOOL}; make it plainer")
 
 
 def unfenced(text: str) -> str | None:

@@ -11,12 +11,14 @@ from ...answers import Outcome, SideBySideModel
 from ...errors import GlmkitError, UsageError
 from ...models.tokenizers import Detokenizer, Tokenizer
 from ...texts import check_unicode
-from ...types import Ask, Chunk, GenerationOptions, MessageLike, News, Reply
+from ...types import Ask, Chunk, GenerationOptions, Message, MessageLike, News, Reply
 from ..answers import Answer
 from ..rows import Row
 from ..sampling import StopText, make_sampler
 from ..settings import Settings
 
+_LONGEST_TOKEN = 256
+"""Characters: no vocabulary has longer tokens; the longest are runs of blanks."""
 Column = tuple[Row, ...]
 """The rows that got a token, or ended, in one step."""
 
@@ -44,12 +46,18 @@ class Answering(SideBySideModel, ABC):
         :raises CheckpointError: if there is none.
         """
 
-    def _begin(self, messages: Sequence[MessageLike] | str, options: GenerationOptions) -> Answer:
-        """Begin the answer to a conversation, or go on with a plain text."""
+    def begin(self, messages: Sequence[MessageLike] | str, options: GenerationOptions) -> Answer:
+        """Begin the answer to a conversation, or go on with a plain text; from any thread.
+
+        :raises UsageError: if it does not fit, or cannot be written for this model.
+        """
+        room = self._room(options)
         if not isinstance(messages, str):
+            self._refuse_hopeless(Message.of(messages[-1]).content if messages else "", room)
             return self._answer(messages, options)
         check_unicode(messages, "the text to go on with")
-        tokenizer, room = self._tokens(), self._room(options)
+        self._refuse_hopeless(messages, room)
+        tokenizer = self._tokens()
         ids = tokenizer.wrap(tokenizer.encode(messages))
         if not 0 < len(ids) <= room:
             raise UsageError(
@@ -58,6 +66,14 @@ class Answering(SideBySideModel, ABC):
             )
         text = Detokenizer(tokenizer)
         return Answer(self._row(ids, options, options), text, StopText(options.stop), ())
+
+    def _refuse_hopeless(self, text: str, room: int) -> None:
+        """Refuse what cannot fit before it is made into tokens, which takes seconds a megabyte."""
+        if len(text) > room * _LONGEST_TOKEN:
+            raise UsageError(
+                f"the text has {len(text)} characters, which cannot be {room} tokens or fewer; "
+                "shorten it"
+            )
 
     @abstractmethod
     def _decode(self, rows: Iterable[Row | None], *, slots: int) -> Generator[Column, None, None]:
@@ -115,7 +131,7 @@ class Answering(SideBySideModel, ABC):
 
         :param concurrency: answers side by side; None: what suits the model.
         """
-        queue = _Queue(self._begin, asked)
+        queue = _Queue(self.begin, asked)
         with closing(self._decode(queue, slots=concurrency or self.slots)) as steps:
             for column in steps:
                 yield from queue.failed()
@@ -134,7 +150,7 @@ class Answering(SideBySideModel, ABC):
         gone: Container[int] = (),
     ) -> Generator[list[News], None, None]:
         """Yield once per step what is new; see :class:`glmkit.types.Streams`."""
-        queue = _Queue(self._begin, asked)
+        queue = _Queue(self.begin, asked)
         news: list[News] = []
         with closing(self._decode(queue, slots=concurrency or self.slots)) as steps:
             for column in steps:
@@ -187,9 +203,9 @@ class _Queue:
             if ask is None:
                 yield None
                 continue
-            key, messages, options = ask
+            key, messages, options, begun = ask
             try:
-                answer = self._begin(messages, options)
+                answer = begun if isinstance(begun, Answer) else self._begin(messages, options)
             except GlmkitError as error:
                 self._failed.append((key, error))
                 yield None  # so that whoever reads the columns can settle it

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
+from anyio import to_thread
 from starlette.responses import StreamingResponse
 
 from glmkit import Chunk, TimeLimitError
@@ -52,7 +53,8 @@ async def pieces(
     tickets: list[Ticket] = []
     try:
         for opener in openers:
-            tickets.append(opener(wake))
+            # In a thread, as it makes the prompt; noted there, so that it is closed whatever comes.
+            await to_thread.run_sync(lambda each=opener: tickets.append(each(wake)))
         while not all(each.over for each in tickets):
             with anyio.move_on_after(until - loop.time()) as waiting:
                 await news.wait()
