@@ -13,6 +13,8 @@ TRAIN_ON = ("all", "last")
 """Which answers of a conversation are learnt."""
 RANKED = ("all", "best")
 """Which pairs ranked answers make: each with every worse one, or only the best with the others."""
+_WIDEST = 1e15
+"""The largest margin: single precision holds it, and sums of it."""
 Kind = Literal["answers", "preferences"]
 """What data is read for: answers to learn, or answers to compare."""
 
@@ -81,8 +83,10 @@ class Preference:
         for each in (self.chosen, self.rejected):
             if each.role != "assistant":
                 raise DataError(f"answers are the assistant's, got one of the role {each.role!r}")
-        if self.margin is not None and not 0 <= self.margin < float("inf"):
-            raise DataError(f"the margin must be a number from 0, got {self.margin!r}")
+        if self.margin is not None and not 0 <= self.margin <= _WIDEST:
+            raise DataError(
+                f"the margin must be a number from 0 to {_WIDEST:g}, got {self.margin!r}"
+            )
         if _said(self.chosen) == _said(self.rejected):
             raise DataError("chosen and rejected are the same answer: nothing to compare")
 

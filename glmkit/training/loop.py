@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -76,17 +77,15 @@ def learn(work: Work) -> Iterator[StepLog]:
     """Train from where ``work.state`` stands to the end.
 
     :raises GlmkitError: if the loss is not a finite number.
-    :raises BadStepError: if the feed or the learner refuses a step; the model is saved as it was
-        before.
+    :raises BadStepError: if the feed or the learner refuses a step, or an evaluation; the model is
+        saved as it was before.
     """
     state = work.state
     state.max_steps = work.total
     while state.global_step < work.total and not _is_enough(work):
         place = _Place(*divmod(state.global_step, work.feed.steps()))
-        try:
+        with _kept(work):
             done = _step(work, place)
-        except BadStepError as error:
-            raise BadStepError(f"{error}; {save(work)} holds the model as it was before") from error
         _count(state, done)
         ends = state.global_step == work.total
         if ends or state.global_step % work.config.logging_steps == 0:
@@ -94,6 +93,15 @@ def learn(work: Work) -> Iterator[StepLog]:
         yield from _between(work, place, ends)
     if _is_enough(work):
         yield log(work, note="stopped early: the loss of evaluations falls no more")
+
+
+@contextmanager
+def _kept(work: Work) -> Iterator[None]:
+    """Save the model as it is if what is done with it must not go on."""
+    try:
+        yield
+    except BadStepError as error:
+        raise BadStepError(f"{error}; {save(work)} holds the model as it was before") from error
 
 
 def log(work: Work, *, metrics: Mapping[str, float] | None = None, note: str = "") -> StepLog:
@@ -113,7 +121,8 @@ def _between(work: Work, place: _Place, ends: bool) -> Iterator[StepLog]:
     """Evaluate and save where it is time."""
     better = False
     if work.evaluate is not None and _due(work.config.eval_steps, work, place, ends):
-        metrics = work.evaluate()
+        with _kept(work):
+            metrics = work.evaluate()
         better = _judge(work.state, metrics)
         yield _noted(work, log(work, metrics=metrics))
     keep_best = better and work.config.early_stopping > 0

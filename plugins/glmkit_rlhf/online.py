@@ -106,12 +106,14 @@ class OnlineConfig(LoraConfig):
 
     def _check_run(self) -> None:
         steps = self.minibatches * self.iterations
-        if self.save_steps % steps:
-            raise UsageError(
-                f"save_steps {self.save_steps} is no multiple of the {steps} steps that a round of "
-                "answers takes (minibatches x iterations): checkpoints lie between rounds, so that "
-                f"a resumed run goes on exactly; give {-(-self.save_steps // steps) * steps}"
-            )
+        for name in ("save_steps", "eval_steps"):  # the best of all evaluations may be kept
+            value = getattr(self, name)
+            if value % steps:
+                raise UsageError(
+                    f"{name} {value} is no multiple of the {steps} steps that a round of answers "
+                    "takes (minibatches x iterations): checkpoints lie between rounds, so that a "
+                    f"resumed run goes on exactly; give {-(-value // steps) * steps}"
+                )
         if self.eval_generate:
             raise UsageError(
                 "eval_generate compares answers with those of a file; here answers to --eval-data "
@@ -168,8 +170,8 @@ def judge_of(config: OnlineConfig, app: Glmkit | None = None) -> Judge | None:
 
     model = RewardModel.load(config.reward_model, app, device=config.device)
 
-    def judge(pairs: Sequence[tuple[Question, Written]]) -> list[float]:
-        return model.score(
+    def judge(pairs: Sequence[tuple[Question, Written]]) -> list[float | str]:
+        return model.score_readable(
             [
                 (*question.prompt.messages, Message("assistant", written.text))
                 for question, written in pairs

@@ -93,7 +93,12 @@ class OnlineTask(ABC):
         self._questions, left = self._rendered(prompts)
         if not self._questions:
             raise DataError(f"no prompt can be answered: {left[0]}")
-        self._held_questions = self._rendered(held)[0] if held is not None else []
+        apart = ""
+        if held is not None:
+            self._held_questions, lost = self._rendered(held)
+            if not self._held_questions:
+                raise DataError(_NONE_HELD + (f": {lost[0]}" if lost else ""))
+            apart = f"\n{len(self._held_questions):,} prompts to evaluate on{_left_out(lost)}"
         self.rounds = self._rounds(world)
         self.feed = RolloutFeed(self.rounds, self.weigh)
         self.held = HeldFeed(len(self._held_questions), world, config.seed)
@@ -101,7 +106,7 @@ class OnlineTask(ABC):
             self.feed,
             self._longest * config.batch_size,
             self.held if self._held_questions else None,
-            self._described(prompts, left),
+            self._described(prompts, left) + apart,
             prompts.fingerprint,
             len(self._questions),
         )
@@ -120,15 +125,15 @@ class OnlineTask(ABC):
             self.rounds,
             self.rewards,
             self.credit,
-            self.config.max_new_tokens,
-            self.config.temperature,
-            computing,
-            self.judge,
-            self.config.weights[-1],
-            self.config.shuffle_rewards,
-            self.asks_policy,
-            initial,
-            learner.value,
+            max_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            computing=computing,
+            judge=self.judge,
+            judge_weight=self.config.weights[-1],
+            shuffled=self.config.shuffle_rewards,
+            old=self.asks_policy,
+            initial=initial,
+            value=learner.value,
         )
         self.feed.write = writer
         self.held.writer = replace(writer, questions=self._held_questions, initial=None)
@@ -209,9 +214,14 @@ class OnlineTask(ABC):
             f"{len(self._questions):,} prompts; a round is {rounds.asked} of them, "
             f"{self.generations} answers each, and {rounds.steps} steps"
         )
-        if left:
-            said += f"; {len(left):,} prompts are left out, for example {left[0]}"
-        return f"{prompts.described}\n{said}"
+        return f"{prompts.described}\n{said}{_left_out(left)}"
+
+
+_NONE_HELD = "no prompt to evaluate on can be answered"
+
+
+def _left_out(why: Sequence[str]) -> str:
+    return f"; {len(why):,} are left out, for example {why[0]}" if why else ""
 
 
 def weights_of(sizes: Sequence[int], kind: LossKind, *, longest: int) -> Tensor:

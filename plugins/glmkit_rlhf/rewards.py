@@ -27,6 +27,10 @@ REFERENCE = "reference"
 """What rewards find the file's own answer under, in the columns of its row."""
 
 
+LARGEST = 1e15
+"""What no reward reaches: sums of its square must be numbers in single precision."""
+
+
 class Reward(Protocol):
     """Says how good an answer is: any finite number, the higher the better."""
 

@@ -87,6 +87,18 @@ class RewardModel:
         """
         return [each for part in self.scores(conversations) for each in part]
 
+    def score_readable(self, conversations: Sequence[Sequence[MessageLike]]) -> list[float | str]:
+        """Return the same; in the place of a conversation that cannot be scored, why."""
+        said: dict[int, str] = {}
+        rows: list[Example] = []
+        for at, each in enumerate(conversations):
+            try:
+                rows.append(self.read(_sample(each)))
+            except DataError as error:
+                said[at] = str(error)
+        found = (each for part in self.asked(rows) for each in part)
+        return [said[at] if at in said else next(found) for at in range(len(conversations))]
+
     def scores(self, conversations: Iterable[Sequence[MessageLike]]) -> Iterator[list[float]]:
         """Yield the same, some at a time, as they come."""
         return self.asked(self.read(_sample(each)) for each in conversations)

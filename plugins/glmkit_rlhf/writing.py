@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from glmkit import BadStepError, DataError, GlmkitError
+from glmkit import BadStepError, GlmkitError
 from glmkit.training.evaluating import judged
 from glmkit.training.learner import computing_in
 from glmkit.training.losses import token_log_probs
@@ -22,7 +22,7 @@ from glmkit.training.written import Asked, Written, seed_of, write_answers
 
 from .experience import Experience, before_answers
 from .gathering import gathered
-from .rewards import REFERENCE, RewardError, Weighted, rated
+from .rewards import LARGEST, REFERENCE, RewardError, Weighted, rated
 from .rounds import Rounds
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class Answered(NamedTuple):
         return found
 
 
-Judge = Callable[[Sequence[tuple[Question, Written]]], list[float]]
-"""Says what answers are worth, all at once: a reward model."""
+Judge = Callable[[Sequence[tuple[Question, Written]]], Sequence[float | str]]
+"""Says what answers are worth, all at once, or why it cannot read one: a reward model."""
 
 
 class Known(NamedTuple):
@@ -142,41 +142,32 @@ class Writer:
         return self._rewarded(list(zip(questions, written, strict=True)))
 
     def _rewarded(self, pairs: Sequence[tuple[Question, Written]]) -> list[Answered]:
-        judged_ = self._judged(pairs)
+        judged_ = [0.0] * len(pairs) if self.judge is None else self.judge(pairs)
         found: list[Answered] = []
-        bad: list[str] = []
+        bad: list[tuple[str, str]] = []
         for (question, written), value in zip(pairs, judged_, strict=True):
             try:
                 found.append(self._worth(question, written, value))
             except RewardError as error:
-                bad.append(f"{question.prompt.where}: {error} for the answer {written.text!r:.200}")
-        bad = list(chain.from_iterable(gathered(bad)))  # all processes stop together
-        if bad:
-            more = f"\n  and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
-            raise BadStepError(
-                "a reward must be a finite number:\n  " + "\n  ".join(bad[:_NAMED]) + more + "\n"
-                "correct the reward, or leave these rows out"
-            )
+                said = f"{error} for the answer {written.text!r:.200}"
+                bad.append((question.prompt.where, said))
+        _refuse(list(chain.from_iterable(gathered(bad))))  # all processes stop together
         return found
 
-    def _judged(self, pairs: Sequence[tuple[Question, Written]]) -> list[float]:
-        if self.judge is None:
-            return [0.0] * len(pairs)
-        try:
-            return self.judge(pairs)
-        except DataError as error:
-            raise BadStepError(f"the reward model cannot read an answer: {error}") from error
-
-    def _worth(self, question: Question, written: Written, judged_: float) -> Answered:
+    def _worth(self, question: Question, written: Written, judged_: float | str) -> Answered:
         prompt = question.prompt
         row = {**prompt.row, REFERENCE: prompt.reference} if prompt.reference else prompt.row
         found = rated(self.rewards, written.text, prompt.question, row)
         parts = dict(found.parts)
         total = found.total
         if self.judge is not None:
-            if not -1e30 < judged_ < 1e30:
+            if isinstance(judged_, str):
+                raise RewardError(f"the reward model cannot read this: {judged_},")
+            if not -LARGEST < judged_ < LARGEST:
                 raise RewardError(f"the reward model says {judged_}")
             parts["model"], total = judged_, total + self.judge_weight * judged_
+        if not -LARGEST < total < LARGEST:
+            raise RewardError(f"all rewards together are {total:g}")
         return Answered(question, written, total, parts)
 
     def known(self, answered: Sequence[Answered]) -> list[Known]:
@@ -210,6 +201,29 @@ class Writer:
         with self.initial():
             hidden, wanted = before_answers(model, ids, lengths, sizes)
             return token_log_probs(model, hidden, wanted, temperature=self.temperature)
+
+
+def _refuse(bad: Sequence[tuple[str, str]]) -> None:
+    """Refuse rewards that are none.
+
+    :param bad: where the row of an answer stands, and what is wrong.
+    :raises BadStepError: if there are any; names each row once.
+    """
+    if not bad:
+        return
+    rows: dict[str, list[str]] = {}
+    for where, said in bad:
+        rows.setdefault(where, []).append(said)
+    lines = [
+        f"{where}: {each[0]}" + (f" ({len(each)} answers)" if len(each) > 1 else "")
+        for where, each in rows.items()
+    ]
+    more = f"\n  and {len(lines) - _NAMED:,} rows more" if len(lines) > _NAMED else ""
+    raise BadStepError(
+        "a reward must be a finite number:\n  " + "\n  ".join(lines[:_NAMED]) + more + "\n"
+        "correct the reward and go on with --resume; without these rows it is another run, in "
+        "another folder"
+    )
 
 
 def _parted(values: Tensor | None, sizes: Sequence[int]) -> Sequence[Tensor | None]:

@@ -112,7 +112,8 @@ def test_ranked_answers_make_all_pairs_or_the_best_with_the_others(tmp_path):
         ({"prompt": [USER, GOOD], "chosen": [GOOD], "rejected": [BAD]}, "roles are out of order"),
         ({"prompt": [USER], "chosen": [GOOD, USER, BAD], "rejected": [BAD]}, "chosen has 3 messag"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "x"}, "margin must be a number"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1}, "a number from 0, got -1"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1}, "from 0 to 1e+15, got -1"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1e40}, "got 1e+40"),
         ({"instruction": "a", "output": ["b"]}, "two answers or more are compared"),
     ],
 )
