@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,9 @@ def site(
     def icon() -> Response:
         return Response(status_code=204)
 
+    # Where Gradio keeps what is sent and drawn: it has no other way to be told, and its own place
+    # is shared with every user of the machine.
+    os.environ["GRADIO_TEMP_DIR"] = str(page.visits.root / "gradio")
     for language in LANGUAGES:
         blocks = build(replace(page, words=Words(language)), tabs)
         blocks.queue(max_size=None, default_concurrency_limit=_BESIDE)

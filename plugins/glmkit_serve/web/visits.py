@@ -103,7 +103,8 @@ class Visits:
         most: int = 1000,
         on_end: Callable[[Visit], None] = lambda visit: None,
     ) -> None:
-        self._root = Path(tempfile.mkdtemp(prefix="glmkit-web-")) if root is None else root
+        self.root = root or Path(tempfile.mkdtemp(prefix="glmkit-web-"))
+        """Nobody else on this machine may look into it; removed at the end."""
         self._most, self._on_end = most, on_end
         self._visits: dict[str, Visit] = {}
         self._changed = threading.Lock()
@@ -113,7 +114,7 @@ class Visits:
         key = key or ""
         gone: list[Visit] = []
         with self._changed:
-            visit = self._visits.pop(key, None) or Visit(self._root / secrets.token_hex(8))
+            visit = self._visits.pop(key, None) or Visit(self.root / secrets.token_hex(8))
             self._visits[key] = visit  # the last one is the one heard of last
             while len(self._visits) > self._most:
                 gone.append(self._visits.pop(next(iter(self._visits))))
@@ -141,7 +142,7 @@ class Visits:
         """End all visits."""
         for key in list(self._visits):
             self.leave(key)
-        shutil.rmtree(self._root, ignore_errors=True)
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def __len__(self) -> int:
         return len(self._visits)

@@ -1,10 +1,7 @@
 """The page in a real browser: headless Chromium, driven by Playwright."""
 
 import http.client
-import json
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +10,7 @@ import pytest
 import web_parts
 
 from glmkit.feedback import FeedbackStore, default_path
+from glmkit_serve.web.page import Page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright drives the browser")
 
@@ -45,6 +43,7 @@ class Site:
 
     address: str
     home: Path
+    page: Page
 
     def ended(self, question):
         """Return how many words the model said to a question, when it has ended; else None."""
@@ -57,11 +56,11 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    command = [sys.executable, web_parts.__file__, str(home), json.dumps(SCRIPT)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as server:
-        yield Site(server.stdout.readline().strip(), home)
-        server.stdin.close()
+    model = web_parts.Scripted(SCRIPT, 0.02, home / "journal")
+    settings = {"port": 0, "max_file_mb": 0.01}
+    page = web_parts.make_page(home, model, plugins=web_parts.real_documents(), **settings)
+    with web_parts.served(page) as address:
+        yield Site(address, home, page)
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +181,15 @@ def test_what_cannot_be_taken_is_said(english, tmp_path):
     large.write_text("x" * 20_000)
     english.page.set_input_files("#files input[type=file]", large)
     english.page.get_by_text("maximum allowed size", exact=False).first.wait_for()
+
+
+def test_what_was_sent_is_nowhere_that_others_can_look(english, site):
+    """Runs after a document was sent."""
+    from gradio.utils import get_upload_folder
+
+    root = site.page.visits.root
+    assert Path(get_upload_folder()) == root / "gradio" and any(root.iterdir())
+    assert root.stat().st_mode & 0o077 == 0
 
 
 def test_feedback_is_stored(english, site):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -182,21 +180,3 @@ def real_documents() -> dict[str, object]:
     import glmkit_knowledge
 
     return {"painting": Painting(), "knowledge": glmkit_knowledge}
-
-
-def serve_for_browsers(home: Path, script: dict[str, str]) -> None:
-    """Serve the page until standard input ends; print where.
-
-    In a process of its own: loading Gradio takes seconds, and it has threads.
-    """
-    model = Scripted(script, 0.02, home / "journal")
-    page = make_page(home, model, plugins=real_documents(), port=0, max_file_mb=0.01)
-    with served(page) as address:
-        sys.stdout.write(f"{address}\n")
-        sys.stdout.flush()
-        sys.stdin.read()
-
-
-if __name__ == "__main__":
-    sys.modules["web_parts"] = sys.modules["__main__"]
-    serve_for_browsers(Path(sys.argv[1]), json.loads(sys.argv[2]))
