@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .words import Words
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_INNER = re.compile(r" {0,3}(?:[-*+]|\d{1,9}[.)]|>)")
+"""What begins an item of a list or a quotation: within one, other lines are indented code."""
 # Code between equal runs of backticks, within one paragraph.
 _SPAN = re.compile(r"(?<!`)(`+)(?!`)(?:(?!\n[ \t]*\n).)+?(?<!`)\1(?!`)", re.DOTALL)
 _SPOT = re.compile(r"\b(line|pages?) (\d+(?:-\d+)?)$")
@@ -28,21 +30,60 @@ def as_markdown(text: str) -> str:
     return "".join(part if code else _outside_spans(part) for part, code in _parts(text))
 
 
+def closed(text: str) -> str:
+    """Return Markdown after which anything may follow: fenced code that is open is closed."""
+    fence = ""
+    for _, fence in _lines(text):  # noqa: B007 -- the last one counts
+        pass
+    return f"{text.rstrip()}\n{fence}" if fence else text
+
+
 def _parts(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield the text in order, fenced code apart; an open fence reaches to the end."""
+    """Yield the text in order, fenced and indented code apart; an open fence reaches to the end."""
     held: list[str] = []
+    before = False
+    for line, code in _marked(text):
+        if code != before:
+            yield "".join(held), before
+            held, before = [], code
+        held.append(line)
+    yield "".join(held), before
+
+
+def _marked(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield lines and whether each is code.
+
+    Indented lines are code only where nothing above them can have another meaning for them: in
+    lists and quotations they are taken for text, which shows ``&lt;`` rather than obeys a tag.
+    """
+    fenced, blank, within = "", True, False
+    for line, fence in _lines(text):
+        if fenced or fence:
+            yield line, True
+            fenced, blank = fence, False
+            continue
+        if not line.strip():
+            yield line, False
+            blank = True
+            continue
+        indented = line.startswith(("    ", "\t"))
+        code = indented and blank and not within
+        yield line, code
+        if not indented:
+            within = bool(_INNER.match(line)) or (within and not (blank and line[0] != " "))
+        blank = code
+
+
+def _lines(text: str) -> Iterator[tuple[str, str]]:
+    """Yield lines, each with the fence of code that is open after it; empty: none."""
     fence = ""
     for line in text.splitlines(keepends=True):
-        opening = _FENCE.match(line)
-        if not fence and opening:
-            yield "".join(held), False
-            held, fence = [line], opening[1]
-            continue
-        held.append(line)
-        if fence and opening and opening[1].startswith(fence) and not line.strip(" `~\r\n"):
-            yield "".join(held), True
-            held, fence = [], ""
-    yield "".join(held), bool(fence)
+        found = _FENCE.match(line)
+        if not fence:
+            fence = found[1] if found else ""
+        elif found and found[1].startswith(fence) and not line.strip(" `~\r\n"):
+            fence = ""
+        yield line, fence
 
 
 def _outside_spans(text: str) -> str:

@@ -19,7 +19,7 @@ from glmkit import (
 )
 from glmkit.live import streamed
 
-from .escaping import as_markdown, as_text, sources_html
+from .escaping import as_markdown, as_text, closed, sources_html
 from .visits import Turn
 
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ def shown_of(turn: Turn, words: Words) -> str:
     note = _note(turn, words)
     if turn.ended is None:
         return said or words("thinking")
+    said = closed(said)
     if note:
         said = f'{said}\n\n<p class="note">{as_text(note)}</p>' if said.strip() else _alone(note)
     return said + sources_html(turn.sources, words)

@@ -188,6 +188,15 @@ def test_a_cut_answer_says_so(page, visit):
     assert "longest length" in rows_of(visit, EN)[-1]["content"]
 
 
+def test_below_code_that_is_cut_sources_can_still_be_opened(page, visit, model):
+    model.script["code"] = "```python\n" + "x = 1\n" * 50
+    visit.documents.mkdir(parents=True)
+    (visit.documents / "nile.md").write_text("The Nile is 6650 km long.")
+    ask(page, visit, "code", base=OWN, max_tokens=16)
+    code, _, after = rows_of(visit, EN)[-1]["content"][3:].partition("\n```\n")
+    assert "<" not in code and 'class="note"' in after and "<details" in after
+
+
 def test_a_fault_of_ours_is_shown_and_raised(page, visit, monkeypatch):
     monkeypatch.setattr(page.talk.voices, "of", lambda name: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -77,6 +77,46 @@ def test_code_and_markdown_stay_as_they_are():
     assert escaping.as_markdown(open_fence) == "before &lt;b>\n~~~\n<i>still open"
 
 
+def test_indented_code_stays_as_it_is_but_for_what_may_be_no_code():
+    shown = escaping.as_markdown("Run:\n\n    a < b\n\n\tc & d\n\nthen <i>\n    e < f\n")
+    assert "    a < b" in shown and "\tc & d" in shown
+    assert "then &lt;i>" in shown and "e &lt; f" in shown, "it goes on with a paragraph"
+    assert "&lt;i>" in escaping.as_markdown("- item\n\n    <i>of the item\n")
+    assert "    <b>" in escaping.as_markdown("- item\n\nafter it\n\n    <b>\n")
+
+
+@pytest.mark.parametrize("fence", ["```", "~~~~", "  ```python"])
+def test_code_that_is_cut_swallows_nothing_that_follows(fence):
+    text = f"So:\n\n{fence}\nx = '<p>'"
+    kinds = tokens_of(f'{escaping.closed(escaping.as_markdown(text))}\n\n<p class="note">cut</p>')
+    assert [kind for kind, _ in kinds if kind in ("fence", "html_block")] == ["fence", "html_block"]
+    for whole in ("a", "```\nb\n```", "~~~\nc\n~~~\n", ""):
+        assert escaping.closed(whole) == whole
+
+
+_LINES = (
+    "<b>",
+    "    <b>",
+    "\t<b>",
+    "- a",
+    "- ",
+    "1. a",
+    "  - a",
+    "> q",
+    "  <i>",
+    "      ![x](y)",
+    "",
+    "a",
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(_LINES), max_size=9).map("\n".join))
+def test_what_is_indented_is_left_alone_only_where_it_is_code(text):
+    kinds = {kind for kind, _ in tokens_of(escaping.as_markdown(text))}
+    assert not kinds & {"html_inline", "html_block", "image"}
+
+
 _PIECES = ("<b>", "</p>", "![x](y)", "`", "``", "```\n", "~~~\n", "\n", "\n\n", "a", " ", "&amp;")
 
 
