@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .painter import Painter
     from .records import Record
 
+_SHOWN = 80
+"""Characters of what was cut that are shown; --json tells all."""
 _PNG = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -62,14 +64,14 @@ def draw(
 
     The chat model (--model and its options) words the wish for the picture model, where that one
     does not know plain wishes. Each picture's file says how it was drawn: --again PICTURE draws
-    the same one, or with other options a variation of it.
+    the same one, or with other options or another WISH a variation of it.
     """
     settings = Settings.of(app.plugin_config("drawing"))
     text = " ".join(wish).strip()
-    if bool(text) == (again is not None):
+    if not text and again is None:
         raise UsageError("say what to draw: glmkit run draw 'a red apple', or --again PICTURE")
     work = _Drawing(app, settings, given)
-    job = work.again(again) if again is not None else work.anew(text)
+    job = work.again(again, text) if again is not None else work.anew(text)
     paths, sheet = job.keep(out or Path(settings.out))
     if as_json:
         click.echo(json.dumps(job.report(paths, sheet), ensure_ascii=False))
@@ -122,38 +124,43 @@ class _Drawing:
         self._app = app
         self._settings = settings
         self._given = given
-        self._options = _options_of(given)  # before any model is loaded
+        self._options = _options_of(given)  # before any model is loaded, as are these
+        self._loras = [_there(*lora_of(each)) for each in given["loras"]]
 
     def anew(self, wish: str) -> _Job:
         """Draw a wish."""
+        painter = self._painter(self._given["image_model"] or self._settings.image_model)
+        painter.wear(self._loras)
+        return self._drawn(wish, painter, self._options)
+
+    def _drawn(self, wish: str, painter: Painter, options: DrawOptions) -> _Job:
         from .wishes import word
 
-        painter = self._painter(self._given["image_model"] or self._settings.image_model)
-        painter.wear(self._loras())
         worded = word(wish, painter, None if self._given["no_expand"] else self._chat)
         click.secho(f"({worded.how})", err=True, dim=True)
         if worded.prompt != wish:
             click.secho(f"prompt: {worded.prompt}", err=True, dim=True)
         if worded.cut:
-            click.echo(
-                f"cut, as the text encoder reads {painter.room} tokens: {worded.cut}", err=True
-            )
-        drawing = painter.draw(worded.prompt, self._options, asked=wish)
+            cut = f"{worded.cut[:_SHOWN]}{'...' if len(worded.cut) > _SHOWN else ''}"
+            click.echo(f"cut, as the text encoder reads {painter.room} tokens: {cut}", err=True)
+        drawing = painter.draw(worded.prompt, options, asked=wish)
         pictures: list[Picture] = self._app.watch(drawing)
         return _Job(wish, worded.prompt, worded.cut, worded.how, pictures)
 
-    def again(self, picture: Path) -> _Job:
-        """Draw a picture again, as its file says and flags override."""
+    def again(self, picture: Path, wish: str) -> _Job:
+        """Draw a picture again, as its file says and flags, or another wish, override."""
         from .records import read_record
 
         record = read_record(picture)
         painter = self._painter(self._given["image_model"] or record.model)
         if self._given["image_model"] is None:
             _check_same(painter, record, picture)
-        painter.wear(self._loras() or [(Path(each.path), each.weight) for each in record.loras])
+        painter.wear(self._loras or [(Path(each.path), each.weight) for each in record.loras])
         if not self._given["loras"]:
             _check_loras(painter, record, picture)
         options = _recorded(record, self._given)
+        if wish:
+            return self._drawn(wish, painter, options)
         drawing = painter.draw(record.prompt, options, asked=record.wish)
         pictures: list[Picture] = self._app.watch(drawing)
         return _Job(record.wish, record.prompt, "", f"as {picture.name} says", pictures)
@@ -167,11 +174,14 @@ class _Drawing:
         painter.name = name or painter.name  # as it was given: a record may travel
         return painter
 
-    def _loras(self) -> list[tuple[Path, float]]:
-        return [lora_of(each) for each in self._given["loras"]]
-
     def _chat(self) -> ChatModel:
         return self._app.load_model(self._given["model"], **given_of(self._given, LOADING))
+
+
+def _there(path: Path, weight: float) -> tuple[Path, float]:
+    if not path.exists():
+        raise UsageError(f"no LoRA {str(path)!r}: there is no such file or folder")
+    return path, weight
 
 
 def _options_of(given: dict[str, Any]) -> DrawOptions:

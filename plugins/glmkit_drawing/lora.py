@@ -96,6 +96,12 @@ def _file_of(path: Path) -> Path:
     found = sorted(path.glob("*.safetensors"))
     if len(found) == 1:
         return found[0]
+    saved = sorted(path.glob("checkpoint-*"), key=lambda each: each.stat().st_mtime)
+    if not found and saved:
+        raise CheckpointError(
+            f"{path} is a run that has not ended, with no LoRA yet; take its newest checkpoint, "
+            f"{saved[-1]}, or end it with --resume"
+        )
     said = "several: " + ", ".join(each.name for each in found) if found else "none"
     raise CheckpointError(f"{path} should hold one LoRA file and holds {said}; name the file")
 

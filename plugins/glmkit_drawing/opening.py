@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .painter import Painter
 
 INDEX = "model_index.json"
+WORDS = "words.txt"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class About:
     """That suits it; None: as its pipeline has it."""
     lora_targets: tuple[str, ...] = ("attention",)
     """Which layers of its net learn a thing; see the recipe ``dreambooth``."""
+    words: frozenset[str] = frozenset()
+    """Every word that it was trained on, in its languages; empty: it knows any."""
 
 
 def is_diffusers(folder: Path) -> bool:
@@ -97,9 +100,14 @@ def read_about(folder: Path) -> About:
             said.get("steps"),
             said.get("guidance"),
             tuple(said.get("lora_targets", About.lora_targets)),
+            _words(folder / WORDS),
         )
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
+
+
+def _words(file: Path) -> frozenset[str]:
+    return frozenset(file.read_text(encoding="utf-8").split() if file.is_file() else ())
 
 
 def _device(wanted: str | None) -> str:

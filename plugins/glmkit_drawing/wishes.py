@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from glmkit import GenerationOptions, Message, SourceError, UsageError, language_of
 
 from .keywords import translate
+from .vocabulary import in_known_words
 
 if TYPE_CHECKING:
     from glmkit import ChatModel
@@ -55,10 +56,7 @@ def word(wish: str, painter: Painter, chat: Callable[[], ChatModel] | None) -> W
     if chat is None:
         return fit(painter, wish, "drawn as wished")
     if painter.about.plain and language_of(wish) in painter.about.languages:
-        spoken = " and ".join(_NAMES.get(each, each) for each in sorted(painter.about.languages))
-        return fit(
-            painter, wish, f"drawn as wished: {painter.name!r} knows short wishes in {spoken}"
-        )
+        return _plain(wish, painter)
     why = "no chat model is here"
     try:
         model = chat()
@@ -74,6 +72,19 @@ def word(wish: str, painter: Painter, chat: Callable[[], ChatModel] | None) -> W
     if language_of(wish) in painter.about.languages:
         return fit(painter, wish, f"drawn as wished: {why}")
     return _from_table(wish, painter, why)
+
+
+def _plain(wish: str, painter: Painter) -> Worded:
+    """Tell a model that knows plain wishes the wish, in its own words."""
+    spoken = " and ".join(_NAMES.get(each, each) for each in sorted(painter.about.languages))
+    how = f"drawn as wished: {painter.name!r} knows short wishes in {spoken}"
+    if not painter.about.words or painter.loras:  # a LoRA may have taught it the word
+        return fit(painter, wish, how)
+    wish, swapped, lacking = in_known_words(wish, painter.about.words)
+    said = [how, *(f"{word} is drawn as {kind}" for word, kind in swapped.items())]
+    if lacking:
+        said.append(f"it never met {', '.join(lacking)} and draws something else for that")
+    return fit(painter, wish, "; ".join(said))
 
 
 def _from_table(wish: str, painter: Painter, why: str) -> Worded:

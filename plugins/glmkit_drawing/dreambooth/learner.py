@@ -68,9 +68,9 @@ class PictureLearner(nn.Module):
         errors = self.errors(batch)
         thing = (errors * (batch.shows == THING)).sum()
         of_class = (errors * (batch.shows == CLASS)).sum()
-        figures = {"thing_loss": thing.detach()}
+        figures = {}  # without a class, the loss is the thing's
         if bool((batch.shows == CLASS).any()):
-            figures["class_loss"] = of_class.detach()
+            figures = {"thing_loss": thing.detach(), "class_loss": of_class.detach()}
         weight = (batch.shows == THING).sum()
         return Loss(thing + self.prior_weight * of_class, weight, figures)
 

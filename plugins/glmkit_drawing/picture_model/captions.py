@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterable
 
 from .data import Emoji
 
@@ -31,6 +32,8 @@ _COLOURS = {
     "grey": "灰色",
 }  # fmt: skip
 _VOWEL = re.compile(r"\ba (?=[aeiou])")
+_LETTERS = re.compile("[a-z]+")
+_CHARACTERS = re.compile("[\u3400-\u9fff]+")
 _SPACES = re.compile(r"\s+")
 
 
@@ -60,6 +63,20 @@ def wished(thing: str, dice: random.Random, *, chinese: bool) -> str:
         return f"{dice.choice('一一一两')}{dice.choice(MEASURES)}{dice.choice(_QUALITIES)}{thing}"
     said = dice.choice(_CHINESE if chinese else _ENGLISH).format(thing)
     return said if chinese or thing.startswith("uni") else _VOWEL.sub("an ", said)
+
+
+def known_words(emoji: Iterable[Emoji]) -> list[str]:
+    """Return every English word and Chinese term that captions of these emoji are made of."""
+    texts = [
+        text
+        for each in emoji
+        for names in ((each.names[0], *each.tags[0]), (each.names[1], *each.tags[1]))
+        for text in names
+    ]
+    said = " ".join((*texts, *_ENGLISH, *_COLOURS)).lower()
+    chinese = (*texts, *_CHINESE, *_COLOURS.values(), *_QUALITIES, *MEASURES, *"一两的")
+    terms = (term for text in chinese for term in _CHARACTERS.findall(text))
+    return sorted({*_LETTERS.findall(said), *terms})
 
 
 def plain(name: str) -> str:

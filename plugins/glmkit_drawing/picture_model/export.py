@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ..opening import WORDS
+from .captions import known_words
 from .networks import new_scheduler
 from .stages import Studio, text_encoder_of, unet_of, vae_of
 
@@ -46,6 +48,8 @@ def export(studio: Studio, folder: Path) -> int:
         "lora_targets": ["all"],  # it has attention in one place only
     }
     (folder / "glmkit.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    words = "\n".join(known_words(studio.learned))
+    (folder / WORDS).write_text(f"{words}\n", encoding="utf-8")
     return size_of(folder)
 
 

@@ -136,6 +136,9 @@ def test_a_picture_is_drawn_again_from_its_file(run, app, loras, tmp_path):
     second = tmp_path / "pictures" / "a-green-cat-5-2.png"
     assert again.stdout.split() == ["pictures/a-green-cat-5-2.png", "seed", "5"]
     assert second.read_bytes() == first.read_bytes()
+    other = run("a", "red", "cat", "--again", first, "--json", model=None)
+    shown = json.loads(other.stdout)["pictures"][0]
+    assert (shown["wish"], shown["seed"]) == ("a red cat", 5) and shown["loras"]
     run("--again", first, "--seed", "6", "--out", "more", model=None)
     varied = read_record(tmp_path / "more" / "a-green-cat-6.png")
     assert (varied.negative, varied.steps, varied.seed) == ("a dog", 2, 6)
@@ -208,7 +211,7 @@ def test_what_does_not_fit_is_cut_and_told(run, painter):
     said = json.loads(done.stdout)
     assert said["prompt"] + ", " + said["cut"] == wish
     assert painter.count(said["prompt"]) <= 32 < painter.count(said["prompt"] + ", a green cat")
-    assert f"cut, as the text encoder reads 32 tokens: {said['cut']}" in done.stderr
+    assert f"cut, as the text encoder reads 32 tokens: {said['cut'][:80]}...\n" in done.stderr
 
 
 def test_a_longer_text_encoder_beside_clip_is_the_one_that_counts(painter):
@@ -291,7 +294,7 @@ def test_wrong_usage_is_told_before_a_model_is_loaded(run, app, monkeypatch, tmp
     monkeypatch.setattr(app, "load_image_model", lambda name=None: pytest.fail("loaded"))
     for arguments, said in (
         ((), "say what to draw"),
-        (("a cat", "--again", "x.png"), "say what to draw"),
+        (("a cat", "--lora", "nosuch"), "no LoRA 'nosuch': there is no such file or folder"),
         (("a cat", "--size", "big"), "a size is WIDTHxHEIGHT"),
         (("a cat", "-n", "0"), "count must be a whole number from 1 to 100"),
         (("a cat", "--steps", "0"), "steps must be"),

@@ -172,6 +172,9 @@ def test_what_is_no_lora_is_refused(tmp_path, loras, tiny):
         read_lora(tmp_path / "junk.safetensors")
     with pytest.raises(CheckpointError, match="should hold one LoRA file and holds none"):
         read_lora(tiny)
+    (checkpoint := tmp_path / "stopped" / "checkpoint-20").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=f"has not ended.* {checkpoint}, or end it"):
+        read_lora(tmp_path / "stopped")
     shutil.copy(loras["same-kohya"], tmp_path / "two.safetensors")
     with pytest.raises(CheckpointError, match="holds several: junk.safetensors, two.safetensors"):
         read_lora(tmp_path)

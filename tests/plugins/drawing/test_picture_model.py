@@ -309,6 +309,8 @@ def test_what_is_exported_draws(studio, tmp_path: Path):
     assert export(studio, tmp_path) == size_of(tmp_path) > 100_000
     about = json.loads((tmp_path / "glmkit.json").read_text())
     assert about["languages"] == ["en", "zh"]
+    words = (tmp_path / "words.txt").read_text(encoding="utf-8").split()
+    assert {"apple", "photo", "红苹果", "张"} <= set(words) and "china" not in words
     pipeline = evaluate.loaded(tmp_path)
     drawn = evaluate.draw(pipeline, ["a red apple", "太阳"], seed=1, steps=2, guidance=2.0)
     assert drawn.shape == (2, 32, 32, 3)
@@ -364,6 +366,8 @@ def test_the_embedded_model_is_small_and_says_what_it_is():
     folder = picture_model.folder()
     assert 1e6 < size_of(folder) <= 40e6
     assert json.loads((folder / "glmkit.json").read_text())["languages"] == ["en", "zh"]
+    words = set((folder / "words.txt").read_text(encoding="utf-8").split())
+    assert {"dog", "photo", "狗", "一"} <= words and not {"corgi", "柯基"} & words
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert all(word in card for word in ("Apache-2.0", "MIT", "## Limits", "## Training"))
 

@@ -11,6 +11,7 @@ from glmkit import Chat, Chunk, OfflineError, ToolCall, Usage, UsageError, langu
 from glmkit.testing import EchoModel, make_app
 from glmkit_drawing.keywords import TABLE, translate
 from glmkit_drawing.opening import About, read_about
+from glmkit_drawing.vocabulary import in_known_words, unknown
 from glmkit_drawing.wishes import fit, word
 
 
@@ -21,6 +22,7 @@ class Words:
     name: str = "words"
     about: About = About()  # noqa: RUF009
     room: int | None = 12
+    loras: tuple[str, ...] = ()
 
     def count(self, text):
         return len(text.split())
@@ -43,6 +45,28 @@ def test_a_model_of_plain_wishes_is_told_them_as_they_are():
         assert worded.prompt == wish
         assert worded.how == "drawn as wished: 'default' knows short wishes in English and Chinese"
     assert word("红苹果", Words(), None).how == "drawn as wished"
+
+
+KNOWN = frozenset("a red apple dog photo of with hat 红 苹果 狗 小狗 一 只 的 帽子 可爱 大".split())
+
+
+def test_a_model_that_lists_its_words_says_what_it_lacks():
+    about = About(frozenset({"en", "zh"}), plain=True, words=KNOWN)
+    worded = word("一只戴帽子的柯基", Words("default", about), never)
+    assert worded.prompt == "一只戴帽子的狗" and worded.how.endswith("; 柯基 is drawn as 狗")
+    worded = word("a photo of a Corgi with hats", Words("default", about), never)
+    assert worded.prompt == "a photo of a dog with hats" and "corgi is drawn" in worded.how
+    lacking = word("一只可爱的独角兽 on a zebra", Words("default", about), never).how
+    assert lacking.endswith("; it never met on, zebra, 独角兽 and draws something else for that")
+    taught = Words("default", about, loras=("sks",))
+    assert "never" not in word("a photo of sks dog", taught, never).how
+    assert "never met sks" in word("a photo of sks dog", Words("default", about), never).how
+
+
+@given(st.lists(st.sampled_from(sorted(KNOWN)), max_size=6))
+def test_known_words_are_never_called_strange(words):
+    assert in_known_words(" ".join(words), KNOWN) == (" ".join(words), {}, [])
+    assert unknown("".join(each for each in words if not each.isascii()), KNOWN) == []
 
 
 def test_a_chat_model_words_a_chinese_wish_greedily():
