@@ -7,8 +7,10 @@ from typing import Any, cast
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor
 
-from .linears import Shape, is_away, step
+from .linears import FusedInt4, FusedInt8, FusedLinear, Shape, is_away, step
 from .rounded import QUANTISED, rounded_of
+
+FUSED = (FusedLinear, FusedInt4, FusedInt8)
 
 
 class FusedLora(PeftLinear):
@@ -18,10 +20,12 @@ class FusedLora(PeftLinear):
         self, x: Tensor, norm: Tensor | None, eps: float, gated: bool, onto: Tensor | None
     ) -> Tensor | None:
         """Do all of :func:`glmkit.models.causal.project`; None where that can't be."""
+        base: Any = self.base_layer
+        if self.disable_adapters and not self.merged and isinstance(base, FUSED):
+            return base.project(x, norm, eps, gated, onto)
         name = self._plain()
         if name is None:
             return None
-        base: Any = self.base_layer
         quantised = isinstance(base, QUANTISED)
         weight = None if quantised else base.weight
         if weight is not None and (is_away(weight) or x.dtype != weight.dtype):

@@ -286,13 +286,18 @@ def is_away(weight: Tensor) -> bool:
 
 
 class _FusedRounded(nn.Module):
-    """A linear layer over a rounded matrix whose step goes back as one."""
+    """A linear layer over a rounded matrix whose step goes back as one.
+
+    It multiplies alike whether gradients are wanted or not, so that what is learnt is measured, and
+    compared with a model's first self, by the same numbers. Only answers are written by the quicker
+    kernel that rounds what goes in more coarsely: they run in inference mode.
+    """
 
     def project(
         self, x: Tensor, norm: Tensor | None, eps: float, gated: bool, onto: Tensor | None
     ) -> Tensor | None:
         """Do all of :func:`glmkit.models.causal.project`; None where that can't be."""
-        if not torch.is_grad_enabled():
+        if torch.is_inference_mode_enabled():
             return super().project(x, norm, eps, gated, onto)  # type: ignore[misc, no-any-return]
         linear = cast(Any, self)
         shape = Shape(eps=eps, gated=gated, rounded=rounded_of(linear))
@@ -300,7 +305,7 @@ class _FusedRounded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., M) for ``x`` (..., K)."""
-        if not torch.is_grad_enabled():
+        if torch.is_inference_mode_enabled():
             return super().forward(x)  # type: ignore[no-any-return]
         return cast(Tensor, self.project(x, None, 0.0, False, None))
 

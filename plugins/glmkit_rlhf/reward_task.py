@@ -101,8 +101,9 @@ class RewardLearner(nn.Module):
             return self._pooled(batch)
         for at, key in enumerate(batch.keys):
             if key not in self.known:
-                with torch.no_grad():
-                    self.known[key] = self._pooled(batch.alone(at))
+                with torch.inference_mode():  # as it is read when it is scored
+                    found = self._pooled(batch.alone(at))
+                self.known[key] = found.clone()  # outside, so that gradients may ask for it
         return torch.cat([self.known[key] for key in batch.keys])
 
     def _pooled(self, batch: PairBatch) -> Tensor:
