@@ -12,7 +12,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -33,7 +33,7 @@ from glmkit import (
     UsageError,
 )
 
-from .limits import Door
+from .limits import Door, is_named
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -87,7 +87,7 @@ _STATUSES: Sequence[tuple[type[GlmkitError], int, str | None]] = (
     (BusyError, 429, "queue_full"),
     (TimeLimitError, 504, "timeout"),
     (ClosedError, 503, "shutting_down"),
-    (UnknownNameError, 404, "not_found"),
+    (UnknownNameError, 404, "model_not_found"),
     (UsageError, 400, None),
     (OutOfMemoryError, 503, "out_of_memory"),
     (MissingExtraError, 503, "not_installed"),
@@ -225,7 +225,7 @@ class _Guard:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > door.max_body_bytes:
             return _too_large(door.max_body_bytes)
-        if door.hosts is not None and not _named(headers.get(b"host", b""), door.hosts):
+        if door.hosts is not None and not is_named(headers.get(b"host", b""), door.hosts):
             return HttpError(
                 403,
                 "this server answers to local names only, as it has no key; see hosts in its "
@@ -250,12 +250,6 @@ class _Guard:
 
 def _too_large(most: int) -> HttpError:
     return HttpError(413, f"the body is larger than {most} bytes", code="too_large")
-
-
-def _named(host: bytes, allowed: Iterable[str]) -> bool:
-    name = host.decode("latin-1").lower()
-    bare = name if name.endswith("]") else name.rpartition(":")[0] or name
-    return bare in allowed
 
 
 class _Body:

@@ -70,8 +70,8 @@ class _Answering:
         served = self.serving.named(body.model)
         options = self._options(body, served)
         openers = self._openers(served, body.conversation(), options, body.choices)
-        counts = body.stream_options is not None and body.stream_options.include_usage
-        return Asked(served, openers, ChatWriter(body.model), body.stream, counts)
+        counts = bool(body.stream_options and body.stream_options.include_usage)
+        return Asked(served, openers, ChatWriter(body.model), bool(body.stream), counts)
 
     def text(self, body: CompletionRequest) -> Asked:
         """Return what a text, or several, ask for."""
@@ -86,8 +86,8 @@ class _Answering:
         ]
         heads = [text for text in texts for _ in range(body.choices)] if body.echo else []
         writer = TextWriter(body.model, len(texts), heads)
-        counts = body.stream_options is not None and body.stream_options.include_usage
-        return Asked(served, openers, writer, body.stream, counts)
+        counts = bool(body.stream_options and body.stream_options.include_usage)
+        return Asked(served, openers, writer, bool(body.stream), counts)
 
     def _options(self, body: ChatRequest | CompletionRequest, served: Served) -> GenerationOptions:
         options = body.options(self.serving.options, most=self.serving.settings.max_tokens)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -47,6 +47,7 @@ def router(serving: Serving, meter: Meter) -> APIRouter:
     @routes.post("/v1/embeddings", tags=["embeddings"])
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Embed texts."""
+        body.check()
         texts = body.texts()
         if len(texts) > _TEXTS:
             raise UsageError(f"one request may embed {_TEXTS} texts, got {len(texts)}")
@@ -56,6 +57,7 @@ def router(serving: Serving, meter: Meter) -> APIRouter:
     @routes.post("/v1/images/generations", tags=["images"])
     async def images(body: ImageRequest, request: Request) -> Response:
         """Draw pictures."""
+        body.check()
         if body.response_format == "url":
             raise UnsupportedError("response_format", "pictures come as b64_json")
         work = partial(_drawn, serving, body, _draw_options(body))
@@ -64,13 +66,14 @@ def router(serving: Serving, meter: Meter) -> APIRouter:
     @routes.get("/v1/models", tags=["models"])
     async def models() -> Response:
         """List what can be asked."""
-        return JsonResponse(
-            {"object": "list", "data": [_model(serving, n) for n in serving.models]}
-        )
+        told = [_model(serving, name) for name in serving.models]
+        return JsonResponse({"object": "list", "data": [*told, _encoder(serving)]})
 
     @routes.get("/v1/models/{name:path}", tags=["models"])
     async def model(name: str) -> Response:
         """Tell of one model."""
+        if name == serving.encoder_id and name not in serving.by_name:
+            return JsonResponse(_encoder(serving))
         return JsonResponse(_model(serving, serving.named(name).name))
 
     @routes.get("/health", tags=["server"])
@@ -98,14 +101,17 @@ def _health(serving: Serving) -> Json:
 
 def _model(serving: Serving, name: str) -> Json:
     served = serving.models[name]
-    return {
-        "id": name,
-        "object": "model",
-        "created": serving.created,
-        "owned_by": "glmkit",
-        "kind": served.kind,
-        "root": served.root,
-    }
+    return _listed(serving, name, served.kind, served.root)
+
+
+def _encoder(serving: Serving) -> Json:
+    """Tell what embeds, which is loaded only when it is needed."""
+    return _listed(serving, serving.encoder_id, "encoder", serving.encoder_id)
+
+
+def _listed(serving: Serving, name: str, kind: str, root: str) -> Json:
+    told = {"id": name, "object": "model", "created": serving.created, "owned_by": "glmkit"}
+    return told | {"kind": kind, "root": root}
 
 
 class _Aside:
@@ -113,7 +119,7 @@ class _Aside:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._waiting = 0
+        self._places = threading.BoundedSemaphore(_WAITING)
 
     async def run(self, work: Callable[[threading.Event], Result]) -> Result:
         """Return what ``work`` returns; it is given what tells it to stop.
@@ -121,17 +127,38 @@ class _Aside:
         :raises BusyError: if as many wait as may.
         :raises TimeLimitError: if it takes longer than it may.
         """
-        if self._waiting >= _WAITING:
-            raise BusyError(f"{self._waiting} such requests wait already; ask again in a while")
-        stop = threading.Event()
-        self._waiting += 1
+        if not self._places.acquire(blocking=False):
+            raise BusyError(f"{_WAITING} such requests wait already; ask again in a while")
+        job = _Job(work, self._places.release)
         try:
             with anyio.move_on_after(self._timeout_s):
-                return await to_thread.run_sync(partial(work, stop), abandon_on_cancel=True)
+                return await to_thread.run_sync(job.run, abandon_on_cancel=True)
             raise TimeLimitError(f"no answer within {self._timeout_s:g} s")
         finally:
-            stop.set()
-            self._waiting -= 1
+            job.leave()
+
+
+class _Job(Generic[Result]):
+    """Work in a thread, whose place is free when the thread has ended, not when its asker left."""
+
+    def __init__(self, work: Callable[[threading.Event], Result], free: Callable[[], None]) -> None:
+        self._work, self._free = work, free
+        self._stop, self._begins = threading.Event(), threading.Lock()
+
+    def run(self) -> Result:
+        """Do the work, in whatever thread this is."""
+        if not self._begins.acquire(blocking=False):
+            raise TimeLimitError(_NOBODY)
+        try:
+            return self._work(self._stop)
+        finally:
+            self._free()
+
+    def leave(self) -> None:
+        """Want no more of it; a thread that has not begun never will."""
+        self._stop.set()
+        if self._begins.acquire(blocking=False):
+            self._free()
 
 
 _EMBEDDING = threading.Lock()
@@ -144,11 +171,9 @@ def _embedded(
     import numpy as np
 
     encoder = serving.encoder
-    if body.model not in (DEFAULT, encoder.name):
-        known = [DEFAULT, encoder.name]
-        raise UnknownNameError(
-            "encoder", body.model, known, hint="GET /v1/models lists chat models"
-        )
+    known = [DEFAULT, serving.encoder_id, encoder.name]
+    if body.model not in known:
+        raise UnknownNameError("encoder", body.model, known)
     if body.dimensions not in (None, encoder.dimensions):
         raise UnsupportedError("dimensions", f"{encoder.name} has {encoder.dimensions}")
     vectors = []
@@ -170,7 +195,7 @@ def _embedded(
     }
 
 
-def _written(vector: np.ndarray, encoding: str) -> list[float] | str:
+def _written(vector: np.ndarray, encoding: str | None) -> list[float] | str:
     if encoding == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
     return [float(each) for each in vector]

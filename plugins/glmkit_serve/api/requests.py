@@ -1,13 +1,15 @@
 """What clients send, as OpenAI's API has it, and what becomes of it.
 
 What a field asks for is done or refused, never silently left out, where an answer would differ.
-What only OpenAI has a use for (``user``, ``metadata``, ``store``...) is let pass.
+What only OpenAI has a use for (``user``, ``metadata``, ``store``...) is let pass; any other field
+that is not known is refused, unless it says what is done anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +27,51 @@ Count = Annotated[int, Field(ge=1, le=_MOST)]
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="allow", strict=False)
+
+
+class _Request(_Body):
+    """What a whole request shares: nobody's field is left out in silence."""
+
+    def check(self) -> None:
+        """Refuse what would be left out.
+
+        :raises UnsupportedError: naming it.
+        """
+        for name, value in (self.model_extra or {}).items():
+            if name not in _HARMLESS and value not in (None, *_NEUTRAL.get(name, ())):
+                raise UnsupportedError(f"{name!a:.64}"[1:-1], _instead(name, type(self)))
+
+
+_HARMLESS = frozenset(
+    (
+        *("user", "metadata", "store", "service_tier", "safety_identifier", "prediction"),
+        *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+    )
+)
+"""What only OpenAI has a use for, and what changes no answer."""
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "parallel_tool_calls": (True,),
+    "function_call": ("auto", "none"),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "length_penalty": (1,),
+    "skip_special_tokens": (True,),
+    "background": ("auto", "opaque"),
+    "moderation": ("auto", "low"),
+    "output_format": ("png",),
+    "quality": ("auto", "standard"),
+    "stream": (False,),
+    "partial_images": (0,),
+}
+"""What some other fields may say, as it is what is done anyway."""
+
+
+def _instead(name: str, kind: type[BaseModel]) -> str:
+    close = get_close_matches(name, kind.model_fields, n=1)
+    return f"did you mean {close[0]}?" if close else "leave it out"
 
 
 class Part(_Body):
@@ -96,14 +143,14 @@ class Tool(_Body):
 class StreamOptions(_Body):
     """How to stream."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
-class _Sampling(_Body):
+class _Sampling(_Request):
     """What says how tokens are picked, alike for chats and texts."""
 
     model: str = DEFAULT
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     max_tokens: Count | None = None
@@ -132,6 +179,7 @@ class _Sampling(_Body):
 
         :raises UnsupportedError: naming it.
         """
+        super().check()
         for name in ("frequency_penalty", "presence_penalty"):
             if getattr(self, name):
                 raise UnsupportedError(name, "use repetition_penalty, above 1")
@@ -260,12 +308,12 @@ class CompletionRequest(_Sampling):
         return _texts("prompt", self.prompt)
 
 
-class EmbeddingRequest(_Body):
+class EmbeddingRequest(_Request):
     """Texts to embed."""
 
     model: str = DEFAULT
     input: str | list[str] | list[int] | list[list[int]]
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     input_type: Literal["query", "passage"] = "passage"
     """What the texts are: some encoders mark questions and documents differently."""
@@ -290,7 +338,7 @@ def _texts(name: str, value: str | list[str] | list[int] | list[list[int]]) -> l
     return texts
 
 
-class ImageRequest(_Body):
+class ImageRequest(_Request):
     """A picture to draw."""
 
     prompt: str = Field(min_length=1, max_length=4000)

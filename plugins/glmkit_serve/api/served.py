@@ -127,7 +127,7 @@ class Serving:
             raise ClosedError("the server is shutting down; ask again in a while")
         found = self.by_name.get(name)
         if found is None:
-            raise UnknownNameError("model", name, self.models, hint="GET /v1/models lists them")
+            raise UnknownNameError("model", name, self.models, hint="/v1/models lists them")
         return found
 
     @property
@@ -139,6 +139,12 @@ class Serving:
     def options(self) -> GenerationOptions:
         """How tokens are picked where a request says nothing."""
         return self.app.config.generation
+
+    @property
+    def encoder_id(self) -> str:
+        """What requests may call the encoder, also before it is loaded."""
+        name = self.encoder_name or self.app.config.encoder
+        return "encoder" if name == DEFAULT else Path(name).name
 
     @property
     def encoder(self) -> Encoder:

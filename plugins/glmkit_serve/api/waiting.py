@@ -54,7 +54,7 @@ async def pieces(
     try:
         for opener in openers:
             # In a thread, as it makes the prompt; noted there, so that it is closed whatever comes.
-            await to_thread.run_sync(lambda each=opener: tickets.append(each(wake)))
+            await to_thread.run_sync(_noted, opener, wake, tickets)
         while not all(each.over for each in tickets):
             with anyio.move_on_after(until - loop.time()) as waiting:
                 await news.wait()
@@ -67,6 +67,10 @@ async def pieces(
     finally:
         for ticket in tickets:
             ticket.close()
+
+
+def _noted(opener: Opener, wake: Callable[[], None], tickets: list[Ticket]) -> None:
+    tickets.append(opener(wake))
 
 
 def _joined(chunks: list[Chunk]) -> list[Chunk]:

@@ -7,15 +7,17 @@ import json
 import re
 import threading
 
+import anyio
 import openai
 import pytest
 from api_plugin import Plugin, Scripted
 from api_server import HELLO, client_of, events_of, serving_of, until
 from tiny_adapters import lora
 
-from glmkit import GenerationOptions
+from glmkit import BusyError, GenerationOptions, TimeLimitError
 from glmkit.live import Live
 from glmkit.testing import EchoModel, HashEncoder, tiny_glm
+from glmkit_serve.api.others import _WAITING, _Aside
 from glmkit_serve.api.served import Served
 
 pytestmark = [
@@ -134,7 +136,8 @@ def test_an_adapter_is_a_model_of_its_own(client, model):
     texts = {name: each.choices[0].message.content for name, each in said.items()}
     assert texts["default"] == texts[model.name] != texts["low"]
     assert texts["low"] == model.reply(HELLO, GenerationOptions(adapter="low", **GREEDY)).text
-    assert [each.id for each in client.models.list()] == ["default", "low", "echo", "scripted"]
+    listed = [each.id for each in client.models.list()]
+    assert listed == ["default", "low", "echo", "scripted", "hashes"]
     assert client.models.retrieve("low").id == "low"
 
 
@@ -239,6 +242,9 @@ WRONG = {
     "an empty stop": {"stop": [""]},
     "a tool that is not there": {"tool_choice": {"type": "function", "function": {"name": "x"}}},
     "half a character": {"messages": [{"role": "user", "content": "\ud800"}]},
+    "an unknown field": {"tempreature": 1},
+    "another engine's field": {"min_p": 0.1},
+    "one call at a time": {"parallel_tool_calls": False},
     "too long a question": {"messages": [{"role": "user", "content": "x " * 2000}]},
 }
 
@@ -270,8 +276,69 @@ def test_errors_have_their_statuses(http, client):
     assert large.status_code == 413 and large.json()["error"]["code"] == "too_large"
     parts = http.post("/v1/chat/completions", content=iter([b" " * 9_000] * 4), headers=JSON)
     assert parts.status_code == 413, "nobody said how much it would be"
-    with pytest.raises(openai.NotFoundError, match="known: default, echo, low, scripted"):
+    with pytest.raises(openai.NotFoundError, match="low, scripted; /v1/models lists") as unknown:
         client.chat.completions.create(model="glm-9", messages=HELLO)
+    assert unknown.value.code == "model_not_found"
+
+
+def test_fields_that_are_not_known_are_named(http):
+    def refused(path, **body):
+        response = http.post(path, json=body)
+        assert response.status_code == 400, response.text
+        return response.json()["error"]
+
+    error = refused("/v1/chat/completions", messages=HELLO, tempreature=1)
+    assert error["param"] == "tempreature" and "did you mean temperature?" in error["message"]
+    assert refused("/v1/images/generations", prompt="x", output_format="webp")["param"]
+    assert refused("/v1/images/generations", prompt="x", stream=True)["param"] == "stream"
+    assert refused("/v1/embeddings", input="x", pooling="mean")["param"] == "pooling"
+    assert "\n" not in refused("/v1/embeddings", input="x", **{"a\nb" * 99: 1})["message"]
+    harmless = {"user": "anna", "store": True, "service_tier": "auto", "min_p": 0, "top_a": None}
+    body = {"messages": HELLO, "model": "echo", "parallel_tool_calls": True, **harmless}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_what_may_be_null_may_be_null(http):
+    body = {"messages": HELLO, "model": "echo", "stream": None, "tools": None, "n": None}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    body |= {"stream": True, "stream_options": {"include_usage": None}}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    body = {"input": "x", "encoding_format": None, "dimensions": None}
+    assert http.post("/v1/embeddings", json=body).status_code == 200
+
+
+def test_the_encoder_is_listed_under_a_name_that_embeds(client):
+    (name,) = [each.id for each in client.models.list() if each.kind == "encoder"]
+    assert client.models.retrieve(name).id == name
+    assert client.embeddings.create(model=name, input="x").data
+
+
+def test_threads_that_nobody_waits_for_keep_their_places():
+    may, ended = threading.Event(), []
+
+    def work(stop):
+        may.wait(20)
+        ended.append(stop.is_set())
+
+    async def ask(aside):
+        with pytest.raises(TimeLimitError):
+            await aside.run(work)
+
+    async def many():
+        aside = _Aside(0.05)
+        async with anyio.create_task_group() as group:
+            for _ in range(_WAITING):
+                group.start_soon(ask, aside)
+        with pytest.raises(BusyError):
+            await aside.run(work)
+        may.set()
+        with anyio.fail_after(10):
+            while len(ended) < _WAITING:
+                await anyio.sleep(0.01)
+        await aside.run(work)
+
+    anyio.run(many)
+    assert ended == [True] * _WAITING + [False]
 
 
 def test_health_and_metrics_tell_what_is_going_on(http):
