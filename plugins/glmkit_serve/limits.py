@@ -36,6 +36,23 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
+def is_named(host: bytes, allowed: Iterable[str]) -> bool:
+    """Tell whether a ``Host`` header says one of some names, in small letters, at any port."""
+    name = host.decode("latin-1").lower()
+    bare = name if name.endswith("]") else name.rpartition(":")[0] or name
+    return bare in allowed
+
+
+def own_names(host: str, more: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return what a server that only this machine reaches may be called.
+
+    :param host: the address that it listens at.
+    :param more: names that it was given.
+    """
+    at = f"[{host}]" if ":" in host else host
+    return (*LOCAL_NAMES, at.lower(), *(each.lower() for each in more))
+
+
 def check_exposure(host: str, keys: Iterable[str]) -> None:
     """Refuse to be reached by others without a key.
 

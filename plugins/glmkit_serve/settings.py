@@ -8,7 +8,7 @@ from typing import Any
 
 from glmkit import ConfigError, refuse_unknown
 
-from .limits import LOCAL_NAMES, Door, is_local
+from .limits import Door, is_local, own_names
 
 _TABLES = {"queue", "web"}
 """Tables of the other apps, inside this one; they check them themselves."""
@@ -52,7 +52,7 @@ class Settings:
             if name != "concurrency" or value is not None:
                 _check(name, value, low, high, whole=whole)
         for name in ("api_keys", "hosts", "origins"):
-            object.__setattr__(self, name, _texts(name, getattr(self, name)))
+            object.__setattr__(self, name, texts(name, getattr(self, name)))
         if not isinstance(self.host, str) or not self.host:
             raise ConfigError(f"host must be an address, got {self.host!r}")
 
@@ -73,7 +73,7 @@ class Settings:
         """Who may come in, and with how much."""
         named = None
         if not self.api_keys and is_local(self.host):
-            named = (*LOCAL_NAMES, *(each.lower() for each in self.hosts))
+            named = own_names(self.host, self.hosts)
         return Door(self.api_keys, self.max_body_bytes, named, self.origins)
 
 
@@ -97,7 +97,7 @@ def _check(name: str, value: object, low: float, high: float, *, whole: bool) ->
         raise ConfigError(f"{name} must be {kind} from {low:g} to {high:g}, got {value!r}")
 
 
-def _texts(name: str, value: object) -> tuple[str, ...]:
+def texts(name: str, value: object) -> tuple[str, ...]:
     """Return texts; never says what they are, as keys are among them."""
     listed = (value,) if isinstance(value, str) else value
     if not isinstance(listed, (list, tuple)):

@@ -34,6 +34,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     metavar="[NAME=]PATH",
     help="LoRA for drawing that visitors may choose; may be given several times.",
 )
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    help="Another name that the page may be called by, behind a proxy; may be given several times.",
+)
 @click.option("--feedback", type=_FILE, help="Table of feedback; default: in glmkit's home.")
 @click.option("--uploads/--no-uploads", default=None, help="Whether visitors may add documents.")
 @click.option("--open", "show", is_flag=True, help="Open the page in a browser.")
@@ -50,6 +56,7 @@ def web(
     host: str | None,
     port: int | None,
     api_keys: tuple[str, ...],
+    hosts: tuple[str, ...],
     feedback: Path | None,
     uploads: bool | None,
     show: bool,
@@ -61,7 +68,8 @@ def web(
     """
     from .running import Wishes, run
 
-    flags = {"host": host, "port": port, "feedback": feedback, "uploads": uploads}
+    flags: dict[str, Any] = {"host": host, "port": port, "hosts": hosts or None}
+    flags |= {"feedback": feedback, "uploads": uploads}
     wishes = Wishes(
         model=model,
         loading=given_of(given, LOADING),

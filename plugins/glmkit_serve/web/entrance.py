@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import PlainTextResponse, Response
 
-from ..limits import LOCAL_NAMES
+from ..limits import is_named
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,12 +41,23 @@ _HEADERS = {
 
 
 class Entrance:
-    """Lets in who may come in, and tells browsers what they may fetch."""
+    """Lets in who may come in, and tells browsers what they may fetch.
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...], hosts: tuple[str, ...] | None) -> None:
+    :param keys: one of them is asked for as the password; none: nobody is asked.
+    :param hosts: names that the site may be called; None: any.
+    :param proxies: names under which browsers know the site where a proxy hides them from it.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: tuple[str, ...],
+        hosts: tuple[str, ...] | None,
+        proxies: tuple[str, ...] = (),
+    ) -> None:
         self.app = app
         self._keys = tuple(each.encode() for each in keys)
-        self._hosts = hosts
+        self._hosts, self._proxies = hosts, tuple(each.lower() for each in proxies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or say what it lacks."""
@@ -61,18 +72,38 @@ class Entrance:
                 message["headers"] = [*message.get("headers", ()), *more]
             await send(message)
 
-        headers = dict(scope["headers"])
-        await (self._refusal(headers) or self.app)(scope, receive, told)
+        await (self._refusal(scope) or self.app)(scope, receive, told)
 
-    def _refusal(self, headers: Mapping[bytes, bytes]) -> Response | None:
+    def _refusal(self, scope: Scope) -> Response | None:
         """Return the answer to who may not come in."""
-        if self._hosts is not None and not _named(headers.get(b"host", b""), self._hosts):
+        headers = dict(scope["headers"])
+        if self._hosts is not None and not is_named(headers.get(b"host", b""), self._hosts):
             # Otherwise a page elsewhere could reach this one under a name of its own.
-            return PlainTextResponse("this page answers to local names only", 403)
+            said = "this page answers to local names only; --allow-host adds another"
+            return PlainTextResponse(said, 403)
+        if self._foreign(scope["method"], headers):
+            return PlainTextResponse("this page takes nothing from pages elsewhere", 403)
         if self._keys and not self._knows(headers.get(b"authorization", b"")):
             asking = {"www-authenticate": 'Basic realm="glmkit", charset="UTF-8"'}
             return PlainTextResponse("the key is asked for as password", 401, asking)
         return None
+
+    def _foreign(self, method: str, headers: Mapping[bytes, bytes]) -> bool:
+        """Tell whether a page elsewhere sent this: its visitor may know nothing of it.
+
+        Links from there are followed; programs that are no browsers say nothing of where they are.
+        """
+        site = headers.get(b"sec-fetch-site")
+        if site in (b"same-origin", b"none"):
+            return False
+        reads = method in ("GET", "HEAD")
+        if site is not None:
+            return not (reads and headers.get(b"sec-fetch-mode") == b"navigate")
+        origin = headers.get(b"origin")
+        if reads or origin is None:  # a browser lets nobody elsewhere read the answer
+            return False
+        sent_from = origin.partition(b"://")[2]
+        return sent_from != headers.get(b"host", b"") and not is_named(sent_from, self._proxies)
 
     def _knows(self, given: bytes) -> bool:
         """Compare in a time that tells nothing of the keys; any user name will do."""
@@ -85,14 +116,3 @@ class Entrance:
             return False
         found = [hmac.compare_digest(password, each) for each in self._keys]
         return any(found)
-
-
-def _named(host: bytes, allowed: tuple[str, ...]) -> bool:
-    name = host.decode("latin-1").lower()
-    bare = name if name.endswith("]") else name.rpartition(":")[0] or name
-    return bare in allowed
-
-
-def local_names(*more: str) -> tuple[str, ...]:
-    """Return what a site of this machine alone may be called."""
-    return (*LOCAL_NAMES, *(each.lower() for each in more))

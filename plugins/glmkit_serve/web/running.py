@@ -16,7 +16,7 @@ from glmkit import MissingExtraError
 from glmkit.feedback import FeedbackStore, default_path
 from glmkit.live import Live
 
-from ..limits import check_exposure, is_local
+from ..limits import check_exposure, is_local, own_names
 from ..options import address_of, listening
 from ..settings import Settings
 from .drawing import Drawing
@@ -123,11 +123,12 @@ def page_of(
 
 def site_of(page: Page, keys: tuple[str, ...]) -> FastAPI:
     """Return the site with the tabs of plugins."""
-    from .entrance import local_names
     from .site import site
 
-    local = is_local(page.settings.host) and not keys
-    return site(page, tabs_of(page.app), keys=keys, hosts=local_names() if local else None)
+    settings = page.settings
+    local = is_local(settings.host) and not keys
+    hosts = own_names(settings.host, settings.hosts) if local else None
+    return site(page, tabs_of(page.app), keys=keys, hosts=hosts)
 
 
 def _serve(site: FastAPI, door: socket.socket) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from glmkit import ConfigError, refuse_unknown
 
+from ..settings import texts
+
 _TABLE = "[plugins.serve.web]"
 
 
@@ -23,6 +25,8 @@ class WebSettings:
     """The address to listen on; any but this machine's own needs a key."""
     port: int = 7860
     """0 takes a free one."""
+    hosts: tuple[str, ...] = ()
+    """Names that the page may be called beside those of this machine: behind a proxy."""
     feedback: Path | None = None
     """The table of feedback; None: ``feedback.db`` in glmkit's home."""
     uploads: bool = True
@@ -49,6 +53,7 @@ class WebSettings:
             raise ConfigError(f"host in {_TABLE} must be an address, got {self.host!r}")
         if not isinstance(self.uploads, bool):
             raise ConfigError(f"uploads in {_TABLE} must be true or false, got {self.uploads!r}")
+        object.__setattr__(self, "hosts", texts("hosts", self.hosts))
         if self.feedback is not None:
             if not isinstance(self.feedback, (str, Path)) or not str(self.feedback).strip():
                 raise ConfigError(f"feedback in {_TABLE} must be a file, got {self.feedback!r}")

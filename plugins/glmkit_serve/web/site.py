@@ -59,7 +59,7 @@ def site(
         blocks = build(replace(page, words=Words(language)), tabs)
         blocks.queue(max_size=None, default_concurrency_limit=_BESIDE)
         _mount(app, blocks, language, page)
-    app.add_middleware(Entrance, keys=keys, hosts=hosts)
+    app.add_middleware(Entrance, keys=keys, hosts=hosts, proxies=page.settings.hosts)
     return app
 
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from glmkit import ConfigError
-from glmkit_serve.web.entrance import Entrance, local_names
+from glmkit_serve.limits import own_names
+from glmkit_serve.settings import Settings
+from glmkit_serve.web.entrance import Entrance
 from glmkit_serve.web.settings import WebSettings
 from glmkit_serve.web.uploads import Limits, documents_in, safe_name, take_in
 
@@ -95,13 +97,13 @@ def test_a_link_in_the_folder_is_replaced_not_followed(tmp_path):
 # -- who may come in -------------------------------------------------------------------------------
 
 
-def answered(entrance, path="/", **headers):
+def answered(entrance, path="/", method="GET", **headers):
     """Return status and headers of what an ASGI application answers."""
     sent = []
 
     async def ask_it():
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        scope = {"type": "http", "method": "GET", "path": path, "headers": raw}
+        scope = {"type": "http", "method": method, "path": path, "headers": raw}
         await entrance(scope, None, collect)
 
     async def collect(message):
@@ -131,12 +133,46 @@ def test_a_key_is_asked_for_as_password():
 
 
 def test_without_a_key_only_local_names_are_answered():
-    door = Entrance(inside, (), local_names("box.lan"))
-    for host in ("127.0.0.1:7860", "localhost", "[::1]:7860", "BOX.lan:7860"):
+    door = Entrance(inside, (), own_names("127.0.0.2", ["Box.lan"]))
+    for host in ("127.0.0.1:7860", "localhost", "[::1]:7860", "BOX.lan:7860", "127.0.0.2:7860"):
         assert answered(door, Host=host)[0] == 200
     for host in ("evil.example", "127.0.0.1.evil.example:7860", ""):
         assert answered(door, Host=host)[0] == 403
     assert "default-src 'self'" in answered(door, Host="localhost")[1]["content-security-policy"]
+
+
+def test_who_listens_at_an_address_answers_to_it():
+    for host, name in (("127.0.0.2", "127.0.0.2"), ("::1", "[::1]"), ("localhost", "localhost")):
+        assert name in Settings(host=host).door.hosts
+
+
+HERE = {"Host": "127.0.0.1:7860"}
+FOREIGN = [
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:8000"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:7860"},
+]
+OWN = [
+    {},
+    {"Origin": "http://127.0.0.1:7860"},
+    {"Origin": "https://chat.example.org"},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "https://somewhere.example"},
+    {"Sec-Fetch-Site": "none"},
+]
+
+
+def test_pages_elsewhere_can_neither_send_nor_embed_but_may_link():
+    door = Entrance(inside, (), own_names("127.0.0.1"), proxies=("chat.example.org",))
+    for headers in FOREIGN:
+        assert answered(door, method="POST", **HERE, **headers)[0] == 403, headers
+    for headers in OWN:
+        assert answered(door, method="POST", **HERE, **headers)[0] == 200, headers
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert answered(door, **HERE, **link)[0] == 200
+    assert answered(door, method="POST", **HERE, **link)[0] == 403
+    assert answered(door, **HERE, **{**link, "Sec-Fetch-Mode": "no-cors"})[0] == 403
 
 
 def test_settings_are_checked():
@@ -146,6 +182,7 @@ def test_settings_are_checked():
         ({"port": "x"}, "port .* must be a whole number"),
         ({"uploads": 1}, "uploads .* true or false"),
         ({"host": " "}, "host .* an address"),
+        ({"hosts": [" "]}, "hosts must be texts"),
         ({"feedback": 3}, "feedback .* a file"),
         ({"max_file_mb": True}, "max_file_mb"),
     ):
