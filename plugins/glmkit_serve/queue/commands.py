@@ -30,12 +30,15 @@ def queue() -> None:
 
 
 @contextmanager
-def _opened(app: Glmkit, db: str | None, table: str | None) -> Iterator[Store]:
+def _opened(
+    app: Glmkit, db: str | None, table: str | None, *, new: bool = False
+) -> Iterator[Store]:
+    """Open the queue, which only who has something for it may make anew."""
     from .database import open_queue
     from .store import Store
 
     settings = queue_settings(app, db=db, table=table)
-    database = open_queue(settings)
+    database = open_queue(settings, new=new)
     try:
         yield Store(database, settings)
     finally:
@@ -63,7 +66,7 @@ def submit(
 ) -> None:
     """Put QUESTION at the end of the line and print its number."""
     options = given_of(flags, SAMPLING)
-    with _opened(app, db, table) as store:
+    with _opened(app, db, table, new=True) as store:
         number = store.submit(question, session, model=model, options=options)
         if not wait:
             click.echo(number)

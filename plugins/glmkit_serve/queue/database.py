@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, insert, select
@@ -145,17 +146,29 @@ class Database:
             connection.execute(insert(tables.version).values(version=VERSION))
 
 
-def open_queue(settings: QueueSettings) -> Database:
+def open_queue(settings: QueueSettings, *, new: bool = True) -> Database:
     """Open the database that the settings name.
 
-    :raises UsageError: if they name none.
+    :param new: make the file of an SQLite database that is not there.
+    :raises UsageError: if they name none, or none that is there.
     """
     if settings.db is None:
         raise UsageError(
             "name the database: --db sqlite:///questions.db, GLMKIT_QUEUE_DB, or db under "
             "[plugins.serve.queue]"
         )
+    url = parsed(settings.db)
+    if not new and url.get_backend_name() == "sqlite" and not _is_there(url):
+        raise UsageError(
+            f"there is no database {url.database!r}; the first question makes it: glmkit queue "
+            "submit, or glmkit run queue"
+        )
     return Database.open(settings.db, settings.table)
+
+
+def _is_there(url: URL) -> bool:
+    named = url.database
+    return not named or named.startswith((":", "file:")) or Path(named).exists()
 
 
 def parsed(url: str) -> URL:

@@ -129,6 +129,15 @@ def test_a_queue_needs_a_database(tmp_path):
         CliRunner().invoke(queue_group, ["status"], obj=app, catch_exceptions=False)
 
 
+def test_only_a_question_makes_a_database(tmp_path):
+    app = make_app(tmp_path / "home", serve=glmkit_serve)
+    for command in ("status", "dead", "retry --all", "cancel 1", "purge --days 0"):
+        told = [*command.split(), "--db", f"sqlite:///{tmp_path}/typo.db"]
+        with pytest.raises(UsageError, match="there is no database '.*typo.db'"):
+            CliRunner().invoke(queue_group, told, obj=app, catch_exceptions=False)
+    assert not (tmp_path / "typo.db").exists()
+
+
 def test_the_table_of_settings_is_checked_at_the_start(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'slots'"):
         make_app(tmp_path, {"plugins": {"serve": {"queue": {"slot": 1}}}}, serve=glmkit_serve)
