@@ -51,10 +51,7 @@ CSS = """
 footer { display: none !important; }
 @media (max-width: 768px) {
   .gradio-container { padding: 0 .5rem !important; }
-  .gradio-container:has(#review) #talk { height: calc(100dvh - 25rem) !important; }
-#talk .example { border: 1px solid var(--border-color-primary); border-radius: .6rem; }
-#talk .placeholder { text-align: center; }
-#side { max-height: none; }
+  #side { max-height: none; }
   #talk { height: calc(100dvh - 12.5rem) !important; }
   .gradio-container:has(#review) #talk { height: calc(100dvh - 25.5rem) !important; }
 }

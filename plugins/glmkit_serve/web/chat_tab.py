@@ -257,7 +257,7 @@ class _Opinions:
         visit = self._page.visits.of(request.session_hash)
         if visit.reviewed is not None and better.strip():
             improve(self._page.store, visit.reviewed, better[: self._page.settings.max_chars])
-            self._say("thanks")
+            self._say("improved")
         return self.close(request)
 
     def _say(self, key: str) -> None:

@@ -135,6 +135,7 @@ TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
         # -- opinions ------------------------------------------------------------------------
         "feedback": ("Feedback", "反馈"),
         "thanks": ("Thank you: noted.", "谢谢，已记录。"),
+        "improved": ("Your better answer is stored.", "更好的回答已保存。"),
         "withdrawn": ("Taken back.", "已撤回。"),
         "better": ("What would have been a better answer?", "更好的回答应该是什么？"),
         "better_more": (

@@ -201,6 +201,8 @@ def test_feedback_is_stored(english, site):
         assert box["y"] + box["height"] <= DESKTOP["height"], selector
     english.page.fill("#better textarea", "The Nile is 6650 km long.")
     english.page.click("#save")
+    english.page.get_by_text("Your better answer is stored.").wait_for()
+    assert english.page.get_by_text("Thank you: noted.").count() <= 1
     english.page.wait_for_selector("#better", state="detached")
     (row,) = store
     assert (row.rating, row.better) == (-1, "The Nile is 6650 km long.")
@@ -237,6 +239,13 @@ def test_a_visitor_who_leaves_frees_the_model(chromium, site):
         seen.page.get_by_text(text).first.wait_for()
     box = seen.box("#box")
     assert box["y"] + box["height"] <= PHONE["height"]
+    seen.ask("你好")
+    seen.answer("You said: 你好")
+    seen.idle()
+    seen.page.locator("#talk .icon-button:is([aria-label=Like], [aria-label=赞])").last.click()
+    seen.page.get_by_text("谢谢，已记录。").wait_for()
+    *_, row = FeedbackStore(default_path(site.home))
+    assert (row.rating, row.answer) == (1, "You said: 你好")
     seen.ask("much longer")
     seen.answer("word word")
     seen.context.close()
