@@ -232,7 +232,9 @@ class _Run:
     def _card(self, figures: Mapping[str, float]) -> None:
         """Write the model card."""
         whole = self.tuning.kind == "full"
-        write_card(self.folder, self.base, run=read(self.folder), figures=figures, whole=whole)
+        uses = getattr(self.task, "uses", ())  # where it is no model to chat with
+        run = read(self.folder)
+        write_card(self.folder, self.base, run=run, figures=figures, whole=whole, uses=uses)
 
 
 _NO_ANSWERS = (

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 LossKind = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
-LOSSES: tuple[LossKind, ...] = ("grpo", "bnpo", "dr_grpo", "dapo")
 Scale = Literal["group", "batch", "none"]
-SCALES: tuple[Scale, ...] = ("group", "batch", "none")
 
 _LEAST = 1e-4
 """Added to standard deviations of rewards, as in TRL."""
 _LEAST_VARIANCE = 1e-8
+_LEAST_LEFT = 0.1
+"""Of a penalty that adapts itself, after one round."""
 
 
 # ------------------------------------------------------------------------------------------ shared
@@ -204,7 +204,8 @@ def value_losses(values: Tensor, before: Tensor, returns: Tensor, *, clip: float
 class AdaptivePenalty:
     """The penalty of PPO that keeps the divergence near a target (Ziegler et al., section 2.2).
 
-    ``e = clip(KL / target - 1, -0.2, 0.2)``, ``penalty *= 1 + e n / horizon`` after n answers.
+    ``e = clip(KL / target - 1, -0.2, 0.2)``, ``penalty *= 1 + e n / horizon`` after n answers. A
+    short horizon lets it fall to a tenth at once, and no further: it stays above 0.
     """
 
     penalty: float
@@ -216,4 +217,4 @@ class AdaptivePenalty:
     def update(self, divergence: float, answers: int) -> None:
         """Take note of what some answers diverged by, in nats each."""
         error = min(0.2, max(-0.2, divergence / self.target - 1))
-        self.penalty *= 1 + error * answers / self.horizon
+        self.penalty *= max(_LEAST_LEFT, 1 + error * answers / self.horizon)

@@ -52,7 +52,7 @@ class PpoConfig(OnlineConfig):
     lam: float = 0.95
     """Lambda of generalised advantage estimation: 1 trusts rewards, 0 the value head."""
     whiten_rewards: bool = False
-    """Divide rewards by their standard deviation."""
+    """Scale the rewards of tokens about their mean, to a standard deviation of 1."""
     whiten_advantages: bool = True
     """Shift and divide advantages to a mean of 0 and a standard deviation of 1."""
     missing_eos_penalty: float = 0.0

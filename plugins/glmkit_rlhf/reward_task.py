@@ -5,7 +5,9 @@ Letters: S pairs.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +38,15 @@ class RewardTask:
 
     def __init__(self, config: RewardConfig) -> None:
         self.config = config
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The commands for what it leaves: it says what answers are worth, and writes none."""
+        folder = shlex.quote(str(Path(self.config.output).expanduser()))
+        return (
+            f"glmkit reward score answers.jsonl --reward {folder}",
+            f"glmkit finetune ppo --data prompts.jsonl --reward-model {folder} --output better",
+        )
 
     def taken_in(self, config: TrainConfig, world: int) -> Generator[StepLog, None, Intake]:
         """Read and tokenise preferences."""

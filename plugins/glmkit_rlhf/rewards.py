@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from glmkit import PluginError, UnknownNameError, UsageError
+from glmkit import GlmkitError, PluginError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from glmkit import Plugins
@@ -64,18 +64,25 @@ class Weighted:
     """As the user wrote it."""
     weight: float
     function: Reward
+    number: int = 1
+    """Which it is of those whose names would look alike in figures."""
 
     @property
     def title(self) -> str:
-        """What figures call it: letters, digits and underscores."""
-        plain = "".join(each if each.isalnum() else "_" for each in self.name)
-        return "_".join(part for part in plain.split("_") if part)[:40]
+        """What figures call it: letters, digits and underscores; of a path the end, which tells."""
+        return titled(self.name) + (f"_{self.number}" if self.number > 1 else "")
+
+
+def titled(name: str) -> str:
+    """Return a name as figures have it."""
+    plain = "".join(each if each.isalnum() else "_" for each in name)
+    return "_".join(part for part in plain.split("_") if part)[-40:].lstrip("_")
 
 
 def registered(plugins: Plugins) -> dict[str, RewardSpec]:
     """Return the rewards that plugins offer, by name.
 
-    :raises PluginError: if two claim one name; names both.
+    :raises PluginError: if two claim one name; names both. If one fails; names it.
     """
     found: dict[str, RewardSpec] = {}
     owners: dict[str, str] = {}
@@ -95,7 +102,15 @@ def registered(plugins: Plugins) -> dict[str, RewardSpec]:
         def register(spec: RewardSpec, owner: str = owner) -> None:
             add(owner, spec)
 
-        each.function(register)
+        try:
+            each.function(register)
+        except GlmkitError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- a plugin may fail in any way
+            raise PluginError(
+                f"plugin {owner!r} failed in register_rewards ({type(error).__name__}: {error}); "
+                "mend it, or block it with GLMKIT_PLUGINS"
+            ) from error
     return found
 
 
@@ -114,9 +129,10 @@ def opened(
             f"there are {len(names)} rewards and {len(weights)} weights; give one weight for each"
         )
     shares = list(weights) or [1.0] * len(names)
+    titles = [titled(name) for name in names]
     return [
-        Weighted(name, share, _opened(name, known))
-        for name, share in zip(names, shares, strict=True)
+        Weighted(name, share, _opened(name, known), titles[: at + 1].count(titles[at]))
+        for at, (name, share) in enumerate(zip(names, shares, strict=True))
     ]
 
 
@@ -135,14 +151,27 @@ def _opened(name: str, known: Mapping[str, RewardSpec]) -> Reward:
 
 def _registered(spec: RewardSpec, argument: str, *, given: bool) -> Reward:
     module, _, attribute = spec.target.partition(":")
-    found = _attribute(import_module(module), attribute, spec.target)
+    try:
+        found = _attribute(import_module(module), attribute, spec.target)
+    except ImportError as error:
+        raise PluginError(
+            f"the reward {spec.name!r} is to be found at {spec.target!r}, which cannot be imported "
+            f"({error}); mend the plugin's target"
+        ) from error
     if not spec.argument:
         if given:
             raise UsageError(f"the reward {spec.name} takes nothing behind a colon; got {argument}")
         return _checked(found, spec.name)
     if not argument:
         raise UsageError(f"the reward {spec.name} is written {spec.name}:{spec.argument}")
-    return _checked(found(argument), f"{spec.name}:{argument}")
+    try:
+        made = found(argument)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"the reward {spec.name} cannot be made with {argument!r} ({error}); it is written "
+            f"{spec.name}:{spec.argument}"
+        ) from error
+    return _checked(made, f"{spec.name}:{argument}")
 
 
 def _module(name: str, said: str) -> ModuleType:

@@ -140,6 +140,11 @@ class WholeTuning:
 
         :raises CheckpointError: always; checkpoints of a run keep exact values beside.
         """
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{folder} is an adapter, and here all weights learn: put it into its model "
+                f"(glmkit adapters merge MODEL {folder} -o MERGED), then train --model MERGED"
+            )
         raise CheckpointError(f"{folder} is a whole model: train it further with --model {folder}")
 
 

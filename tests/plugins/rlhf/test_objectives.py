@@ -135,3 +135,6 @@ def test_the_penalty_follows_its_target():
     penalty.update(600, 10)  # e = 0.2 at most
     penalty.update(0, 10)  # and -0.2 at least
     assert penalty.penalty == pytest.approx(0.2 * 1.01 * 1.02 * 0.98)
+    short = AdaptivePenalty(0.2, target=6.0, horizon=4)
+    short.update(0, 100)
+    assert short.penalty == pytest.approx(0.02)

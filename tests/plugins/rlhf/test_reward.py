@@ -184,6 +184,8 @@ def test_the_command_scores_pairs_and_answers_and_goes_on(tmp_path, data):
     base = tiny_checkpoint(tmp_path / "base")
     config, _ = trained(base, data, tmp_path / "run", tuning="head")
     out = tmp_path / "out.jsonl"
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "glmkit reward score answers.jsonl --reward" in card and "run chat" not in card
     command = ["reward", "score", data, "--reward", config.output]
     app = make_app(tmp_path / "home", rlhf=glmkit_rlhf)
     done = run(app, *command, "-o", out, "--json")

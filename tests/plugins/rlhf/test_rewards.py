@@ -188,3 +188,31 @@ def test_the_example_of_a_reward(tmp_path, monkeypatch):
     for answer, expected in {"paris": 1.0, "it is paris": 1.0, "so it is Paris, I": 0.6}.items():
         assert worth(known, "brevity:3", answer, row) == pytest.approx(expected)
     assert worth(known, "brevity:3", "Rome", row) == 0.0
+
+
+def test_rewards_of_one_file_are_told_apart_in_figures(known, tmp_path):
+    folder = tmp_path / ("a" * 60)
+    folder.mkdir()
+    (folder / "mine.py").write_text(OWN, encoding="utf-8")
+    names = [f"{folder / 'mine.py'}:{each}" for each in ("words", "nan", "words")]
+    titles = [each.title for each in opened(names, [], known)]
+    assert len(set(titles)) == 3 and titles[0].endswith("mine_py_words")
+    assert titles[2] == f"{titles[0]}_2" and titles[1].endswith("mine_py_nan")
+
+
+def test_plugins_that_fail_are_named():
+    from types import SimpleNamespace
+
+    def fails(register):
+        raise RuntimeError("no luck")
+
+    hook = SimpleNamespace(plugin_name="poor", function=fails)
+    caller = SimpleNamespace(get_hookimpls=lambda: [hook])
+    with pytest.raises(PluginError, match="plugin 'poor' failed in register_rewards .*no luck"):
+        registered(SimpleNamespace(hook=SimpleNamespace(register_rewards=caller)))
+    known = {"gone": RewardSpec("gone", "", "no_such_module:x")}
+    with pytest.raises(PluginError, match="'gone' is to be found at 'no_such_module:x'"):
+        opened(["gone"], [], known)
+    known = {"number": RewardSpec("number", "", "builtins:float", "NUMBER")}
+    with pytest.raises(UsageError, match="cannot be made with 'x' .* written number:NUMBER"):
+        opened(["number:x"], [], known)

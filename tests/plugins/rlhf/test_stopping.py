@@ -8,9 +8,10 @@ import pytest
 from online_runs import config_of, run, write_prompts
 
 import glmkit_rlhf
-from glmkit.errors import BadStepError, DataError, UsageError
+from glmkit.errors import BadStepError, CheckpointError, DataError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.testing import make_app
+from glmkit.training.configs import LoraConfig, tuning_of
 from glmkit.training.written import Written
 from glmkit_rlhf.gathering import gathered
 from glmkit_rlhf.rewards import Weighted
@@ -136,3 +137,12 @@ def test_a_reward_model_names_the_row_that_it_cannot_read(base, tmp_path, app):
     data = write_prompts(tmp_path)
     with pytest.raises(BadStepError, match=r"prompts.jsonl, line \d: the reward model cannot read"):
         run("grpo", base, data, tmp_path / "out", app=app, reward_model=str(judge), max_steps=1)
+
+
+def test_all_weights_cannot_begin_with_an_adapter(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    config = LoraConfig(model="x", data=("x",), output="x")
+    with pytest.raises(
+        CheckpointError, match="glmkit adapters merge MODEL .* train --model MERGED"
+    ):
+        tuning_of(config, "full").load(tmp_path)
