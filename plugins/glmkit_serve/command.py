@@ -15,7 +15,7 @@ import click
 from glmkit import LOADING, MissingExtraError, given_of, model_options
 
 from .limits import check_exposure
-from .options import address_of, door_options, listening, named_options, named_paths
+from .options import address_of, door_options, host_option, listening, named_options, named_paths
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -45,12 +45,7 @@ _FLAGS = (
 @click.option(
     "--shutdown", "shutdown_s", type=float, help="Seconds for answers at the end; default: 30."
 )
-@click.option(
-    "--allow-host",
-    "hosts",
-    multiple=True,
-    help="Another name that the server may be called by, without a key.",
-)
+@host_option
 @click.option(
     "--cors", "origins", multiple=True, help="Page that may read answers: https://example.org"
 )

@@ -231,6 +231,10 @@ class _Guard:
                 "this server answers to local names only, as it has no key; see hosts in its "
                 "documentation",
             )
+        sent = length != b"0" or b"transfer-encoding" in headers
+        if sent and b"content-type" not in headers:
+            # Some frameworks take it for JSON, which a page of another origin may send unasked.
+            return HttpError(400, "say what the body is: Content-Type: application/json")
         if self._keys and scope["path"] not in OPEN and not self._knows(headers):
             return HttpError(
                 401,

@@ -33,6 +33,12 @@ def door_options(port: int) -> Callable[[Command], Command]:
     return lambda command: _with(command, options)
 
 
+def host_option(command: Command) -> Command:
+    """Add ``--allow-host``, as ``hosts``."""
+    says = "Another name that the server may be called by, without a key."
+    return click.option("--allow-host", "hosts", multiple=True, help=says)(command)
+
+
 def named_options(command: Command) -> Command:
     """Add ``--adapter`` and ``--kb``, as ``adapters`` and ``bases``; see :func:`named_paths`."""
     return _with(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -120,6 +120,7 @@ class _Aside:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._places = threading.BoundedSemaphore(_WAITING)
+        self._taken: set[_Job[Any]] = set()
 
     async def run(self, work: Callable[[threading.Event], Result]) -> Result:
         """Return what ``work`` returns; it is given what tells it to stop.
@@ -129,7 +130,8 @@ class _Aside:
         """
         if not self._places.acquire(blocking=False):
             raise BusyError(f"{_WAITING} such requests wait already; ask again in a while")
-        job = _Job(work, self._places.release)
+        job = _Job(work, self._freed)
+        self._taken.add(job)
         try:
             with anyio.move_on_after(self._timeout_s):
                 return await to_thread.run_sync(job.run, abandon_on_cancel=True)
@@ -137,11 +139,22 @@ class _Aside:
         finally:
             job.leave()
 
+    def _freed(self, job: _Job[Any]) -> None:
+        self._taken.discard(job)
+        self._places.release()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no thread works."""
+        return not self._taken
+
 
 class _Job(Generic[Result]):
     """Work in a thread, whose place is free when the thread has ended, not when its asker left."""
 
-    def __init__(self, work: Callable[[threading.Event], Result], free: Callable[[], None]) -> None:
+    def __init__(
+        self, work: Callable[[threading.Event], Result], free: Callable[[_Job[Any]], None]
+    ) -> None:
         self._work, self._free = work, free
         self._stop, self._begins = threading.Event(), threading.Lock()
 
@@ -152,13 +165,13 @@ class _Job(Generic[Result]):
         try:
             return self._work(self._stop)
         finally:
-            self._free()
+            self._free(self)
 
     def leave(self) -> None:
         """Want no more of it; a thread that has not begun never will."""
         self._stop.set()
         if self._begins.acquire(blocking=False):
-            self._free()
+            self._free(self)
 
 
 _EMBEDDING = threading.Lock()

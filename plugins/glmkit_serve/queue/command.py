@@ -24,7 +24,7 @@ from glmkit import (
 )
 
 from ..limits import check_exposure
-from ..options import address_of, door_options, listening, named_options, named_paths
+from ..options import address_of, door_options, host_option, listening, named_options, named_paths
 from ..settings import Settings
 from .options import database_options, queue_settings
 
@@ -55,6 +55,7 @@ _QUEUE_FLAGS = ("history", "system", "slots", "lease_s", "max_attempts", "max_wa
     "--no-http", "--worker-only", "no_http", is_flag=True, help="Answer the table alone, no HTTP."
 )
 @door_options(8000)
+@host_option
 @click.option("--history", type=int, help="Earlier turns of a session that the model sees.")
 @click.option("--system", help="System message before each conversation.")
 @click.option(
@@ -76,6 +77,7 @@ def queue(
     api_keys: tuple[str, ...],
     adapters: tuple[str, ...],
     bases: tuple[str, ...],
+    hosts: tuple[str, ...],
     **flags: Any,  # noqa: ANN401
 ) -> None:
     """Answer questions out of a database, in order, each once.
@@ -88,7 +90,8 @@ def queue(
         raise UsageError("--no-http with --workers 0 leaves nothing to do")
     settings = queue_settings(app, **given_of(flags, ("db", "table", *_QUEUE_FLAGS)))
     served = Settings.of(app.plugin_config("serve"), **given_of(flags, ("host", "port")))
-    served = replace(served, api_keys=(*served.api_keys, *app.config.api_keys, *api_keys))
+    keys = (*served.api_keys, *app.config.api_keys, *api_keys)
+    served = replace(served, api_keys=keys, hosts=(*served.hosts, *hosts))
     if not no_http:
         check_exposure(served.host, served.api_keys)
     from ..api.served import Wanted

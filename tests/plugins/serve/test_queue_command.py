@@ -123,6 +123,16 @@ def test_flags_that_cannot_be_are_refused(app, flags, said):
         CliRunner().invoke(run_queue, flags, obj=app, catch_exceptions=False)
 
 
+def test_a_queue_may_be_called_by_other_names(app, monkeypatch):
+    doors = []
+    monkeypatch.setattr(
+        "glmkit_serve.queue.command._run", lambda *given: doors.append(given[-1].door)
+    )
+    flags = ["--allow-host", "Box.lan", "--host", "127.0.0.2"]
+    done = CliRunner().invoke(run_queue, flags, obj=app, catch_exceptions=False)
+    assert done.exit_code == 0 and {"box.lan", "127.0.0.2"} <= set(doors[0].hosts)
+
+
 def test_a_queue_needs_a_database(tmp_path):
     app = make_app(tmp_path / "home", serve=glmkit_serve)
     with pytest.raises(UsageError, match="GLMKIT_QUEUE_DB"):

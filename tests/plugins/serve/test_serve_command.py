@@ -197,3 +197,9 @@ def test_a_server_that_is_told_to_stop_lets_answers_end(tmp_path):
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+@pytest.mark.parametrize(("host", "name"), [("127.0.0.2", "127.0.0.2"), ("::1", "[::1]")])
+def test_a_server_answers_to_the_address_that_it_listens_at(host, name):
+    settings = Settings(host=host, hosts=("Box.lan",))
+    assert settings.door.hosts is not None and {name, "box.lan"} <= set(settings.door.hosts)
