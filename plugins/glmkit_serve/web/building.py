@@ -48,6 +48,8 @@ CSS = """
   padding: .5rem .75rem; border-left: 3px solid var(--color-accent);
   background: var(--background-fill-secondary); max-height: 16rem; overflow-y: auto; }
 .note { opacity: .75; font-style: italic; margin: .25rem 0 0 !important; }
+#pictures .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(min(12rem, 45%), 16rem)) !important; }
 footer { display: none !important; }
 @media (max-width: 768px) {
   .gradio-container { padding: 0 .5rem !important; }

@@ -43,7 +43,7 @@ def draw_tab(page: Page) -> None:
             gallery = gr.Gallery(
                 label=words("pictures"),
                 columns=2,
-                height=460,
+                height=None,
                 object_fit="contain",
                 elem_id="pictures",
             )
