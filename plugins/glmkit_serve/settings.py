@@ -50,7 +50,7 @@ class Settings:
         for name, (low, high, whole) in _RANGES.items():
             value = getattr(self, name)
             if name != "concurrency" or value is not None:
-                _check(name, value, low, high, whole=whole)
+                check_range(name, value, low, high, whole=whole)
         for name in ("api_keys", "hosts", "origins"):
             object.__setattr__(self, name, texts(name, getattr(self, name)))
         if not isinstance(self.host, str) or not self.host:
@@ -89,7 +89,11 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
 }
 
 
-def _check(name: str, value: object, low: float, high: float, *, whole: bool) -> None:
+def check_range(name: str, value: object, low: float, high: float, *, whole: bool) -> None:
+    """Refuse what is no number of a range.
+
+    :raises ConfigError: naming it and what is allowed.
+    """
     kinds = int if whole else (int, float)
     good = isinstance(value, kinds) and not isinstance(value, bool)
     if not good or not low <= float(str(value)) <= high:
@@ -98,7 +102,10 @@ def _check(name: str, value: object, low: float, high: float, *, whole: bool) ->
 
 
 def texts(name: str, value: object) -> tuple[str, ...]:
-    """Return texts; never says what they are, as keys are among them."""
+    """Return texts; never says what they are, as keys are among them.
+
+    :raises ConfigError: if it is something else.
+    """
     listed = (value,) if isinstance(value, str) else value
     if not isinstance(listed, (list, tuple)):
         raise ConfigError(f"{name} must be a list of texts")

@@ -9,7 +9,7 @@ from typing import Any
 
 from glmkit import ConfigError, refuse_unknown
 
-from ..settings import texts
+from ..settings import check_range, texts
 
 _TABLE = "[plugins.serve.web]"
 
@@ -48,12 +48,13 @@ class WebSettings:
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
-            _check(name, getattr(self, name), low, high, whole=name in _WHOLE)
+            where = f"{name} in {_TABLE}"
+            check_range(where, getattr(self, name), low, high, whole=name in _WHOLE)
         if not isinstance(self.host, str) or not self.host.strip():
             raise ConfigError(f"host in {_TABLE} must be an address, got {self.host!r}")
         if not isinstance(self.uploads, bool):
             raise ConfigError(f"uploads in {_TABLE} must be true or false, got {self.uploads!r}")
-        object.__setattr__(self, "hosts", texts("hosts", self.hosts))
+        object.__setattr__(self, "hosts", texts(f"hosts in {_TABLE}", self.hosts))
         if self.feedback is not None:
             if not isinstance(self.feedback, (str, Path)) or not str(self.feedback).strip():
                 raise ConfigError(f"feedback in {_TABLE} must be a file, got {self.feedback!r}")
@@ -88,10 +89,3 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "timeout_s": (1, 86400),
 }
 _WHOLE = set(_RANGES) - {"max_file_mb", "timeout_s"}
-
-
-def _check(name: str, value: object, low: float, high: float, *, whole: bool) -> None:
-    kinds = (int,) if whole else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
-        kind = "a whole number" if whole else "a number"
-        raise ConfigError(f"{name} in {_TABLE} must be {kind} {low:g}..{high:g}, got {value!r}")

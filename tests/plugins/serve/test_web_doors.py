@@ -182,7 +182,7 @@ def test_settings_are_checked():
         ({"port": "x"}, "port .* must be a whole number"),
         ({"uploads": 1}, "uploads .* true or false"),
         ({"host": " "}, "host .* an address"),
-        ({"hosts": [" "]}, "hosts must be texts"),
+        ({"hosts": [" "]}, "hosts .* must be texts"),
         ({"feedback": 3}, "feedback .* a file"),
         ({"max_file_mb": True}, "max_file_mb"),
     ):
