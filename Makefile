@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-ray test-parallel lint format bench pull install clean
+.PHONY: demo test test-ray test-parallel test-fuzz lint format bench pull install clean
 
 demo: pull
 	@echo; echo '$$ glmkit run knowledge-chat --kb knowledge --ask 世界上最大的河流是哪一条？'
@@ -22,6 +22,10 @@ test-ray: install
 
 test-parallel: install
 	@$(BIN)/python -m pytest -m parallel
+
+# Made-up requests to each route of the server: 500 of each, not the suite's few.
+test-fuzz: install
+	@GLMKIT_FUZZ=500 $(BIN)/python -m pytest --timeout=3000 tests/plugins/serve/test_fuzz_api.py
 
 lint: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

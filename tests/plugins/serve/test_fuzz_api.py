@@ -12,12 +12,14 @@ from schemathesis.checks import not_a_server_error
 from test_api import Plugin, Scripted
 
 from glmkit.live import Live
+from glmkit.models.tiny import tiny_checkpoint
+from glmkit.runtime.loading import load_local
 from glmkit.testing import EchoModel
 from glmkit_serve.api.app import build
 from glmkit_serve.api.served import Served
 
 CASES = int(os.environ.get("GLMKIT_FUZZ", "6"))
-"""Of each route; 60 of each are 500 and more."""
+"""Of each route."""
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +27,18 @@ def described(tmp_path_factory):
     serving = serving_of(
         tmp_path_factory.mktemp("home"),
         EchoModel(),
+        max_tokens=8,
         plugins={"mine": Plugin()},
         config={"encoder": "hashes"},
         hosts=("testserver",),
     )
     serving.models["scripted"] = Served("scripted", "chat", Live(Scripted()))
+    # Known to tools, and what takes the default: prompts, tokens and sampling are tried, too.
+    glm = Live(load_local(tiny_checkpoint(tmp_path_factory.mktemp("glm"), layout="chatglm3")))
+    serving.models["default"] = Served("default", "chat", glm)
     yield schemathesis.openapi.from_asgi("/openapi.json", build(serving))
     serving.close()
+    serving.live.close()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
