@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 from glmkit import Alias, StepLog, UsageError
 from glmkit.training.configs import check_choice, tuning_of
 
 from .paired import PairConfig
 
-_KINDS = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "ipo_sum", "robust", "simpo", "orpo")
+DpoKind = Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "ipo_sum", "robust"]
+KINDS: tuple[DpoKind, ...] = get_args(DpoKind)
+FreeKind = Literal["simpo", "orpo"]
+FREE: tuple[FreeKind, ...] = get_args(FreeKind)
+"""Those that compare with no first model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class DpoConfig(PairConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        check_choice("loss", self.loss, _KINDS)
+        check_choice("loss", self.loss, (*KINDS, *FREE))
         if not 0 < self.beta < float("inf"):
             raise UsageError(f"beta must be above 0, got {self.beta}")
         if not 0 <= self.smoothing < 0.5:

@@ -20,8 +20,9 @@ from glmkit.training.evaluating import judged
 from glmkit.training.learner import Loss, computing_in
 from glmkit.training.losses import token_log_probs
 
+from .dpo import FREE, DpoKind, FreeKind
 from .initial import Initial
-from .losses import FREE, DpoKind, FreeKind, Logs, dpo_losses, free_losses
+from .losses import Logs, dpo_losses, free_losses
 from .pairs import PairBatch, taken_in
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .grpo import GrpoConfig
     from .rewards import Weighted
-    from .writing import Judge
+    from .writing import Judging
 
 
 class GrpoTask(OnlineTask):
@@ -33,9 +33,9 @@ class GrpoTask(OnlineTask):
         config: GrpoConfig,
         tuning: Tuning,
         rewards: Sequence[Weighted],
-        judge: Judge | None = None,
+        judging: Judging | None = None,
     ) -> None:
-        super().__init__(config, tuning, rewards, generations=config.generations, judge=judge)
+        super().__init__(config, tuning, rewards, generations=config.generations, judging=judging)
 
     @property
     def compares(self) -> bool:

@@ -13,17 +13,14 @@ Letters: S pairs.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DpoKind = Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "ipo_sum", "robust"]
-KINDS: tuple[DpoKind, ...] = get_args(DpoKind)
-FreeKind = Literal["simpo", "orpo"]
-FREE: tuple[FreeKind, ...] = get_args(FreeKind)
-"""Those that compare with no first model."""
+from .dpo import DpoKind, FreeKind
+
 NORMALISED = ("sigmoid_norm", "ipo")
 """Those that compare the means over an answer's tokens, not the sums."""
 

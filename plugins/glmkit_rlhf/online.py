@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from glmkit import Alias, Glmkit, UsageError
@@ -12,9 +14,11 @@ from glmkit.training.configs import LoraConfig, check_choice, refuse_half
 from .rewards import Weighted, opened, registered
 
 if TYPE_CHECKING:
+    import torch
+
     from glmkit.training.written import Written
 
-    from .writing import Judge, Question
+    from .writing import Judge, Judging, Question
 
 
 def also(setting: str, names: str) -> tuple[Alias, ...]:
@@ -157,18 +161,28 @@ def rewards_of(config: OnlineConfig, app: Glmkit | None = None) -> list[Weighted
     return opened(names, config.weights[: len(names)], registered(plugins))
 
 
-def judge_of(config: OnlineConfig, app: Glmkit | None = None) -> Judge | None:
-    """Return what asks the reward model that a configuration names, if it names one.
+def judge_of(config: OnlineConfig, app: Glmkit | None = None) -> Judging | None:
+    """Return what loads the reward model that a configuration names, if it names one.
 
-    :raises CheckpointError: if it is none, or damaged.
+    It is loaded by each process where that computes, which is known only later.
+
+    :raises CheckpointError: if it is none, or its head is damaged.
     """
     if config.reward_model is None:
         return None
+    from .heads import load_head
+
+    load_head(Path(config.reward_model).expanduser())
+    return partial(_judging, config.reward_model, app)
+
+
+def _judging(folder: str, app: Glmkit | None, device: torch.device) -> Judge:
+    """Load a reward model; return what asks it."""
     from glmkit import Message
 
     from .scoring import RewardModel
 
-    model = RewardModel.load(config.reward_model, app, device=config.device)
+    model = RewardModel.load(folder, app, device=str(device))
 
     def judge(pairs: Sequence[tuple[Question, Written]]) -> list[float | str]:
         return model.score_readable(

@@ -25,7 +25,7 @@ from .initial import Initial
 from .objectives import LossKind, k3, per_answer, token_weights
 from .rewards import Weighted
 from .rounds import RolloutFeed, Rounds
-from .writing import Answered, HeldBatch, HeldFeed, Judge, Known, Question, Value, Writer
+from .writing import Answered, HeldBatch, HeldFeed, Judging, Known, Question, Value, Writer
 
 if TYPE_CHECKING:
     from glmkit.training.below import CausalModel, LocalModel
@@ -39,7 +39,7 @@ class OnlineTask(ABC):
     """Answers are written, rewarded, and learnt from; subclasses say how.
 
     :param generations: answers to each prompt of a round.
-    :param judge: a reward model.
+    :param judging: loads a reward model.
     """
 
     drawn: tuple[str, ...] = ("loss",)
@@ -53,10 +53,10 @@ class OnlineTask(ABC):
         rewards: Sequence[Weighted],
         *,
         generations: int = 1,
-        judge: Judge | None = None,
+        judging: Judging | None = None,
     ) -> None:
         self.config, self.tuning, self.rewards = config, tuning, rewards
-        self.generations, self.judge = generations, judge
+        self.generations, self.judging = generations, judging
         self._questions: list[Question] = []
         self._held_questions: list[Question] = []
 
@@ -119,6 +119,7 @@ class OnlineTask(ABC):
         initial = None
         if self.compares:
             initial = Initial.of(local.model, self.tuning, config.init_adapter)
+        judge = None if self.judging is None else self.judging(local.model.like.device)
         writer = Writer(
             local,
             self._questions,
@@ -128,7 +129,7 @@ class OnlineTask(ABC):
             max_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
             computing=computing,
-            judge=self.judge,
+            judge=judge,
             judge_weight=self.config.weights[-1],
             shuffled=self.config.shuffle_rewards,
             old=self.asks_policy,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from .ppo import PpoConfig
     from .rewards import Weighted
-    from .writing import Judge
+    from .writing import Judging
 
 PENALTIES = "kl_coef.jsonl"
 """In the run folder: how much the divergence counts in each round, where that adapts itself."""
@@ -56,9 +56,9 @@ class PpoTask(OnlineTask):
         config: PpoConfig,
         tuning: Tuning,
         rewards: Sequence[Weighted],
-        judge: Judge | None = None,
+        judging: Judging | None = None,
     ) -> None:
-        super().__init__(config, tuning, rewards, judge=judge)
+        super().__init__(config, tuning, rewards, judging=judging)
         self._penalties = Penalties(config, Path(config.output).expanduser() / PENALTIES)
 
     @property

@@ -65,6 +65,9 @@ class Answered(NamedTuple):
 Judge = Callable[[Sequence[tuple[Question, Written]]], Sequence[float | str]]
 """Says what answers are worth, all at once, or why it cannot read one: a reward model."""
 
+Judging = Callable[[torch.device], Judge]
+"""Loads a reward model onto a device."""
+
 
 class Known(NamedTuple):
     """What the models say of an answer's tokens, each (size,) on the processor."""

@@ -10,8 +10,7 @@ from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.loading import load_local
 from glmkit.training.encoding import SampleEncoder
 from glmkit.types import Message
-from glmkit_rlhf.dpo import DpoConfig, dpo
-from glmkit_rlhf.losses import FREE, KINDS
+from glmkit_rlhf.dpo import FREE, KINDS, DpoConfig, dpo
 
 pytestmark = pytest.mark.usefixtures("quick")
 LAYOUTS = ("hub", "chatglm", "chatglm2", "chatglm3", "glm4-9b")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from glmkit_rlhf.accuracy import wilson
-from glmkit_rlhf.losses import KINDS, Logs, bradley_terry, dpo_losses, free_losses
+from glmkit_rlhf.dpo import KINDS
+from glmkit_rlhf.losses import Logs, bradley_terry, dpo_losses, free_losses
 
 LOG2 = math.log(2)
 
