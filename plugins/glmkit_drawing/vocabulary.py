@@ -62,7 +62,8 @@ def _is_known(word: str, known: Collection[str]) -> bool:
 def _left_over(run: str, known: Collection[str]) -> list[str]:
     """Return the parts of Chinese characters that no term covers, the longest terms first."""
     longest = max(map(len, known), default=0)
-    parts, at, open_part = [], 0, False
+    parts: list[str] = []
+    at, open_part = 0, False
     while at < len(run):
         lengths = range(min(longest, len(run) - at), 0, -1)
         parts_of = (run[at : at + each] for each in lengths)

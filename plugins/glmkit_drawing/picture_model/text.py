@@ -64,8 +64,9 @@ def codes_of(latents: Tensor, width: int) -> Tensor:
     flat = latents.flatten(1)
     _, spread, directions = torch.linalg.svd(flat, full_matrices=False)
     codes = flat @ directions[:width].T / spread[:width].sqrt()
-    codes = F.pad(codes, (0, width - codes.shape[1]))
-    return F.normalize(codes, dim=-1) * width**0.5
+    codes = F.normalize(F.pad(codes, (0, width - codes.shape[1])), dim=-1)
+    scaled: Tensor = codes * width**0.5
+    return scaled
 
 
 class Wishes:
