@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .config import (
         Config as Config,
         refuse_unknown as refuse_unknown,
+        tell_library as tell_library,
     )
     from .console import (
         show_progress as show_progress,
@@ -125,7 +126,7 @@ _HOMES = {
         "model_options",
         "sampling_options",
     ),
-    "config": ("Config", "refuse_unknown"),
+    "config": ("Config", "refuse_unknown", "tell_library"),
     "console": ("show_progress",),
     "errors": (
         "BadStepError",

@@ -1,6 +1,6 @@
 """Configuration: defaults < ``glmkit.toml`` < environment < flags, merged once.
 
-This is the only module that reads the environment.
+This is the only module that reads the environment, or writes to it.
 """
 
 from __future__ import annotations
@@ -196,6 +196,11 @@ def _read_file(file: Path | None, environment: Mapping[str, str]) -> dict[str, A
     }
     refuse_unknown(table, known, where=str(path))
     return dict(table)
+
+
+def tell_library(name: str, value: str) -> None:
+    """Set a variable of the environment, for a library that can be told in no other way."""
+    os.environ[name] = value
 
 
 def refuse_unknown(table: Mapping[str, Any], known: set[str], *, where: str) -> None:

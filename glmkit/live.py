@@ -9,18 +9,17 @@ Light floor: no torch. One thread drives the batch; conversations come and go wh
 
 from __future__ import annotations
 
-import inspect
 import itertools
-import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .errors import BusyError, ClosedError, GlmkitError, TimeLimitError
+from .errors import BusyError, ClosedError, GlmkitError
+from .stopping import Stop, late, streamed, until
 from .types import Answers, Ask, Begins, Chunk, GenerationOptions, News, StreamedModel, Streams
 
 if TYPE_CHECKING:
@@ -34,67 +33,6 @@ _ASIDE = 8
 """Questions at once to a model that answers many side by side, but not in one batch."""
 
 
-class Stop(threading.Event):
-    """Ends an answer from outside: who waits for the next piece of it wakes at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._wakes: set[Callable[[], None]] = set()
-
-    def set(self) -> None:
-        """End the answer."""
-        super().set()
-        for wake in tuple(self._wakes):
-            wake()
-
-    @contextmanager
-    def waking(self, wake: Callable[[], None]) -> Iterator[None]:
-        """Call ``wake`` when this is set, from any thread: it must neither wait nor raise."""
-        self._wakes.add(wake)
-        try:
-            if self.is_set():
-                wake()
-            yield
-        finally:
-            self._wakes.discard(wake)
-
-
-def streamed(
-    model: ChatModel,
-    messages: Sequence[MessageLike],
-    options: GenerationOptions | None = None,
-    *,
-    timeout_s: float | None = None,
-    stop: Stop | None = None,
-) -> Generator[Chunk, None, None]:
-    """Yield a model's answer until it ends, the time is over or it is stopped.
-
-    A model whose ``stream`` takes ``timeout_s`` and ``stop`` ends at once, as :class:`Live` does;
-    any other with its next piece.
-
-    :param timeout_s: how long the whole answer may take; None: any time.
-    :param stop: ends the answer, whose finish reason is ``"cancelled"`` then.
-    :raises TimeLimitError: if the answer takes longer than it may.
-    """
-    stop, until = stop or Stop(), _until(timeout_s)
-    known = inspect.signature(model.stream).parameters
-    limits: dict[str, Any] = {"timeout_s": timeout_s, "stop": stop}
-    chunks = model.stream(messages, options, **{key: limits[key] for key in limits if key in known})
-    try:
-        while not stop.is_set():
-            chunk = next(chunks, None)
-            if chunk is None:
-                return
-            yield chunk
-            if chunk.finish_reason is not None:
-                return
-            if time.monotonic() > until:
-                raise _late(timeout_s)
-        yield Chunk("", "cancelled")
-    finally:
-        _close(chunks)
-
-
 class Ticket:
     """A question that was put into the batch, and what has come of its answer.
 
@@ -106,6 +44,8 @@ class Ticket:
 
     def __init__(self, ask: Ask, wake: Callable[[], None], leave: Callable[[Ticket], None]) -> None:
         self.ask = ask
+        self.stop = Stop()
+        """Ends the answer of a model that answers one at a time."""
         self.over = False
         """Whether all has been taken."""
         self._news: deque[Chunk | BaseException] = deque()
@@ -265,14 +205,14 @@ class Live(StreamedModel):
         :raises TimeLimitError: if the answer takes longer than it may.
         :raises ClosedError: if no more questions are taken.
         """
-        news, stop, until = threading.Event(), stop or Stop(), _until(timeout_s)
+        news, stop, end = threading.Event(), stop or Stop(), until(timeout_s)
         ticket = self.ask(messages, options, wake=news.set)
         try:
             with stop.waking(news.set):
                 while not ticket.over:
-                    left = min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
+                    left = min(max(0.0, end - time.monotonic()), threading.TIMEOUT_MAX)
                     if not news.wait(left):
-                        raise _late(timeout_s)
+                        raise late(timeout_s)
                     news.clear()
                     yield from ticket.take()
                     if stop.is_set() and not ticket.over:
@@ -298,6 +238,8 @@ class Live(StreamedModel):
             for ticket in (*self._waiting, *self._drawn.values()):
                 ticket.put(ClosedError(_CLOSED))
             self._gone.update(self._drawn)
+            for ticket in self._drawn.values():
+                ticket.stop.set()
             self._waiting.clear()
             self._changed.notify_all()
         for thread in self._threads:
@@ -311,6 +253,7 @@ class Live(StreamedModel):
         with self._changed:
             if ticket.ask.key in self._drawn:
                 self._gone.add(ticket.ask.key)
+                ticket.stop.set()
             elif ticket in self._waiting:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
@@ -343,7 +286,7 @@ class Live(StreamedModel):
         model, drawn = self.model, self._draw(mine)
         if isinstance(model, Streams):
             return model.streams(drawn, concurrency=self.concurrency, gone=self._gone)
-        return _one_by_one(model, drawn, self._gone)
+        return _one_by_one(model, drawn, mine)
 
     def _awaited(self, timeout_s: float | None) -> bool:
         """Wait until somebody asks; return False where nobody does, or no more."""
@@ -390,51 +333,29 @@ def _suited(model: ChatModel) -> int:
     return _ASIDE if isinstance(model, Answers) else 1
 
 
-def _until(timeout_s: float | None) -> float:
-    """Return when a time is over, as ``time.monotonic`` has it."""
-    return math.inf if timeout_s is None else time.monotonic() + timeout_s
-
-
-def _late(timeout_s: float | None) -> TimeLimitError:
-    return TimeLimitError(f"no whole answer within {timeout_s:g} s")
-
-
-def _close(chunks: Iterator[Chunk]) -> None:
-    close = getattr(chunks, "close", None)
-    if close is not None:
-        close()
-
-
 _CLOSED = "no more questions are taken: this is being shut down"
 
 
 def _one_by_one(
-    model: ChatModel, asked: Iterable[Ask | None], gone: Container[int]
+    model: ChatModel, asked: Iterable[Ask | None], tickets: Mapping[int, Ticket]
 ) -> Generator[Sequence[News], None, None]:
     """Answer questions one after the other, as :class:`~glmkit.types.Streams` has them."""
     for ask in asked:
         last: Chunk | GlmkitError | None = None
         if ask is not None:
             try:
-                last = yield from _alone(model, ask, gone)
+                last = yield from _alone(model, ask, tickets[ask.key].stop)
             except GlmkitError as error:
                 last = error
         # Only now, as nobody may draw from here for a while.
         yield [] if ask is None or last is None else [(ask.key, last)]
 
 
-def _alone(
-    model: ChatModel, ask: Ask, gone: Container[int]
-) -> Generator[Sequence[News], None, Chunk]:
+def _alone(model: ChatModel, ask: Ask, stop: Stop) -> Generator[Sequence[News], None, Chunk]:
     """Stream one answer; return its last chunk."""
-    chunks = model.stream(ask.conversation, ask.options)
-    try:
+    with closing(streamed(model, ask.conversation, ask.options, stop=stop)) as chunks:
         for chunk in chunks:
             if chunk.finish_reason is not None:
                 return chunk
-            if ask.key in gone:
-                break
             yield [(ask.key, chunk)]
-    finally:
-        _close(chunks)
     return Chunk("", "cancelled")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from glmkit import GlmkitError, Message, ModelInfo, Policy, StreamedModel, UsageError
-from glmkit.live import Stop, streamed
+from glmkit.stopping import Stop, streamed
 
 from .answer import AnsweringModel
 from .base import KnowledgeBase

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ import gradio as gr
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, Request
 from starlette.responses import RedirectResponse, Response
+
+from glmkit import tell_library
 
 from .building import CSS, build, theme
 from .entrance import Entrance
@@ -54,7 +55,7 @@ def site(
 
     # Where Gradio keeps what is sent and drawn: it has no other way to be told, and its own place
     # is shared with every user of the machine.
-    os.environ["GRADIO_TEMP_DIR"] = str(page.visits.root / "gradio")
+    tell_library("GRADIO_TEMP_DIR", str(page.visits.root / "gradio"))
     for language in LANGUAGES:
         blocks = build(replace(page, words=Words(language)), tabs)
         blocks.queue(max_size=None, default_concurrency_limit=_BESIDE)

@@ -17,7 +17,7 @@ from glmkit import (
     TimeLimitError,
     UsageError,
 )
-from glmkit.live import streamed
+from glmkit.stopping import streamed
 
 from .escaping import as_markdown, as_text, closed, sources_html
 from .visits import Turn

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmkit import Message
-from glmkit.live import Stop
+from glmkit.stopping import Stop
 
 if TYPE_CHECKING:
     from glmkit import FinishReason, Passage
