@@ -327,7 +327,7 @@ def test_threads_that_nobody_waits_for_keep_their_places():
             await aside.run(work)
 
     async def many():
-        aside = _Aside(0.05)
+        aside = _Aside(1)  # all have begun by then
         async with anyio.create_task_group() as group:
             for _ in range(_WAITING):
                 group.start_soon(ask, aside)
