@@ -3,6 +3,9 @@
 import pytest
 from pair_rows import write_pairs
 
+import glmkit_rlhf
+from glmkit.models.tiny import tiny_checkpoint
+from glmkit.testing import make_app
 from glmkit.training.recording import Record
 
 
@@ -19,3 +22,15 @@ def quick(one_thread):
 def data(tmp_path_factory):
     """Return a file of preferences that are easily told apart."""
     return write_pairs(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """Return glmkit with this plugin alone."""
+    return make_app(tmp_path_factory.mktemp("home"), rlhf=glmkit_rlhf)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Return a tiny model of its own for each file."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("base") / "hub")

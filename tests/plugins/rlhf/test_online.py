@@ -9,11 +9,9 @@ import torch
 from online_runs import config_of, run, write_prompts
 from safetensors.torch import load_file
 
-import glmkit_rlhf
 from glmkit.errors import BadStepError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.loading import load_local
-from glmkit.testing import make_app
 from glmkit.training.state import TrainerState
 from glmkit_finetune.aliases import aliases_of, translated
 from glmkit_finetune.settings import settings_of
@@ -29,16 +27,6 @@ RECIPES = ("grpo", "ppo")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_prompts(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    return make_app(tmp_path_factory.mktemp("home"), rlhf=glmkit_rlhf)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("base") / "hub")
 
 
 def mean(values):

@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 from online_runs import config_of, run, write_prompts
 
-import glmkit_rlhf
 from glmkit.errors import BadStepError, CheckpointError, DataError, UsageError
-from glmkit.models.tiny import tiny_checkpoint
-from glmkit.testing import make_app
 from glmkit.training.configs import LoraConfig, tuning_of
 from glmkit.training.written import Written
 from glmkit_rlhf.gathering import gathered
@@ -24,16 +21,6 @@ pytestmark = pytest.mark.usefixtures("quick")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_prompts(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    return make_app(tmp_path_factory.mktemp("home"), rlhf=glmkit_rlhf)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tiny_checkpoint(tmp_path_factory.mktemp("base") / "hub")
 
 
 NEVER = "\ndef never(answer, *, question, row):\n    return float('nan')\n"
