@@ -98,8 +98,10 @@ class FeedbackStore:
             self._prepare(connection)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        if self._version(connection) == 0:
-            connection.execute("PRAGMA journal_mode = WAL")
+        with _transaction(connection, "DEFERRED"):
+            version = self._version(connection)
+        if version == 0:
+            _write_ahead(connection)
             with _transaction(connection):
                 if self._version(connection) == 0:  # nobody else was faster
                     connection.execute(_SCHEMA)
@@ -108,6 +110,8 @@ class FeedbackStore:
 
     def _version(self, connection: sqlite3.Connection) -> int:
         """Return the version of the table, 0 where the file is new.
+
+        Call it in a transaction: another may make the table between two of these questions.
 
         :raises DataError: if it is no table of ours, or of a later version.
         """
@@ -183,15 +187,28 @@ class FeedbackStore:
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Write all or nothing, one writer at a time."""
-    connection.execute("BEGIN IMMEDIATE")
+def _transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
+    """Write all or nothing, one writer at a time; ``DEFERRED``: read one state of the file."""
+    connection.execute(f"BEGIN {kind}")
     try:
         yield
     except BaseException:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Choose the write-ahead log, for which SQLite doesn't wait by itself while others do so."""
+    until = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 _NAMES = tuple(each.name for each in fields(Feedback))

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import sys
 import threading
 
 import pytest
@@ -92,25 +93,35 @@ def test_a_later_version_is_not_guessed_at(store):
         FeedbackStore(store.path)
 
 
-def test_threads_write_side_by_side(tmp_path):
+@pytest.fixture
+def hasty_threads():
+    """Let threads interrupt each other after each few instructions."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(usual)
+
+
+def test_threads_write_side_by_side(tmp_path, hasty_threads):
     """Each makes the table for itself, as processes do."""
-    path = tmp_path / "feedback.db"
     failed = []
 
-    def write(name):
+    def write(path, name):
         try:
-            for number in range(10):
+            for number in range(2):
                 FeedbackStore(path).add(said(f"{name} {number}"))
         except DataError as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=write, args=(name,)) for name in "abcdef"]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    assert not failed
-    assert len({row.answer for row in FeedbackStore(path)}) == 60
+    for attempt in range(30):
+        path = tmp_path / f"{attempt}.db"
+        threads = [threading.Thread(target=write, args=(path, name)) for name in "abcdefgh"]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        assert not failed
+        assert len({row.answer for row in FeedbackStore(path)}) == 16
 
 
 def test_a_row_that_breaks_off_is_not_there(store):
