@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from glmkit.training.attention import placed
+from glmkit.training.below import Fingerprint
 from glmkit.training.learner import Loss, computing_in
 
 from .heads import head_of, pooled
 from .losses import bradley_terry
 from .pairs import PairBatch, taken_in
+from .remembered import Remembered
 
 if TYPE_CHECKING:
     from glmkit import StepLog
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from glmkit.training.intake import Intake
 
     from .reward import RewardConfig
+
+KEPT = "heads.db"
+"""In the cache: what models say of pairs while only a head learns."""
 
 
 class RewardTask:
@@ -57,9 +62,21 @@ class RewardTask:
     ) -> RewardLearner:
         """Return the model's loss of pairs."""
         still = self.config.tuning == "head"
+        kept = self._kept(local, computing) if still and self.config.cache else None
         return RewardLearner(
-            local.model, centering=self.config.centering, computing=computing, still=still
+            local.model,
+            centering=self.config.centering,
+            computing=computing,
+            still=still,
+            kept=kept,
         )
+
+    def _kept(self, local: LocalModel, computing: torch.dtype | None) -> Remembered:
+        """Return what keeps the numbers that the head reads, for other runs."""
+        config, like = self.config, local.model.like
+        base = Fingerprint.of(Path(config.model))
+        about = (base, config.quantize, like.dtype, like.device.type, computing, config.pooling)
+        return Remembered(Path(str(config.cache)).expanduser() / KEPT, *about)
 
 
 class RewardLearner(nn.Module):
@@ -69,6 +86,7 @@ class RewardLearner(nn.Module):
     :param computing: see :class:`glmkit.training.learner.Learner`.
     :param still: only the head learns: what it reads of a pair never changes, and is worked out
         when the pair is first seen, of each pair alone, so that a resumed run gets the same.
+    :param kept: keeps that on disk, too.
     """
 
     def __init__(
@@ -78,9 +96,11 @@ class RewardLearner(nn.Module):
         centering: float = 0.0,
         computing: torch.dtype | None = None,
         still: bool = False,
+        kept: Remembered | None = None,
     ) -> None:
         super().__init__()
         self.model, self.centering, self.computing = model, centering, computing
+        self.kept = kept
         self.known: dict[int, Tensor] | None = {} if still else None
         """What the head reads of pairs, (2, H) each, by their keys."""
 
@@ -112,10 +132,19 @@ class RewardLearner(nn.Module):
             return self._pooled(batch)
         for at, key in enumerate(batch.keys):
             if key not in self.known:
-                with torch.inference_mode():  # as it is read when it is scored
-                    found = self._pooled(batch.alone(at))
-                self.known[key] = found.clone()  # outside, so that gradients may ask for it
+                self.known[key] = self._asked(batch.alone(at))
         return torch.cat([self.known[key] for key in batch.keys])
+
+    def _asked(self, pair: PairBatch) -> Tensor:
+        """Return what the head reads of one pair, (2, H), from disk where it lies there."""
+        kept = self.kept
+        found = None if kept is None else kept.get(pair.ids, (*pair.lengths, *pair.sizes))
+        if found is None:
+            with torch.inference_mode():  # as it is read when it is scored
+                found = self._pooled(pair)
+            if kept is not None:
+                kept.put(pair.ids, (*pair.lengths, *pair.sizes), found)
+        return found.clone()  # outside, so that gradients may ask for it
 
     def _pooled(self, batch: PairBatch) -> Tensor:
         positions, blocks = placed(self.model, batch.ids, batch.lengths)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import deque
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,6 +87,37 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, data):
     for name in ("adapter_model.safetensors", "reward_head.safetensors"):
         one, other = ((tmp_path / each / name).read_bytes() for each in ("whole", "parted"))
         assert one == other
+
+
+def test_what_a_head_reads_is_kept_for_other_runs(tmp_path, data, monkeypatch):
+    base = tiny_checkpoint(tmp_path / "base", layout="chatglm")
+    asked_of = []
+    pooled = RewardLearner._pooled
+
+    def counted(self, batch):
+        asked_of.append(len(batch.keys))
+        return pooled(self, batch)
+
+    monkeypatch.setattr(RewardLearner, "_pooled", counted)
+
+    def run(name, cache, **more):
+        more = {"tuning": "head", "max_steps": 4, **more}
+        config = replace(settings(base, data, tmp_path / name, **more), cache=cache)
+        deque(reward.run(config), maxlen=0)
+        return (tmp_path / name / "reward_head.safetensors").read_bytes()
+
+    kept = str(tmp_path / "kept")
+    first = run("first", kept)
+    assert sum(asked_of) == len(ROWS)
+    assert run("again", kept) == first
+    assert run("slower", kept, learning_rate=1e-3) != first
+    assert sum(asked_of) == len(ROWS)  # from disk, whatever the learning rate
+    assert run("means", kept, pooling="mean") != first
+    assert run("alone", None) == first
+    assert sum(asked_of) == 3 * len(ROWS)
+    (tmp_path / "kept" / "heads.db").write_bytes(b"no table" * 100)
+    with pytest.raises(DataError, match=r"heads.db cannot be used .* delete it"):
+        run("damaged", kept)
 
 
 def test_margins_and_centering_change_what_is_learnt(tmp_path, data):
