@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from glmkit import CheckpointError
@@ -251,6 +252,8 @@ def _module(component: str, name: str) -> str:
 
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _KOHYA_PARTS = ("lora_down.weight", "lora_up.weight", "alpha")
+_SDXL = SimpleNamespace(layers_per_block=2)
+"""What names like ``input_blocks_4_1`` count by; files that have them are for SDXL and Kolors."""
 
 
 def _from_kohya(file: Path, tensors: Mapping[str, Tensor]) -> dict[Part, Factors]:
@@ -276,8 +279,8 @@ def _kohya_module(file: Path, stem: str, found: Mapping[str, Tensor]) -> dict[Pa
     alpha = float(found["alpha"]) if "alpha" in found else down.shape[0]
     given = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
     try:
-        renamed, _ = Loader.lora_state_dict(given)
-    except (KeyError, ValueError) as error:
+        renamed, _ = Loader.lora_state_dict(given, unet_config=_SDXL)
+    except (KeyError, ValueError, IndexError) as error:
         raise unknown_key(file, f"{stem}.lora_down.weight") from error
     halves = _Halves(file)
     for key, tensor in renamed.items():

@@ -23,6 +23,19 @@ INDEX = "model_index.json"
 WORDS = "words.txt"
 
 
+_READS_CHINESE = frozenset({"en", "zh"})
+_BILINGUAL = frozenset(
+    {
+        "CogView4Pipeline",  # below GLM-4
+        "KolorsPipeline",  # below ChatGLM3
+        "HunyuanDiTPipeline",
+        "QwenImagePipeline",
+        "ZImagePipeline",
+    }
+)
+"""Pipelines of diffusers' whose text encoders were trained on Chinese wishes, too."""
+
+
 @dataclass(frozen=True)
 class About:
     """What a picture model says of itself in ``glmkit.json``."""
@@ -90,12 +103,14 @@ def read_about(folder: Path) -> About:
     :raises CheckpointError: if it is damaged.
     """
     file = folder / "glmkit.json"
+    kind = _index(folder).get("_class_name")
+    languages = _READS_CHINESE if kind in _BILINGUAL else About.languages
     if not file.is_file():
-        return About()
+        return About(languages)
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
         return About(
-            frozenset(said.get("languages", ["en"])),
+            frozenset(said.get("languages", languages)),
             bool(said.get("plain", False)),
             said.get("steps"),
             said.get("guidance"),

@@ -185,7 +185,6 @@ class Painter:
 
         arguments: dict[str, Any] = {
             "prompt": plan.prompt,
-            "negative_prompt": plan.negative or None,
             "width": plan.size[0],
             "height": plan.size[1],
             "num_inference_steps": plan.steps,
@@ -193,7 +192,10 @@ class Painter:
             # On the CPU everywhere: the same seed begins with the same noise on every device.
             "generator": torch.Generator("cpu").manual_seed(seed),
             "output_type": "np",
+            "clean_caption": False,  # else what is drawn depends on which packages are there
         }
+        if plan.negative:  # without one, pipelines begin differently: with None, or with ""
+            arguments["negative_prompt"] = plan.negative
         taken = {name: each for name, each in arguments.items() if name in self._takes}
         note = f"picture {number + 1} of {count}" if count > 1 else ""
         before, total = number * plan.steps, count * plan.steps
@@ -205,6 +207,9 @@ class Painter:
                 yield Progress("drawing", before + step, total, note=note)
         except StopIteration as stop:
             return _checked(stop.value)
+        except ValueError as error:  # what each pipeline asks of its arguments, it checks itself
+            kind = type(self.pipeline).__name__
+            raise UsageError(f"{kind} cannot draw so: {' '.join(str(error).split())}") from error
         finally:
             running.close()
 

@@ -30,8 +30,8 @@ def tiny_picture_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = StableDiffusionPipeline(
-            vae=_vae(),
-            text_encoder=_text_encoder(),
+            vae=tiny_vae(),
+            text_encoder=tiny_text_encoder(),
             tokenizer=tiny_clip_tokenizer(),
             unet=_unet(alike),
             scheduler=_scheduler(prediction),
@@ -64,7 +64,8 @@ def tiny_clip_tokenizer(words: Iterable[str] = WORDS):
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
 
 
-def _vae():
+def tiny_vae(**more):
+    """Return an autoencoder that halves the sides."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -75,10 +76,12 @@ def _vae():
         layers_per_block=1,
         norm_num_groups=4,
         sample_size=SIDE,
+        **more,
     )
 
 
-def _text_encoder():
+def tiny_text_encoder():
+    """Return CLIP's text encoder."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     size = len(tiny_clip_tokenizer())
