@@ -79,29 +79,53 @@ def checked(messages: Sequence[Message]) -> list[Message]:
     return list(messages)
 
 
-def shortened(messages: list[Message]) -> list[Message] | None:
-    """Return the conversation with one thing less, or None where nothing may go.
+class Shortening:
+    """A conversation, and what is left of it with one thing less each time.
 
-    First passages go, lowest score first, then the oldest turns; the system message and the
-    question always stay.
+    First passages go, lowest score first, those of earlier turns before later ones: their answers
+    are in the history already. Then the oldest turns go; the system message and the question always
+    stay. Making any of them takes as long as the conversation is, however much is left out.
+
+    :param messages: what :func:`checked` returned.
     """
-    holders = [at for at, each in enumerate(messages) if each.passages]
-    if holders:
-        # Evidence of earlier turns goes first: their answers are in the history already.
-        at = holders[0]
-        return [*messages[:at], _without_weakest(messages[at]), *messages[at + 1 :]]
-    first = 1 if messages[0].role == "system" else 0
-    if first >= len(messages) - 1:
-        return None
-    # A question leaves together with its answer, so that the history still alternates.
-    after = first + 1
-    while after < len(messages) - 1 and messages[after].role != "user":
-        after += 1
-    return [*messages[:first], *messages[after:]]
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self._messages = tuple(messages)
+        self._passages = [
+            (at, number) for at, each in enumerate(messages) for number in _weakest_first(each)
+        ]
+        """Which message loses which passage, in their order."""
+        self._first = 1 if messages[0].role == "system" else 0
+        last = len(messages) - 1
+        # A question leaves together with its answer, so that the history still alternates.
+        self._turns = [
+            at
+            for at in range(self._first + 1, last + 1)
+            if at == last or messages[at].role == "user"
+        ]
+        """Where the history begins without its first turn, its first two, and so on."""
+
+    @property
+    def most(self) -> int:
+        """How many things can be left out."""
+        return len(self._passages) + len(self._turns)
+
+    def without(self, things: int) -> list[Message]:
+        """Return the conversation without so many things, 0 to :attr:`most`."""
+        kept = list(self._messages)
+        gone: dict[int, set[int]] = {}
+        for at, number in self._passages[:things]:
+            gone.setdefault(at, set()).add(number)
+        for at, numbers in gone.items():
+            left = [each for n, each in enumerate(kept[at].passages) if n not in numbers]
+            kept[at] = replace(kept[at], passages=tuple(left))
+        turns = things - len(self._passages)
+        if turns > 0:
+            del kept[self._first : self._turns[turns - 1]]
+        return kept
 
 
-def _without_weakest(message: Message) -> Message:
-    scores = [each.score for each in message.passages]
-    weakest = len(scores) - 1 - scores[::-1].index(min(scores))
-    kept = message.passages[:weakest] + message.passages[weakest + 1 :]
-    return replace(message, passages=kept)
+def _weakest_first(message: Message) -> list[int]:
+    """Return the numbers of a message's passages; of equal ones the last goes first."""
+    scores = [(each.score, -number) for number, each in enumerate(message.passages)]
+    return [-number for _, number in sorted(scores)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import UsageError
@@ -12,7 +14,7 @@ from .about import read_about
 from .files import read_json
 from .formats import FORMATS, ChatFormat, Piece, Special, encode, guess_format
 from .layouts import family_of
-from .passages import checked, shortened, speaks_chinese, with_passages
+from .passages import Shortening, checked, speaks_chinese, with_passages
 from .tokenizers import Tokenizer
 
 __all__ = [
@@ -57,18 +59,28 @@ class Renderer:
 
         :raises UsageError: if there is no question, or even the question alone is too long.
         """
-        kept = checked(messages)
-        while True:
-            ids = encode(self.pieces(kept), self.tokenizer)
-            if len(ids) <= room:
-                return Prompt(ids, kept[-1].passages)
-            shorter = shortened(kept)
-            if shorter is None:
-                raise UsageError(
-                    f"the question takes {len(ids)} tokens and the model has room for {room}; "
-                    "shorten it, or ask for fewer max_tokens"
-                )
-            kept = shorter
+        rest = Shortening(checked(messages))
+        # Each piece is encoded once. Of equal texts only some may be a template's own work.
+        encoded = lru_cache(None, typed=True)(self._encoded)
+
+        def prompt(things: int) -> Prompt:
+            kept = rest.without(things)
+            ids = [number for piece in self.pieces(kept) for number in encoded(piece)]
+            return Prompt(ids, kept[-1].passages)
+
+        whole = prompt(0)
+        if len(whole.ids) <= room:
+            return whole
+        least = prompt(rest.most)
+        if len(least.ids) > room:
+            raise UsageError(
+                f"the question takes {len(least.ids)} tokens and the model has room for {room}; "
+                "shorten it, or ask for fewer max_tokens"
+            )
+        return prompt(_fewest(lambda things: len(prompt(things).ids) <= room, rest.most))
+
+    def _encoded(self, piece: Piece) -> list[int]:
+        return encode([piece], self.tokenizer)
 
     def pieces(self, messages: Sequence[Message]) -> list[Piece]:
         """Return a conversation as the model reads it, up to where its answer begins.
@@ -81,6 +93,20 @@ class Renderer:
 
     def _may_speak(self, language: str) -> bool:
         return self.languages is None or language in self.languages
+
+
+def _fewest(enough: Callable[[int], bool], most: int) -> int:
+    """Return how few things have to go, where leaving out none does not do and ``most`` does.
+
+    What is left with one thing less is never longer, so halves can be searched; from where little
+    is left, as that is what a long conversation is cut to, and soon looked at.
+    """
+    too_few, step = most - 1, 1
+    while too_few > 0 and enough(too_few):
+        most, step = too_few, 2 * step
+        too_few = max(0, too_few - step)
+    between = range(too_few + 1, most)
+    return too_few + 1 + bisect_left(between, True, key=enough)
 
 
 def open_renderer(

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 
 from ..answers import Outcome, SideBySideModel
 from ..errors import GlmkitError, OfflineError, ServerError, UsageError
-from ..models.passages import checked, shortened
+from ..models.passages import Shortening, checked
 from ..servers import Server
 from ..types import (
     Ask,
@@ -237,11 +237,8 @@ class _Question:
     def _shorten(self, error: TooLongError) -> None:
         """Leave out what the local engines would leave out, twice as much with each try."""
         self._dropped = max(1, 2 * self._dropped)
-        for _ in range(self._dropped):
-            shorter = shortened(self._messages)
-            if shorter is None:
-                break
-            self._messages = shorter
+        rest = Shortening(self._messages)
+        self._messages = rest.without(min(self._dropped, rest.most))
         turns = turns_of(self._messages)
         if turns == self._turns:
             raise error
