@@ -2,7 +2,7 @@
 
 from .columns import ColumnNames, Tags
 from .data import Data, open_data, opening
-from .samples import BadRow, Preference, Sample
+from .samples import BadRow, Preference, Sample, Verdict
 
 __all__ = [
     "BadRow",
@@ -11,6 +11,7 @@ __all__ = [
     "Preference",
     "Sample",
     "Tags",
+    "Verdict",
     "open_data",
     "opening",
 ]

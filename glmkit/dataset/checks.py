@@ -17,7 +17,7 @@ from ..types import Message, Progress
 from .columns import ColumnNames
 from .data import over
 from .info import Listing
-from .samples import BadRow, Preference, Sample, compared
+from .samples import BadRow, Preference, Row, Sample, Verdict, compared
 from .sources import Source, open_source
 from .specs import wanted
 
@@ -28,7 +28,6 @@ _MARKUP = re.compile(
 )
 Measure = Callable[[Sample], int]
 """Returns the tokens of a sample; a DataError says why a model cannot read it."""
-Row = Sample | Preference
 
 
 class Finding(NamedTuple):
@@ -61,6 +60,10 @@ class Report:
     """Preferences among the samples."""
     longer: int = 0
     """Pairs whose better answer is the longer one, in characters."""
+    verdicts: int = 0
+    """Answers with a verdict among the samples."""
+    desirable: int = 0
+    """Those that are good."""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -116,10 +119,13 @@ def _look_through(
         if isinstance(row, Preference):
             report.pairs += 1
             report.longer += len(row.chosen.content) > len(row.rejected.content)
+        if isinstance(row, Verdict):
+            report.verdicts += 1
+            report.desirable += row.good
         report.findings += _faults(row, source.name, seen, longest)
         if rows % _EVERY == 0:
             yield Progress(f"checking {source.name}", rows)
-    unit = "pairs" if source.compares else "rows"
+    unit = {"preferences": "pairs", "verdicts": "answers"}.get(source.holds, "rows")
     report.files.append(f"{source.name}: {source.shape.name}, {rows:,} {unit}")
 
 
@@ -134,9 +140,9 @@ def _faults(
     except DataError as error:
         yield Finding("row", file, row.place, str(error))
         return
-    messages = row.messages if isinstance(row, Sample) else (*row.conversations[0], row.rejected)
+    messages = _messages(row)
     said: dict[Fault, str] = {
-        "contradiction": seen.contradiction(row) if isinstance(row, Preference) else "",
+        "contradiction": seen.contradiction(row),
         "duplicate": seen.duplicate(row),
         "overlong": overlong,
         "markup": _markup(messages),
@@ -147,6 +153,12 @@ def _faults(
             yield Finding(fault, file, row.place, reason)
 
 
+def _messages(row: Row) -> tuple[Message, ...]:
+    if isinstance(row, Preference):
+        return (*row.conversations[0], row.rejected)
+    return row.messages if isinstance(row, Sample) else row.conversation
+
+
 class _Seen:
     """Remembers conversations by a digest of eight bytes."""
 
@@ -155,28 +167,37 @@ class _Seen:
 
     def duplicate(self, row: Row) -> str:
         """Say where the same conversation, or pair, stood before; empty: nowhere."""
-        if isinstance(row, Sample):
-            key, what = _key(row.messages), "conversation"
+        if isinstance(row, Verdict):
+            key, what = _key(row.conversation, row.good), "answer"
         else:
-            key, what = _key((*row.prompt, row.chosen, row.rejected)), "pair"
+            what = "conversation" if isinstance(row, Sample) else "pair"
+            key = _key(_messages(row))
         here = (row.source, row.place)
         file, place = self._whole.setdefault(key, here)
         if (file, place) == here:
             return ""
         return f"the same {what} as " + _where(file, place, row)
 
-    def contradiction(self, row: Preference) -> str:
-        """Say where the same two answers stood the other way round; empty: nowhere."""
-        found = self._whole.get(_key((*row.prompt, row.rejected, row.chosen)))
-        return "" if found is None else f"{_where(*found, row)} prefers the other of these answers"
+    def contradiction(self, row: Row) -> str:
+        """Say where the opposite stood; empty: nowhere."""
+        if isinstance(row, Sample):
+            return ""
+        if isinstance(row, Preference):
+            key = _key((*row.prompt, row.rejected, row.chosen))
+            said = "prefers the other of these answers"
+        else:
+            key = _key(row.conversation, not row.good)
+            said = "says the opposite of this answer"
+        found = self._whole.get(key)
+        return "" if found is None else f"{_where(*found, row)} {said}"
 
 
 def _where(file: str, place: Place, row: Row) -> str:
     return str(place) if file == row.source else f"{file}, {place}"
 
 
-def _key(messages: Sequence[Message]) -> bytes:
-    """Return a digest of who says what."""
+def _key(messages: Sequence[Message], *beside: object) -> bytes:
+    """Return a digest of who says what, and of what is said of that."""
     said = [
         (
             each.role,
@@ -186,7 +207,7 @@ def _key(messages: Sequence[Message]) -> bytes:
         )
         for each in messages
     ]
-    text = json.dumps(said, ensure_ascii=False, default=str)
+    text = json.dumps([said, *beside], ensure_ascii=False, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
@@ -199,9 +220,9 @@ def _overlong(row: Row, longest: Longest | None) -> str:
 
 def _samples(row: Row) -> list[Sample]:
     """Return a row as conversations, of a preference one with each answer."""
-    if isinstance(row, Sample):
-        return [row]
-    return [compared(row, at) for at in (0, 1)]
+    if isinstance(row, Preference):
+        return [compared(row, at) for at in (0, 1)]
+    return [row if isinstance(row, Sample) else row.sample]
 
 
 def _markup(messages: Sequence[Message]) -> str:

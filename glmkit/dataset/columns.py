@@ -47,6 +47,8 @@ class ColumnNames:
     """The better answer; without ``rejected``: several answers, the best first."""
     rejected: str | None = None
     """The worse answer."""
+    label: str | None = None
+    """Whether the answer is a good one: true or false."""
     tags: Tags = Tags()
 
     @property

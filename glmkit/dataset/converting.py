@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, UsageError
 from ..types import Message, ToolCall
-from .samples import Preference, Sample
+from .samples import Preference, Sample, Verdict
+
+if TYPE_CHECKING:
+    from .data import Data
 
 Row = dict[str, Any]
 
@@ -113,6 +116,56 @@ PAIR_FORMATS: dict[str, Callable[[Preference], Row]] = {
     "alpaca": pair_as_alpaca,
     "sharegpt": pair_as_sharegpt,
 }
+
+
+def verdict_as_messages(verdict: Verdict) -> Row:
+    """Return an answer with a verdict as TRL writes it; nothing of it is lost."""
+    messages: list[Row] = as_messages(_plainly(verdict))["messages"]
+    return {"prompt": messages[:-1], "completion": messages[-1:], "label": verdict.good}
+
+
+def verdict_as_sharegpt(verdict: Verdict) -> Row:
+    """Return an answer with a verdict as LLaMA-Factory writes it with ``formatting: sharegpt``.
+
+    :raises DataError: if tools are offered elsewhere than in the first message.
+    """
+    return as_sharegpt(_plainly(verdict)) | {"kto_tag": verdict.good}
+
+
+def verdict_as_alpaca(verdict: Verdict) -> Row:
+    """Return an answer with a verdict as LLaMA-Factory writes it with ``formatting: alpaca``.
+
+    :raises DataError: if it has tools, which alpaca has no place for.
+    """
+    return as_alpaca(_plainly(verdict)) | {"kto_tag": verdict.good}
+
+
+def _plainly(verdict: Verdict) -> Sample:
+    """Return the conversation with the weights that it has where none are written."""
+    messages = verdict.conversation
+    weights = tuple(float(each.role == "assistant") for each in messages)
+    return Sample(messages, weights, verdict.source, verdict.place)
+
+
+VERDICT_FORMATS: dict[str, Callable[[Verdict], Row]] = {
+    "messages": verdict_as_messages,
+    "alpaca": verdict_as_alpaca,
+    "sharegpt": verdict_as_sharegpt,
+}
+
+
+def as_rows(data: Data, name: str) -> Iterator[Row]:
+    """Yield what data holds as rows of a format.
+
+    :param name: one of :data:`FORMATS`.
+    :raises DataError: if a row has something that the format has no place for.
+    """
+    if data.holds == "preferences":
+        yield from map(PAIR_FORMATS[name], data.preferences())
+    elif data.holds == "verdicts":
+        yield from map(VERDICT_FORMATS[name], data.verdicts())
+    else:
+        yield from map(FORMATS[name], data.samples())
 
 
 def _weighted(sample: Sample) -> Iterator[tuple[Message, float]]:

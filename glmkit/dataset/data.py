@@ -11,16 +11,18 @@ import random
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import DataError, UsageError
 from ..tables.files import Place
 from ..types import Progress
 from .columns import ColumnNames
 from .info import Listing
-from .samples import RANKED, TRAIN_ON, BadRow, Kind, Preference, Sample
+from .samples import RANKED, TRAIN_ON, BadRow, Kind, Preference, Row, Sample, Verdict
 from .sources import Source, open_source
 from .specs import wanted
 
+RowT = TypeVar("RowT", bound=Row)
 _READ = 1 << 20
 _EVERY = 20_000
 """Rows between two lines of progress."""
@@ -38,7 +40,7 @@ class Part:
 
     source: Source
     count: int
-    """Rows that are samples; of preference data, the pairs that its rows make."""
+    """Rows that are samples; else the pairs, or answers with a verdict, that its rows make."""
     skipped: int
     """Rows that are none."""
     bad: tuple[BadRow, ...]
@@ -51,7 +53,7 @@ class Part:
     def __len__(self) -> int:
         return sum(each.count(1) for each in self.passes)
 
-    def samples(self, train_on: str, ranked: str = "all") -> Iterator[Sample | Preference]:
+    def samples(self, train_on: str, ranked: str = "all") -> Iterator[Row]:
         """Yield its samples, in the order of the file.
 
         :raises DataError: if it was changed since it was opened.
@@ -72,7 +74,7 @@ class Part:
 
     def rows(self, taken: bytes, ranked: str) -> list[int]:
         """Return which row, from 0, each sample of a pass is of; ranked answers share one."""
-        if not self.source.compares or self.source.shape.names.rejected is not None:
+        if not self.source.makes_several:
             return list(range(taken.count(1)))
         pairs = replace(self, passes=(taken,)).samples("all", ranked)
         known: dict[Place, int] = {}
@@ -81,19 +83,26 @@ class Part:
     @property
     def described(self) -> str:
         """What it is, for a person: ``"a.json: alpaca, 1,000 rows"``."""
-        pairs = self.source.compares
-        unit = ("pair" if self.count == 1 else "pairs") if pairs else _s(self.count)
-        said = f"{self.source.name}: {self.source.shape.name}, {self.count:,} {unit}"
+        unit, units = _UNITS[self.source.holds]
+        named = unit if self.count == 1 else units
+        said = f"{self.source.name}: {self.source.shape.name}, {self.count:,} {named}"
         if len(self.passes) > 1:
-            said += f", {len(self):,} {'pairs' if pairs else 'samples'} of them"
+            said += f", {len(self):,} {'samples' if units == 'rows' else units} of them"
         elif len(self) != self.count:
             said += f", of which {len(self):,} are taken"
         return said + (f", {self.skipped:,} bad {_s(self.skipped)} skipped" if self.bad else "")
 
 
+_UNITS: dict[Kind, tuple[str, str]] = {
+    "answers": ("row", "rows"),
+    "preferences": ("pair", "pairs"),
+    "verdicts": ("answer", "answers"),
+}
+
+
 @dataclass(frozen=True)
 class Data:
-    """Samples of one or several files; or preferences, where it was opened for these."""
+    """Samples of one or several files; or preferences or verdicts, where it was opened for them."""
 
     parts: tuple[Part, ...]
     train_on: str = "all"
@@ -104,22 +113,26 @@ class Data:
         return sum(map(len, self.parts))
 
     @property
-    def compares(self) -> bool:
-        """Whether it holds preferences, and no samples."""
-        return any(part.source.compares for part in self.parts)
+    def holds(self) -> Kind:
+        """What its rows are, all of them."""
+        return self.parts[0].source.holds
 
     def samples(self) -> Iterator[Sample]:
         """Yield the samples, file after file, always in the same order."""
-        for part in self.parts:
-            for each in part.samples(self.train_on, self.ranked):
-                if isinstance(each, Sample):
-                    yield each
+        return self._all(Sample)
 
     def preferences(self) -> Iterator[Preference]:
         """Yield the preferences, file after file, always in the same order."""
+        return self._all(Preference)
+
+    def verdicts(self) -> Iterator[Verdict]:
+        """Yield the answers with a verdict, file after file, always in the same order."""
+        return self._all(Verdict)
+
+    def _all(self, kind: type[RowT]) -> Iterator[RowT]:
         for part in self.parts:
             for each in part.samples(self.train_on, self.ranked):
-                if isinstance(each, Preference):
+                if isinstance(each, kind):
                     yield each
 
     @property
@@ -140,7 +153,7 @@ class Data:
     @property
     def fingerprint(self) -> str:
         """A digest of all that the samples come from: equal data, equal fingerprint."""
-        how = self.ranked if self.compares else self.train_on
+        how = {"answers": self.train_on, "preferences": self.ranked}.get(self.holds, self.holds)
         whole = hashlib.sha256(f"{_VERSION} {how}".encode())
         for part in self.parts:
             names = json.dumps(asdict(part.source.shape.names), sort_keys=True)
@@ -228,8 +241,8 @@ def opening(
     :param train_on: which answers are learnt: ``all`` of a conversation or the ``last``.
     :param seed: of what is picked.
     :param skip_bad: leave out rows that are no samples, rather than refuse them all.
-    :param kind: what is wanted: ``answers`` to learn, or ``preferences``; None: what the files
-        hold, all of them the same.
+    :param kind: what is wanted: ``answers`` to learn, ``preferences``, or ``verdicts``, which
+        preferences make, too; None: what the files hold, all of them the same.
     :param ranked: which pairs ranked answers make: ``all``, or the ``best`` with each other one.
     :raises DataError: if something does not exist, cannot be read or holds bad rows.
     :raises UsageError: if nothing is named, or an amount makes no sense.
@@ -239,8 +252,10 @@ def opening(
     parts: list[Part] = []
     for number, each in enumerate(found):
         source = open_source(each.path, over(each.names, columns), kind)
-        if parts and parts[0].source.compares != source.compares:
-            raise DataError(_MIXED.format(parts[0].source.path, source.path))
+        if parts and parts[0].source.holds != source.holds:
+            first = parts[0].source
+            said = _MIXED.format(first.path, first.holds, source.path, source.holds)
+            raise DataError(said)
         part = yield from _read_through(source, train_on, ranked)
         parts.append(replace(part, passes=(_taken(part, each.take, f"{seed} {number}"),)))
     if not skip_bad:
@@ -258,7 +273,7 @@ def _check_choices(train_on: str, ranked: str) -> None:
         raise UsageError(f"ranked must be one of {', '.join(RANKED)}, got {ranked!r}")
 
 
-_MIXED = "one of {} and {} holds preferences and the other answers to learn; name one kind of data"
+_MIXED = "{} holds {} and {} holds {}; name one kind of data"
 
 
 def refuse_bad(parts: Sequence[Part]) -> None:

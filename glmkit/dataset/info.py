@@ -18,8 +18,10 @@ _MEDIA = ("images", "videos", "audios")
 _PREFERENCE = ("chosen", "rejected", "kto_tag")
 _NAMES = (
     *("prompt", "query", "response", "history", "system", "messages", "tools"),
-    *("chosen", "rejected"),
+    *("chosen", "rejected", "kto_tag"),
 )
+_OURS = {"kto_tag": "label"}
+"""What a column is called here, where that is something else."""
 _TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user"}
 _TAGS |= {"assistant_tag": "assistant", "observation_tag": "observation"}
 _TAGS |= {"function_tag": "function", "system_tag": "system"}
@@ -78,7 +80,7 @@ class Listing:
             for key, value in (told.get("tags") or {}).items()
             if key in _TAGS
         }
-        names = {key: str(columns[key]) for key in _NAMES if columns.get(key)}
+        names = {_OURS.get(key, key): str(columns[key]) for key in _NAMES if columns.get(key)}
         if names and told.get("formatting", "alpaca") == "sharegpt":
             names.setdefault("messages", "conversations")
         samples = told.get("num_samples")
@@ -108,6 +110,11 @@ def _refuse(
         raise DataError(
             f"the data set {name!r} is listed without ranking: true, and preferences are wanted "
             "here: name one that has it, or the file itself"
+        )
+    if wanted == "verdicts" and not told.get("ranking") and "kto_tag" not in columns:
+        raise DataError(
+            f"the data set {name!r} is listed without a column kto_tag, and answers with a verdict "
+            "are wanted here: name one that has it, or ranking: true, or the file itself"
         )
     media = next((each for each in _MEDIA if each in columns), None)
     if media is not None:

@@ -15,8 +15,9 @@ RANKED = ("all", "best")
 """Which pairs ranked answers make: each with every worse one, or only the best with the others."""
 _WIDEST = 1e15
 """The largest margin: single precision holds it, and sums of it."""
-Kind = Literal["answers", "preferences"]
-"""What data is read for: answers to learn, or answers to compare."""
+Kind = Literal["answers", "preferences", "verdicts"]
+"""What data holds, and is read for: answers to learn, answers to compare, answers of which each is
+said to be good or not."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,45 @@ def compared(pair: Preference, which: int) -> Sample:
     answer, other = (pair.chosen, pair.rejected) if which == 0 else (pair.rejected, pair.chosen)
     weights = (*(0.0 for _ in pair.prompt), 1.0)
     return Sample((*pair.prompt, answer), weights, pair.source, pair.place, other)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An answer, and whether it is a good one.
+
+    :raises DataError: if something other than an answer follows a question.
+    """
+
+    prompt: tuple[Message, ...]
+    """What was said before; ends with a question, or what a tool returned."""
+    answer: Message
+    good: bool
+    """Desirable, as KTO calls it."""
+    source: str = ""
+    """The file that it was read from."""
+    place: Place = Place()
+    """Where in there."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt or self.prompt[-1].role not in ("user", "observation"):
+            raise DataError("a verdict needs a question in front of its answer")
+        if self.answer.role != "assistant":
+            raise DataError(f"answers are the assistant's, got one of {self.answer.role!r}")
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """All that was said."""
+        return (*self.prompt, self.answer)
+
+    @property
+    def sample(self) -> Sample:
+        """The conversation, of which the last answer is learnt."""
+        weights = (*(0.0 for _ in self.prompt), 1.0)
+        return Sample(self.conversation, weights, self.source, self.place)
+
+
+Row = Sample | Preference | Verdict
+"""What a row of a file may be."""
 
 
 def _said(answer: Message) -> tuple[str, list[tuple[str, str]]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .columns import ColumnNames, Tags
+from .verdicts import is_verdict
 
 Row = Mapping[str, Any]
 Kind = Literal["pairs", "turns", "preference", "verdict", "text"]
@@ -16,8 +17,8 @@ Kind = Literal["pairs", "turns", "preference", "verdict", "text"]
 class Shape:
     """One format.
 
-    Verdicts and plain text have shapes too, so that they are known for what they are and refused;
-    preference data is refused where answers to learn are wanted.
+    Plain text has a shape, too, so that it is known for what it is and refused; preference data
+    and verdicts are refused where answers to learn are wanted.
     """
 
     name: str
@@ -32,7 +33,8 @@ class Shape:
     def required(self) -> tuple[str, ...]:
         """The columns that every row must have."""
         names = self.names
-        told = (names.prompt, names.response, names.messages, names.chosen, names.rejected)
+        asked = (names.prompt, names.response, names.messages)
+        told = (*asked, names.chosen, names.rejected, names.label)
         return self.needs or tuple(each for each in told if each)
 
     def matches(self, row: Row) -> bool:
@@ -65,8 +67,9 @@ def _comparing(
     return _preference("chosen and rejected answers", whole, fits)
 
 
-def _verdict(*needs: str, fits: Callable[[Row], bool] | None = None) -> Shape:
-    return Shape("answers with a verdict (KTO)", "verdict", ColumnNames(), needs, fits)
+def _verdict(label: str, names: ColumnNames, fits: Callable[[Row], bool] | None = None) -> Shape:
+    whole = replace(names, label=label, system="system", tools="tools", history="history")
+    return Shape("answers with a verdict (KTO)", "verdict", whole, (), fits)
 
 
 def _says(key: str, column: str) -> Callable[[Row], bool]:
@@ -85,7 +88,7 @@ def _says(key: str, column: str) -> Callable[[Row], bool]:
 
 
 def _judged(row: Row) -> bool:
-    return isinstance(row["label"], bool) or str(row["label"]).lower() in ("true", "false")
+    return is_verdict(row["label"])
 
 
 def _ranked(row: Row) -> bool:
@@ -111,6 +114,17 @@ _PROMPTS = (
 )
 """Where the question stands that two answers are compared of, in this order; at last: with them."""
 
+_ANSWERS = (
+    ColumnNames(messages="messages"),
+    ColumnNames(messages="conversations"),
+    ColumnNames(prompt="prompt", response="completion"),
+    ColumnNames(prompt="instruction", query="input", response="output"),
+    ColumnNames(prompt="prompt", response="response"),
+    ColumnNames(prompt="query", response="response"),
+    ColumnNames(prompt="question", response="answer"),
+)
+"""Where the answer stands that a verdict is of, and its question, in this order."""
+
 SHAPES = (
     _comparing("chosen", "rejected", ColumnNames(), _whole),
     *(_comparing("chosen", "rejected", each) for each in _PROMPTS),
@@ -118,10 +132,8 @@ SHAPES = (
     _comparing("messages", "rejected_messages", ColumnNames(messages="messages")),
     _comparing("response", "rejected_response", ColumnNames(prompt="query")),
     _comparing("response", "rejected_response", ColumnNames(prompt="prompt")),
-    _verdict("messages", "label", fits=_judged),
-    _verdict("messages", "kto_tag"),
-    _verdict("conversations", "kto_tag"),
-    _verdict("prompt", "completion", "label", fits=_judged),
+    *(_verdict("kto_tag", each) for each in _ANSWERS),
+    *(_verdict("label", each, _judged) for each in _ANSWERS[:3]),
     _preference(
         "ranked answers",
         ColumnNames(prompt="instruction", query="input", chosen="output"),
@@ -155,22 +167,30 @@ def shape_of(row: Row) -> Shape | None:
     return next((each for each in SHAPES if each.matches(row)), None)
 
 
-def _compares(shape: Shape | None) -> bool:
-    return shape is not None and shape.kind == "preference"
+def _named_kind(names: ColumnNames, found: Shape | None) -> Kind:
+    """Return what somebody means who names these columns of a file in a format."""
+    if names.label:
+        return "verdict"
+    if names.chosen or names.rejected:
+        return "preference"
+    if found is not None and found.kind in ("preference", "verdict") and not names.response:
+        return found.kind
+    return "turns" if names.messages else "pairs"
 
 
 def custom(names: ColumnNames, found: Shape | None) -> Shape:
     """Return a format with columns that somebody named, the others as they were found."""
-    kind: Kind = "turns" if names.messages else "pairs"
-    if names.chosen or names.rejected or (_compares(found) and not names.response):
-        kind = "preference"
-    base = found.names if found is not None and found.kind == kind else ColumnNames()
+    kind = _named_kind(names, found)
+    alike = ("verdict", "pairs", "turns") if kind == "verdict" else (kind,)
+    base = found.names if found is not None and found.kind in alike else ColumnNames()
     if names.prompt and names.prompt != base.prompt:
         base = replace(base, query=None)  # which belongs to the prompt that was found
-    if kind == "preference" and names.prompt:
+    if kind in ("preference", "verdict") and names.prompt:
         base = replace(base, messages=None)
-    if kind == "preference" and names.messages:
+    if kind in ("preference", "verdict") and names.messages:
         base = replace(base, prompt=None, query=None)
+    if kind == "verdict" and names.messages:
+        base = replace(base, response=None)
     tags = names.tags if names.tags != Tags() else base.tags
     whole = replace(base, **names.named, tags=tags)
     if found is not None and whole == found.names:

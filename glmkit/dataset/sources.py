@@ -15,9 +15,10 @@ from .encodings import check_encoding
 from .order import sample_of
 from .pairs import pair_of
 from .preferences import preferences_of
-from .samples import BadRow, Kind as Wanted, Preference, Sample
+from .samples import BadRow, Kind as Wanted, Preference, Row, Verdict
 from .shapes import ACCEPTED, Shape, custom, shape_of
 from .turns import Turn, turns_of
+from .verdicts import unpaired, verdict_of
 
 _LOOKED_AT = 50
 """Rows at most that a format is told by."""
@@ -33,6 +34,8 @@ class Source:
     path: Path
     kind: Kind
     shape: Shape
+    alone: bool = False
+    """Answers that are compared are read by themselves, as good or not."""
 
     @property
     def name(self) -> str:
@@ -40,14 +43,19 @@ class Source:
         return self.path.name
 
     @property
-    def compares(self) -> bool:
-        """Whether its rows are answers to compare."""
-        return self.shape.kind == "preference"
+    def holds(self) -> Wanted:
+        """What its rows are."""
+        if self.alone or self.shape.kind == "verdict":
+            return "verdicts"
+        return "preferences" if self.shape.kind == "preference" else "answers"
 
-    def read(
-        self, train_on: str = "all", ranked: str = "all"
-    ) -> Iterator[Sample | Preference | BadRow]:
-        """Yield every row, as a sample, as the preferences that it states, or as why it is none.
+    @property
+    def makes_several(self) -> bool:
+        """Whether a row may be several preferences or verdicts."""
+        return self.alone or (self.holds == "preferences" and self.shape.names.rejected is None)
+
+    def read(self, train_on: str = "all", ranked: str = "all") -> Iterator[Row | BadRow]:
+        """Yield every row, as a sample, as what it states of answers, or as why it is none.
 
         :raises DataError: if the file itself cannot be read any more.
         """
@@ -56,17 +64,25 @@ class Source:
                 yield BadRow(self.name, found.place, found.error)
                 continue
             try:
-                if self.compares:
-                    yield from self._preferences(found, ranked)
-                else:
-                    yield sample_of(self._turns(found.columns), train_on, self.name, found.place)
+                yield from self._rows(found, train_on, ranked)
             except (DataError, UsageError) as error:
                 yield BadRow(self.name, found.place, str(error))
 
-    def _preferences(self, found: Found, ranked: str) -> Iterator[Preference | BadRow]:
+    def _rows(self, found: Found, train_on: str, ranked: str) -> Iterator[Row | BadRow]:
+        where = (self.name, found.place)
+        if self.shape.kind == "preference":
+            yield from self._compared(found, ranked)
+        elif self.shape.kind == "verdict":
+            turns = self._turns(found.columns)
+            yield verdict_of(found.columns, turns, self.shape.names, *where)
+        else:
+            yield sample_of(self._turns(found.columns), train_on, *where)
+
+    def _compared(self, found: Found, ranked: str) -> Iterator[Preference | Verdict | BadRow]:
         self._refuse_lacking(found.columns)
-        pairs = preferences_of(found.columns, self.shape.names, ranked, self.name, found.place)
-        for each in pairs:
+        how = "best" if self.alone else ranked
+        pairs = preferences_of(found.columns, self.shape.names, how, self.name, found.place)
+        for each in unpaired(pairs) if self.alone else pairs:
             if isinstance(each, DataError):
                 yield BadRow(self.name, found.place, str(each))
             else:
@@ -80,7 +96,7 @@ class Source:
     def _turns(self, row: dict[str, Any]) -> list[Turn]:
         self._refuse_lacking(row)
         names = self.shape.names
-        if self.shape.kind == "pairs":
+        if not names.messages:
             return pair_of(row, names)
         beside = {"system": row.get(names.system or ""), "tools": row.get(names.tools or "")}
         return turns_of(row[names.messages or ""], names.tags, **beside)
@@ -98,27 +114,28 @@ def open_source(
     :raises DataError: if it cannot be read, is empty, or is no such data.
     """
     shape = shape_in(path, names)
-    if shape.kind == "preference":
-        refused = wanted == "answers"
-    else:
-        refused = shape.kind in _REFUSED or wanted == "preferences"
-    if refused:
-        said = _REFUSED["answers" if wanted == "preferences" else shape.kind]
-        raise DataError(f"{path} {said.format(shape.name)}")
-    return Source(path, kind_in(path), shape)
+    alone = wanted == "verdicts" and shape.kind == "preference"
+    found = Source(path, kind_in(path), shape, alone)
+    if shape.kind == "text" and wanted in (None, "answers"):
+        raise DataError(f"{path} {_TEXT}")
+    if wanted not in (None, found.holds):
+        raise DataError(f"{path} {_REFUSED[wanted].format(shape.name)}")
+    return found
 
 
-_REFUSED = {
-    **dict.fromkeys(
-        ("preference", "verdict"),
-        "holds preference data ({}), and answers to learn are wanted here: give a file of "
-        "questions and answers",
-    ),
-    "answers": "holds {}, and preferences are wanted here: rows with a question, the column "
+_TEXT = (
+    "holds plain text without questions and answers, and those are wanted here: name "
+    "--prompt-column and --response-column if it has them"
+)
+_REFUSED: dict[Wanted, str] = {
+    "answers": "holds preference data ({}), and answers to learn are wanted here: give a file of "
+    "questions and answers",
+    "preferences": "holds {}, and preferences are wanted here: rows with a question, the column "
     "chosen and the column rejected, or output: [best, ...]; other columns can be named: "
     "--prompt-column, --chosen-column, --rejected-column",
-    "text": "holds plain text without questions and answers, and those are wanted here: name "
-    "--prompt-column and --response-column if it has them",
+    "verdicts": "holds {}, and answers with a verdict are wanted here: rows with a question, an "
+    "answer, and label (or kto_tag): true or false; other columns can be named: --prompt-column, "
+    "--response-column, --label-column; preferences do, too",
 }
 
 
@@ -191,6 +208,11 @@ def _named(path: Path, shape: Shape, rows: list[dict[str, Any]]) -> Shape:
             f"{path}: beside {given}, name the columns of questions and answers "
             f"(--prompt-column, --response-column); it has {listed(rows[0])}"
         )
+    if shape.kind == "verdict" and not (shape.names.label and _answers(shape.names)):
+        raise DataError(
+            f"{path}: name the columns of questions, answers and verdicts: --prompt-column, "
+            f"--response-column (or --messages-column), --label-column; it has {listed(rows[0])}"
+        )
     if shape.kind == "preference" and not shape.names.chosen:
         raise DataError(
             f"{path}: name the column of the better answers, too: --chosen-column; it has "
@@ -200,6 +222,11 @@ def _named(path: Path, shape: Shape, rows: list[dict[str, Any]]) -> Shape:
         if column in shape.required and not any(column in each for each in rows):
             raise DataError(f"{path} has no column {column!r}; it has {listed(rows[0])}")
     return replace(shape)
+
+
+def _answers(names: ColumnNames) -> bool:
+    """Tell whether columns say where questions and answers stand."""
+    return bool(names.messages or (names.prompt and names.response))
 
 
 def _unreadable(path: Path, rows: list[Found]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from ..types import Progress
 from .checks import Longest
 from .data import Data
-from .samples import Preference, Sample, compared
+from .samples import Kind, Preference, Sample, Verdict, compared
 
 T = TypeVar("T")
 _EVERY = 20_000
@@ -157,6 +157,34 @@ class PairStatistics(Measured):
         self._weigh(longest, *(compared(pair, which) for which in (0, 1)))
 
 
+@dataclass
+class VerdictStatistics(Measured):
+    """What answers with a verdict are made of."""
+
+    counts = ("verdicts", "desirable", "undesirable")
+    lengths = MappingProxyType({"prompt": "prompts", "desirable": "good", "undesirable": "bad"})
+
+    verdicts: int = 0
+    desirable: int = 0
+    undesirable: int = 0
+    prompts: Lengths = field(default_factory=Lengths)
+    """Characters of what is said before the answers."""
+    good: Lengths = field(default_factory=Lengths)
+    """Characters of the answers that are good."""
+    bad: Lengths = field(default_factory=Lengths)
+
+    def add(self, verdict: Verdict, longest: Longest | None) -> None:
+        """Take an answer into account."""
+        self.verdicts += 1
+        self.desirable += verdict.good
+        self.undesirable += not verdict.good
+        self.turns[sum(each.role == "user" for each in verdict.prompt)] += 1
+        self.scripts[script_of([verdict.answer.content])] += 1
+        self.prompts.add(sum(len(each.content) for each in verdict.prompt))
+        (self.good if verdict.good else self.bad).add(len(verdict.answer.content))
+        self._weigh(longest, verdict.sample)
+
+
 def statistics(data: Data, longest: Longest | None = None) -> Generator[Progress, None, Statistics]:
     """Measure data.
 
@@ -174,6 +202,25 @@ def pair_statistics(
     found = PairStatistics()
     yield from _measuring(data.preferences(), len(data), lambda each: found.add(each, longest))
     return found
+
+
+def verdict_statistics(
+    data: Data, longest: Longest | None = None
+) -> Generator[Progress, None, VerdictStatistics]:
+    """Measure answers with a verdict; the parameters are those of :func:`statistics`."""
+    found = VerdictStatistics()
+    yield from _measuring(data.verdicts(), len(data), lambda each: found.add(each, longest))
+    return found
+
+
+MEASURING: Mapping[Kind, Callable[..., Generator[Progress, None, Measured]]] = MappingProxyType(
+    {
+        "answers": statistics,
+        "preferences": pair_statistics,
+        "verdicts": verdict_statistics,
+    }
+)
+"""What measures data, by what it holds; all take the parameters of :func:`statistics`."""
 
 
 def _measuring(

@@ -22,6 +22,7 @@ _COLUMNS = {
     "tools": "Column of the tools that are offered.",
     "chosen": "Column of the better answer, of preference data.",
     "rejected": "Column of the worse answer.",
+    "label": "Column of verdicts: true for a good answer, or false (KTO).",
 }
 
 

@@ -20,7 +20,7 @@ from .opinions import from_feedback
 if TYPE_CHECKING:
     from glmkit import Glmkit
     from glmkit.dataset.checks import Finding, Longest, Report
-    from glmkit.dataset.statistics import PairStatistics, Statistics
+    from glmkit.dataset.statistics import Measured
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _SOURCES = click.argument("sources", nargs=-1, required=True, metavar="DATA...")
@@ -112,6 +112,8 @@ def _as_dict(report: Report) -> dict[str, Any]:
         "samples": report.samples,
         "pairs": report.pairs,
         "longer": report.longer,
+        "verdicts": report.verdicts,
+        "desirable": report.desirable,
         "counts": report.counts,
         "findings": [_finding(each) for each in report.findings],
     }
@@ -133,11 +135,14 @@ def _print_report(report: Report, limit: int) -> None:
         click.echo(f"... and {len(report.findings) - len(shown):,} more: --limit 0 shows all")
     counts = ", ".join(f"{name} {count:,}" for name, count in report.counts.items())
     verdict = "good" if report.good else "cannot be trained on as it is"
-    unit = "pairs" if report.pairs else "rows"
+    unit = "pairs" if report.pairs else "answers" if report.verdicts else "rows"
     click.echo(f"{report.samples:,} of {report.rows:,} {unit} can be learnt; {counts or verdict}")
     if report.pairs:
         share = report.longer / report.pairs
         click.echo(f"the better answer is the longer one in {report.longer:,} pairs ({share:.1%})")
+    if report.verdicts:
+        share = report.desirable / report.verdicts
+        click.echo(f"{report.desirable:,} answers are desirable ({share:.1%})")
 
 
 def _marked(finding: Finding) -> str:
@@ -176,14 +181,10 @@ def convert(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Write DATA in another format; several are written into one file."""
-    from glmkit.dataset.converting import FORMATS, PAIR_FORMATS, write_rows
+    from glmkit.dataset.converting import as_rows, write_rows
 
     found = _opened(app, sources, options, skip_bad=skip_bad, seed=seed, ranked=ranked)
-    if found.compares:
-        rows = map(PAIR_FORMATS[wanted], found.preferences())
-    else:
-        rows = map(FORMATS[wanted], found.samples())
-    count = write_rows(rows, output, overwrite=overwrite)
+    count = write_rows(as_rows(found, wanted), output, overwrite=overwrite)
     click.echo(f"{output}: {count:,} rows, {wanted}")
 
 
@@ -222,13 +223,12 @@ def stats(
     **options: Any,  # noqa: ANN401
 ) -> None:
     """Measure DATA: turns, lengths, languages, and with --model tokens and what is truncated."""
-    from glmkit.dataset.statistics import pair_statistics, statistics
+    from glmkit.dataset.statistics import MEASURING
 
     longest = _longest(app, model, family, max_length)
     settings = {name: options.pop(name) for name in ("skip_bad", "train_on", "ranked", "seed")}
     found = _opened(app, sources, options, **settings)
-    measuring = pair_statistics if found.compares else statistics
-    measured: Statistics | PairStatistics = app.watch(measuring(found, longest))
+    measured: Measured = app.watch(MEASURING[found.holds](found, longest))
     if as_json:
         _echo_json(measured.as_dict() | {"fingerprint": found.fingerprint})
         return
@@ -236,9 +236,9 @@ def stats(
         click.echo(line)
 
 
-def _lines(measured: Statistics | PairStatistics, longest: Longest | None) -> Iterator[str]:
+def _lines(measured: Measured, longest: Longest | None) -> Iterator[str]:
     told = measured.as_dict()
-    whole: int = told.get("pairs") or told.get("samples") or 0
+    whole: int = told.get(measured.counts[0]) or 0
     for name, value in told.items():
         if isinstance(value, int) and name != "overlong":
             yield f"{name.replace('_', ' '):<20} {value:,}"
@@ -291,7 +291,8 @@ def preview(
     """Show the first samples of DATA as they are learnt, with --model to the very token.
 
     What is learnt is green on a terminal and in brackets elsewhere. Of preference data, the
-    conversation with the better answer comes first, then the one with the worse.
+    conversation with the better answer comes first, then the one with the worse; answers with a
+    verdict are told desirable or undesirable.
     """
     from .previews import as_dict, first, open_encoder, plain_lines, written_lines
 
@@ -300,12 +301,12 @@ def preview(
     settings = {name: options.pop(name) for name in ("skip_bad", "train_on", "ranked", "seed")}
     if model is None and as_json:
         raise UsageError("--json shows tokens, which a model makes; give --model")
-    samples = first(_opened(app, sources, options, **settings), count)
+    some = first(_opened(app, sources, options, **settings), count)
     if model is None:
-        _echo_parts("\n".join(plain_lines(each)) for each in samples)
+        _echo_parts("\n".join(plain_lines(each)) for each in some)
         return
     encoder = open_encoder(app, model, max_length=length, **writing)
-    read = ((each, encoder.encode([each])[0]) for each in samples)
+    read = ((each, encoder.encode([each.sample])[0]) for each in some)
     if as_json:
         _echo_json([as_dict(*each, encoder) for each in read])
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -34,15 +34,27 @@ def open_encoder(app: Glmkit, model: str, **options: Any) -> SampleEncoder:  # n
     return SampleEncoder.open(located.path, **options)
 
 
-def first(data: Data, count: int) -> Iterator[Sample]:
+class Shown(NamedTuple):
+    """A conversation to show."""
+
+    sample: Sample
+    answer: str = ""
+    """What its last answer is, where the data says so: ``chosen``, ``undesirable``, ..."""
+
+
+def first(data: Data, count: int) -> Iterator[Shown]:
     """Yield the first samples; of preferences, a conversation with each answer."""
     from glmkit.dataset.samples import compared
 
-    if data.compares:
-        pairs = islice(data.preferences(), count)
-        yield from (compared(each, which) for each in pairs for which in (0, 1))
+    if data.holds == "preferences":
+        for pair in islice(data.preferences(), count):
+            yield Shown(compared(pair, 0), "chosen")
+            yield Shown(compared(pair, 1), "rejected")
+    elif data.holds == "verdicts":
+        for each in islice(data.verdicts(), count):
+            yield Shown(each.sample, "desirable" if each.good else "undesirable")
     else:
-        yield from islice(data.samples(), count)
+        yield from map(Shown, islice(data.samples(), count))
 
 
 def counting(app: Glmkit, model: str, family: str | None, most: int) -> Longest:
@@ -61,10 +73,10 @@ def counting(app: Glmkit, model: str, family: str | None, most: int) -> Longest:
     return Longest(measure, most)
 
 
-def plain_lines(sample: Sample) -> Iterator[str]:
+def plain_lines(each: Shown) -> Iterator[str]:
     """Yield a sample message by message, what is learnt marked."""
-    yield _heading(sample)
-    for message, weight in zip(sample.messages, sample.weights, strict=True):
+    yield _heading(each)
+    for message, weight in zip(each.sample.messages, each.sample.weights, strict=True):
         yield f"{click.style(message.role, bold=True)}: {shown(_said(message), weight)}"
 
 
@@ -74,14 +86,14 @@ def _said(message: Message) -> str:
     return f"{message.content}{tools}{calls}".strip()
 
 
-def written_lines(sample: Sample, written: Encoded, encoder: SampleEncoder) -> Iterator[str]:
+def written_lines(shown_: Shown, written: Encoded, encoder: SampleEncoder) -> Iterator[str]:
     """Yield a sample as the rows of tokens that it becomes, what is learnt marked."""
     from glmkit.training.encoding import spans
 
     tokens = sum(map(len, written.rows))
     learnt = sum(int((each.weights > 0).sum()) for each in written.rows)
     rows = "1 row" if len(written.rows) == 1 else f"{len(written.rows)} rows"
-    yield f"{_heading(sample)}: {rows}, {tokens:,} tokens, of which {learnt:,} are learnt"
+    yield f"{_heading(shown_)}: {rows}, {tokens:,} tokens, of which {learnt:,} are learnt"
     if written.cut or written.parted:
         yield f"{written.cut} answers cut, {written.parted} rows without the oldest turns"
     if written.reason:
@@ -91,7 +103,7 @@ def written_lines(sample: Sample, written: Encoded, encoder: SampleEncoder) -> I
         yield "".join(shown(each.text, each.weight) for each in parts)
 
 
-def as_dict(sample: Sample, written: Encoded, encoder: SampleEncoder) -> dict[str, Any]:
+def as_dict(shown_: Shown, written: Encoded, encoder: SampleEncoder) -> dict[str, Any]:
     """Return the same, ready for JSON."""
     from glmkit.training.encoding import spans
 
@@ -104,6 +116,8 @@ def as_dict(sample: Sample, written: Encoded, encoder: SampleEncoder) -> dict[st
         for each in written.rows
     ]
     told = {"cut": written.cut, "parted": written.parted, "reason": written.reason}
+    told |= {"answer": shown_.answer} if shown_.answer else {}
+    sample = shown_.sample
     return {"file": sample.source, "place": str(sample.place), "rows": rows, **told}
 
 
@@ -117,5 +131,6 @@ def shown(text: str, weight: float) -> str:
     return f"{times}{OPEN}{text}{CLOSED}"
 
 
-def _heading(sample: Sample) -> str:
-    return click.style(f"{sample.source}, {sample.place}", fg="cyan")
+def _heading(each: Shown) -> str:
+    said = f", {each.answer}" if each.answer else ""
+    return click.style(f"{each.sample.source}, {each.sample.place}{said}", fg="cyan")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from glmkit import DataError, Progress, UsageError
 from glmkit.dataset import Data, Preference, Sample
-from glmkit.dataset.converting import FORMATS, PAIR_FORMATS
-from glmkit.dataset.samples import compared
+from glmkit.dataset.converting import FORMATS, PAIR_FORMATS, VERDICT_FORMATS
+from glmkit.dataset.samples import Row, compared
 
 from .accuracy import Accuracy
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 32
 """Rows that are scored and written together."""
-Row = Sample | Preference
 Scores = tuple[float, ...]
 """One of an answer; of a pair the better one's and the worse one's."""
 
@@ -98,8 +97,7 @@ def _readable(
 
     :param skipped: takes the numbers, from 0, of rows that cannot be read; None: raise.
     """
-    rows: Iterator[Row] = data.preferences() if data.compares else data.samples()
-    for number, row in enumerate(rows):
+    for number, row in enumerate(_rows(data)):
         try:
             yield row, [model.read(each) for each in _sides(row)]
         except DataError as error:
@@ -110,10 +108,18 @@ def _readable(
             skipped.add(number)
 
 
+def _rows(data: Data) -> Iterator[Row]:
+    if data.holds == "preferences":
+        return data.preferences()
+    return data.verdicts() if data.holds == "verdicts" else data.samples()
+
+
 def _sides(row: Row) -> list[Sample]:
     """Return the answers of a row as a run reads them."""
     if isinstance(row, Preference):
         return [compared(row, which) for which in (0, 1)]
+    if not isinstance(row, Sample):
+        return [row.sample]
     return [replace(row, weights=(*(0.0 for _ in row.messages[1:]), 1.0))]
 
 
@@ -127,11 +133,13 @@ def _write(file: TextIO | None, rows: Iterable[tuple[Row, Scores]]) -> None:
     if file is None:
         return
     for row, scores in rows:
-        if isinstance(row, Sample):
-            line = FORMATS["messages"](row) | {"score": scores[0]}
-        else:
+        if isinstance(row, Preference):
             said = PAIR_FORMATS["messages"](row)
             line = said | {"chosen_score": scores[0], "rejected_score": scores[1]}
+        elif isinstance(row, Sample):
+            line = FORMATS["messages"](row) | {"score": scores[0]}
+        else:
+            line = VERDICT_FORMATS["messages"](row) | {"score": scores[0]}
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
     file.flush()
 
@@ -181,7 +189,7 @@ def _totals(data: Data, found: list[Scores], skipped: set[int]) -> Totals:
         raise DataError(f"there are no rows{what}")
     first = [each[0] for each in found]
     mean = sum(first) / len(found)
-    if not data.compares:
+    if data.holds != "preferences":
         return Totals(len(found), mean, skipped=len(skipped))
     pairs = [each for at, each in enumerate(data.preferences()) if at not in skipped]
     accuracy = Accuracy.of(pairs, first, [each[1] for each in found])

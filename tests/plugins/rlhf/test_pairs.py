@@ -148,7 +148,7 @@ def test_columns_can_be_named_and_answers_alone_are_refused(tmp_path):
     plain = jsonl(tmp_path / "b.jsonl", {"prompt": "a", "response": "b"})
     with pytest.raises(DataError, match="holds prompt/response, and preferences are wanted"):
         read(plain)
-    with pytest.raises(DataError, match="one of .* holds preferences and the other answers"):
+    with pytest.raises(DataError, match="holds answers and .* holds preferences; name one kind"):
         open_data([str(plain), str(jsonl(tmp_path / "c.jsonl", ALIKE["TRL"]))], kind=None)
 
 
