@@ -94,6 +94,9 @@ if TYPE_CHECKING:
     from .servers import (
         Server as Server,
     )
+    from .structured import (
+        ResponseFormat as ResponseFormat,
+    )
     from .tools import (
         Tool as Tool,
     )
@@ -112,6 +115,7 @@ if TYPE_CHECKING:
         Reply as Reply,
         Request as Request,
         StreamedModel as StreamedModel,
+        TokenLogprob as TokenLogprob,
         ToolCall as ToolCall,
         Usage as Usage,
     )
@@ -161,6 +165,7 @@ _HOMES = {
     "repl": ("Repl",),
     "runtime.adapters": ("Adapter", "LowRank", "read_adapter"),
     "servers": ("Server",),
+    "structured": ("ResponseFormat",),
     "tools": ("Tool",),
     "types": (
         "Answers",
@@ -177,6 +182,7 @@ _HOMES = {
         "Reply",
         "Request",
         "StreamedModel",
+        "TokenLogprob",
         "ToolCall",
         "Usage",
     ),

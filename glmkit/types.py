@@ -6,11 +6,11 @@ Shape letters used across the project: B rows, T tokens, V vocabulary, N texts, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
+from .calls import ToolCall as ToolCall
 from .errors import GlmkitError, UsageError
 from .generation import GenerationOptions as GenerationOptions
 from .texts import check_unicode, texts_in
@@ -38,42 +38,6 @@ class Passage:
     """How well it matches the question, 0..1, on the scale documented by whoever made it."""
     origin: str = ""
     """The plugin that offered it."""
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call that a model asks for; nothing is run by asking."""
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """By parameter name, as parsed; ``{"code": ...}`` for a code interpreter."""
-
-    @classmethod
-    def of(cls, value: ToolCall | Mapping[str, Any]) -> ToolCall:
-        """Return ``value`` as a call.
-
-        :param value: a call, or a mapping with ``name`` and ``arguments``, bare or in OpenAI's form
-            (``{"type": "function", "function": {...}}``); arguments are a mapping or its JSON.
-        :raises UsageError: if it is neither.
-        """
-        if isinstance(value, ToolCall):
-            return value
-        inner = value.get("function", value) if isinstance(value, Mapping) else None
-        name = inner.get("name") if isinstance(inner, Mapping) else None
-        if not isinstance(inner, Mapping) or not isinstance(name, str):
-            raise UsageError(f"a tool call is {{'name': ..., 'arguments': ...}}, got {value!r}")
-        return cls(name, _arguments(inner.get("arguments", {})))
-
-
-def _arguments(value: object) -> Mapping[str, Any]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value or "{}")
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"the arguments of a tool call are no JSON: {error}") from error
-    if not isinstance(value, Mapping):
-        raise UsageError(f"the arguments of a tool call must be an object, got {value!r}")
-    return value
 
 
 @dataclass(frozen=True)
@@ -154,6 +118,19 @@ class Usage:
     completion_tokens: int = 0
 
 
+class TokenLogprob(NamedTuple):
+    """How likely a token was, by the model's own reckoning."""
+
+    token: str
+    """Its text; a special token's name; ``bytes:\\xe4`` where it is a part of a character."""
+    logprob: float
+    """Natural logarithm of its chance."""
+    bytes: bytes | None
+    """What it adds to the answer, in UTF-8; None for a special token."""
+    top: tuple[TokenLogprob, ...] = ()
+    """The likeliest tokens in its place, as many as were asked for."""
+
+
 @dataclass(frozen=True)
 class Chunk:
     """A piece of an answer; the last one carries all but text.
@@ -169,6 +146,8 @@ class Chunk:
     tool_calls: tuple[ToolCall, ...] = ()
     observations: tuple[str, ...] = ()
     """What tools that the chat ran gave back, one text for each call."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """The tokens that this piece adds, where they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +159,7 @@ class Reply:
     usage: Usage
     sources: tuple[Passage, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @classmethod
     def join(cls, chunks: Iterable[Chunk]) -> Reply:
@@ -188,9 +168,11 @@ class Reply:
         A stream that ended without a last chunk was closed: it becomes ``"cancelled"``.
         """
         text: list[str] = []
+        odds: list[TokenLogprob] = []
         last = Chunk("")
         for chunk in chunks:
             text.append(chunk.text)
+            odds += chunk.logprobs
             last = chunk
         return cls(
             "".join(text),
@@ -198,6 +180,7 @@ class Reply:
             last.usage or Usage(),
             last.sources,
             last.tool_calls,
+            tuple(odds),
         )
 
 

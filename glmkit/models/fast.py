@@ -27,12 +27,13 @@ from tokenizers import (
     processors,
 )
 
+from .spelling import SPACE, byte_names
+
 Text = TypeVar("Text", str, bytes)
 
 RENAMED = {"sop": "<sop>", "eop": "<eop>"}
 """As they are, these names would be found inside words."""
 
-_SPACE = "▁"
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -61,11 +62,11 @@ def from_pieces(file: Path, names: Mapping[str, int]) -> Tokenizer:
     # Each stretch of text between special tokens begins with a space of its own, as each message
     # does that the original encodes by itself.
     fast.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
+        [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
     )
     fast.decoder = decoders.Sequence(
         [
-            decoders.Replace(_SPACE, " "),
+            decoders.Replace(SPACE, " "),
             decoders.ByteFallback(),
             decoders.Fuse(),
             decoders.Strip(" ", 1, 0),
@@ -84,7 +85,7 @@ def from_ranks(file: Path, names: Mapping[str, int]) -> Tokenizer:
     """
     lines = (line.split() for line in file.read_bytes().splitlines() if line)
     ranks = {base64.b64decode(piece): int(rank) for piece, rank in lines}
-    shown = _byte_names()
+    shown = byte_names()
     ordered = sorted(ranks, key=ranks.__getitem__)
     merges = [
         (left.decode("latin-1").translate(shown), right.decode("latin-1").translate(shown))
@@ -106,7 +107,7 @@ def from_ranks(file: Path, names: Mapping[str, int]) -> Tokenizer:
 
 def to_ranks(fast: Tokenizer) -> bytes | None:
     """Return the tiktoken file of a byte-level `tokenizer.json`; None where it is no such one."""
-    bytes_of = {name: value for value, name in _byte_names().items()}
+    bytes_of = {name: value for value, name in byte_names().items()}
     table = fast.get_vocab(with_added_tokens=False)
     ordered = sorted(table, key=table.__getitem__)
     if [table[each] for each in ordered] != list(range(len(ordered))):
@@ -124,15 +125,6 @@ def _merges(ordered: Iterable[Text], known: Mapping[Text, int]) -> Iterator[tupl
         cuts.sort(key=lambda at: (known[piece[:at]], known[piece[at:]]))
         for at in cuts:
             yield piece[:at], piece[at:]
-
-
-def _byte_names() -> dict[int, str]:
-    """Return the character by which the format writes each byte."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [each for each in range(256) if each not in set(plain)]
-    return {each: chr(each) for each in plain} | {
-        each: chr(256 + at) for at, each in enumerate(others)
-    }
 
 
 def _in_order(names: Mapping[str, int], start: int) -> list[str]:

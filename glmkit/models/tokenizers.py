@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,19 @@ class Tokenizer(ABC):
 
         :raises IndexError: if there is no such id.
         """
+
+    @abstractmethod
+    def spelling(self, number: int) -> bytes | None:
+        """Return what an id adds to a text, in UTF-8; None for special tokens and no token at all.
+
+        The spellings of a text's ids, joined, are :attr:`lead` and the text.
+        """
+
+    @cached_property
+    def lead(self) -> str:
+        """What a vocabulary puts before the first word of every text: a space, or nothing."""
+        spelt = b"".join(self.spelling(each) or b"" for each in self.encode("a"))
+        return " " if spelt == b" a" else ""
 
     @abstractmethod
     def raw(self, ids: Iterable[int], *, skip_special: bool = True) -> str:

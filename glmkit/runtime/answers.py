@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass, field
 
 from ..models.formats import Reader, Verbatim
-from ..models.tokenizers import Detokenizer
-from ..types import Chunk, FinishReason, Passage, Usage
+from ..models.tokenizers import Detokenizer, Tokenizer
+from ..types import Chunk, FinishReason, Passage, TokenLogprob, Usage
 from .decode import Row
+from .odds import Odds
 from .sampling import StopText
+
+
+class Spelled:
+    """Turns the tokens of a row that is kept to a grammar into the very text that was kept to it.
+
+    :param lead: what the vocabulary puts before a text, and is none of it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, lead: str = "") -> None:
+        self._tokenizer, self._lead = tokenizer, lead
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """Take a token; return the text that is complete by now."""
+        piece = self._decoder.decode(self._tokenizer.spelling(token) or b"")
+        if piece and self._lead:
+            piece, self._lead = piece.removeprefix(self._lead), ""
+        return piece
+
+    def finish(self) -> str:
+        """Return nothing: half a character at the end is left out."""
+        return ""
 
 
 @dataclass(eq=False)
@@ -16,7 +40,7 @@ class Answer:
     """One row together with its text."""
 
     row: Row
-    text: Detokenizer
+    text: Detokenizer | Spelled
     stops: StopText
     sources: tuple[Passage, ...]
     reader: Reader = field(default_factory=Verbatim)
@@ -24,6 +48,8 @@ class Answer:
     said: int = 0
     """Tokens already turned into text."""
     pieces: list[str] = field(default_factory=list)
+    told: int = 0
+    """Tokens whose odds have been told."""
 
     def advance(self) -> str:
         """Return the text that the last column added; end the row at a stop string."""
@@ -40,9 +66,20 @@ class Answer:
             shown += self.stops.finish()
         return shown
 
+    def chunk(self, piece: str) -> Chunk:
+        """Return a piece of the text, with the odds of its tokens where they are noted."""
+        return Chunk(piece, logprobs=self._odds())
+
+    def _odds(self) -> tuple[TokenLogprob, ...]:
+        odds = self.row.pick
+        if not isinstance(odds, Odds):
+            return ()
+        start, self.told = self.told, self.said
+        return odds.told(start, self.said)
+
     def last(self) -> Chunk:
         """Return the chunk that closes the answer, with the calls it makes."""
         usage = Usage(len(self.row.prompt), len(self.row.new))
         calls = self.reader.calls
         reason: FinishReason | None = "tool_calls" if calls else self.row.finish
-        return Chunk("", reason, usage, self.sources, calls)
+        return Chunk("", reason, usage, self.sources, calls, logprobs=self._odds())

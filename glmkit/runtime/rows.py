@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, GlmkitError
 from ..models.causal import Placer
+from .guidance import Guide
 from .sampling import Sampler, best, greedy
 
 
@@ -32,6 +33,8 @@ class Row:
     """Places the tokens behind the prompt; the model decides."""
     adapter: str | Mapping[str, float] | None = None
     """The adapters that the row wears; see :class:`~glmkit.types.GenerationOptions`."""
+    guide: Guide | None = None
+    """Keeps the row to a grammar; :attr:`pick` asks it, and where it is over, so is the row."""
 
     @property
     def length(self) -> int:
@@ -49,7 +52,9 @@ class Row:
             self.finish = "stop"
             return
         self.new.append(token)
-        if len(self.new) >= self.max_tokens:
+        if self.guide is not None and self.guide.over:
+            self.finish = "stop"
+        elif len(self.new) >= self.max_tokens:
             self.finish = "length"
 
     def fail(self, error: GlmkitError) -> None:
@@ -63,10 +68,12 @@ def pick(rows: Sequence[Row], scores: Tensor) -> None:
     if any(row.pick is not greedy for row in rows):
         scores = scores.float().cpu()  # at once: one by one the way is long
     for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-        if token >= 0:
+        try:
+            if token < 0:
+                raise CheckpointError(_NOT_NUMBERS)
             row.take(token if row.pick is greedy else row.pick(scores[at]))
-        else:
-            row.fail(CheckpointError(_NOT_NUMBERS))
+        except GlmkitError as error:
+            row.fail(error)
 
 
 _NOT_NUMBERS = (

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from .guidance import Guide
 from .kernels import has_own_kernel
 
 try:
@@ -53,15 +54,31 @@ def make_sampler(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     prompt: Sequence[int] = (),
+    guide: Guide | None = None,
 ) -> Sampler:
     """Return a sampler for one row.
 
     :param temperature: 0 is greedy, and so is what is too cold to divide scores by.
     :param prompt: the row's prompt; its tokens count as present for the repetition penalty.
     :param seed: None draws a fresh one.
+    :param guide: keeps the row to a grammar.
     """
     pick = greedy if temperature < _COLDEST else _drawn(temperature, top_p, top_k, seed)
+    if guide is not None:
+        pick = _guided(pick, guide)
     return pick if repetition_penalty == 1 else _penalised(pick, repetition_penalty, prompt)
+
+
+def _guided(pick: Sampler, guide: Guide) -> Sampler:
+    def follow(scores: Tensor) -> int:
+        left = guide.mask(scores)
+        token = pick(left)
+        if float(left[token]) == -torch.inf:  # rounding, at the very end of what may be drawn
+            token = greedy(left)
+        guide.take(token)
+        return token
+
+    return follow
 
 
 def _drawn(temperature: float, top_p: float, top_k: int, seed: int | None) -> Sampler:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ...errors import CheckpointError, UsageError
 from ...types import Message, ToolCall
@@ -76,6 +76,11 @@ class ChatFormat:
     """As published, for folders without `generation_config.json`."""
     answer: Callable[[Message], list[Piece]] = _as_it_is
     """Takes what an assistant says; returns what the model writes to say it, up to a stop."""
+    opening: str = ""
+    """What stands before all that an answer says: an empty line of metadata."""
+    calls: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
+    """Takes tools, returns the grammar of a call of one of them, see :mod:`.forced`; None: the
+    model knows none, or its calls are not read."""
     end: Callable[[Message], str] | None = None
     """Takes the same, returns the stop token that follows; None: the first of :attr:`stops`."""
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ...types import Message
 from .base import ChatFormat, Piece, Special
+from .forced import json_calls, python_calls
 from .glm4_tools import INTRODUCTION, INTRODUCTION_0414, told
 from .replies import INTERPRETER, JSON, PYTHON, TurnReader
 from .tools import as_python, listed
@@ -131,6 +132,8 @@ CHATGLM3 = ChatFormat(
     temperature=0.8,
     top_p=0.8,
     answer=_third_answer,
+    opening="\n",
+    calls=python_calls,
     end=_end("<eos>"),
 )
 GLM4 = ChatFormat(
@@ -142,6 +145,8 @@ GLM4 = ChatFormat(
     temperature=0.8,
     top_p=0.8,
     answer=_fourth_answer,
+    opening="\n",
+    calls=json_calls,
     end=_end("<|user|>"),
 )
 GLM4_0414 = ChatFormat(
@@ -153,5 +158,7 @@ GLM4_0414 = ChatFormat(
     temperature=0.8,
     top_p=0.8,
     answer=_fourth_answer,
+    opening="\n",
+    calls=json_calls,
     end=_end("<|user|>"),
 )

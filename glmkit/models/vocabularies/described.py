@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import tokenizers
 
+from ..spelling import of_byte_level, of_piece
 from ..tokenizers import Tokenizer, check_texts
 
 CONTROL = frozenset(
@@ -21,6 +22,12 @@ CONTROL = frozenset(
 
 _ALIASES = {"sop": "<sop>", "eop": "<eop>", "<eos>": "</s>", "<bos>": "<s>", "<pad>": "<unk>"}
 """What ChatGLM2 and ChatGLM3 call their tokens -> what converted files do."""
+
+
+def speller(inner: tokenizers.Tokenizer) -> Callable[[str], bytes]:
+    """Return what turns the names of a vocabulary's tokens into the bytes that they stand for."""
+    state = inner.decoder.__getstate__() if inner.decoder is not None else b""
+    return of_byte_level if b"ByteLevel" in state else of_piece
 
 
 class Described(Tokenizer):
@@ -42,6 +49,8 @@ class Described(Tokenizer):
             [tokenizers.AddedToken(each.content, special=True) for each in plain]
         )
         self._inner = inner
+        self._added = inner.get_added_tokens_decoder()
+        self._spell = speller(inner)
         self.specials = {each.content: number for number, each in added.items()}
         self.size = inner.get_vocab_size(with_added_tokens=True)
         steered = self._present("[gMASK]", "<sop>")
@@ -76,6 +85,14 @@ class Described(Tokenizer):
         if name is None:
             raise IndexError(f"no token has the id {number}")
         return name
+
+    def spelling(self, number: int) -> bytes | None:
+        """Return what an id adds to a text, in UTF-8; None for special tokens."""
+        added = self._added.get(number)
+        if added is not None:
+            return None if added.special else added.content.encode()
+        name = self._inner.id_to_token(number)
+        return None if name is None else self._spell(name)
 
     def raw(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import sentencepiece
 
 from ..settling import Settling, Stage
+from ..spelling import of_piece
 from ..tokenizers import Padded, Tokenizer, check_texts
 
 if TYPE_CHECKING:
@@ -74,6 +75,13 @@ class IceText(Tokenizer):
         if number < self._shift:
             return f"<image_{number}>"
         return self._text[number - self._shift]
+
+    def spelling(self, number: int) -> bytes | None:
+        """Return what an id adds to a text, in UTF-8; None for special tokens and pictures."""
+        name = self.token(number) if self._shift <= number < self.size else None
+        if name in SPACES:
+            return SPACES[name].encode()
+        return None if name is None or name in self.specials else of_piece(name)
 
     def raw(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``, its white space still named."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import sentencepiece
 
+from ..spelling import of_piece
 from ..tokenizers import Tokenizer, check_texts
 
 NAMES = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
@@ -74,6 +75,12 @@ class Pieces(Tokenizer):
         if number >= self._pieces:
             return self._after[number - self._pieces]
         return self._text[number]
+
+    def spelling(self, number: int) -> bytes | None:
+        """Return what an id adds to a text, in UTF-8; None for special tokens."""
+        if number in self._named or number in self._added or not 0 <= number < self._pieces:
+            return None
+        return of_piece(self._text[number])
 
     def raw(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``: of special tokens what the original tokenizer prints."""

@@ -67,6 +67,10 @@ class Ranks(Tokenizer):
         except UnicodeDecodeError:
             return "".join(f"<0x{each:02X}>" for each in piece)
 
+    def spelling(self, number: int) -> bytes | None:
+        """Return what an id adds to a text, in UTF-8; None for special tokens."""
+        return self._bytes.get(number) if number not in self._names else None
+
     def raw(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``; special tokens are printed between spaces."""
         parts: list[str] = []

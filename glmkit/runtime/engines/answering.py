@@ -5,16 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import cached_property
 from typing import NamedTuple
 
 from ...answers import Outcome, SideBySideModel
 from ...errors import GlmkitError, UsageError
+from ...generation import SPECIAL
+from ...models.formats import Verbatim
+from ...models.prompts import Renderer
 from ...models.tokenizers import Detokenizer, Tokenizer
 from ...texts import check_unicode
 from ...types import Ask, Chunk, GenerationOptions, Message, MessageLike, News, Reply
-from ..answers import Answer
+from ..answers import Answer, Spelled
+from ..forms import Form, form_of, form_of_text
+from ..guidance import Guidance, Guide
+from ..odds import Odds
 from ..rows import Row
-from ..sampling import StopText, make_sampler
+from ..sampling import Sampler, StopText, make_sampler
 from ..settings import Settings
 
 _LONGEST_TOKEN = 256
@@ -26,6 +33,7 @@ Column = tuple[Row, ...]
 class Answering(SideBySideModel, ABC):
     """Answers conversations out of rows that are decoded side by side."""
 
+    honours = SPECIAL
     settings: Settings
     slots: int = 8
     """Answers of a batch that run side by side, where memory allows it and nothing else is said."""
@@ -64,8 +72,37 @@ class Answering(SideBySideModel, ABC):
                 f"the text takes {len(ids)} tokens and there is room for 1 to {room}; change it, "
                 "or ask for fewer max_tokens"
             )
-        text = Detokenizer(tokenizer)
-        return Answer(self._row(ids, options, options), text, StopText(options.stop), ())
+        form = form_of_text(options)
+        text = Detokenizer(tokenizer) if form is None else Spelled(tokenizer, form.lead)
+        guide = None if form is None else self._guide(form)
+        return Answer(self._row(ids, options, options, guide), text, StopText(options.stop), ())
+
+    def _written(
+        self, messages: Sequence[MessageLike], renderer: Renderer, options: GenerationOptions
+    ) -> Answer:
+        """Begin the answer to a conversation, as a renderer writes it."""
+        turns, tokenizer = [Message.of(each) for each in messages], renderer.tokenizer
+        chat_format = renderer.format
+        form = form_of(turns, options, chat_format, tokenizer.lead)
+        if form is None:
+            prompt = renderer.render(turns, room=self._room(options))
+            text = Detokenizer(tokenizer, skip_special=chat_format.skip_special)
+            row = self._row(prompt.ids, options, options)
+            reader = chat_format.reader(turns)
+            return Answer(row, text, StopText(options.stop), prompt.passages, reader)
+        opening = tokenizer.encode(form.opening) if form.opening else []
+        prompt = renderer.render(turns, room=self._room(options) - len(opening))
+        row = self._row([*prompt.ids, *opening], options, options, self._guide(form))
+        reader = chat_format.reader(turns) if form.calls else Verbatim()
+        spelled = Spelled(tokenizer, form.lead)
+        return Answer(row, spelled, StopText(options.stop), prompt.passages, reader)
+
+    @cached_property
+    def _guidance(self) -> Guidance:
+        return Guidance(self._tokens(), self.settings.stop_ids)
+
+    def _guide(self, form: Form) -> Guide:
+        return self._guidance.guide(form.grammar)
 
     def _refuse_hopeless(self, text: str, room: int) -> None:
         """Refuse what cannot fit before it is made into tokens, which takes seconds a megabyte."""
@@ -86,23 +123,28 @@ class Answering(SideBySideModel, ABC):
         """Return how long a prompt may be: an answer is left an eighth of the context at least."""
         return self.context_length - min(options.max_tokens, max(1, self.context_length // 8))
 
-    def _row(self, ids: list[int], options: GenerationOptions, sampling: GenerationOptions) -> Row:
+    def _row(
+        self,
+        ids: list[int],
+        options: GenerationOptions,
+        sampling: GenerationOptions,
+        guide: Guide | None = None,
+    ) -> Row:
         """Begin a row; what the options leave open is as the model's authors want it."""
         own = self.settings
-        return Row(
-            ids,
-            min(options.max_tokens, self.context_length - len(ids)),
-            own.stop_ids,
-            make_sampler(
-                temperature=_or(options.temperature, own.temperature),
-                top_p=_or(sampling.top_p, own.top_p),
-                top_k=int(_or(sampling.top_k, own.top_k)),
-                repetition_penalty=_or(options.repetition_penalty, own.repetition_penalty),
-                seed=options.seed,
-                prompt=ids,
-            ),
-            adapter=options.adapter,
+        pick: Sampler = make_sampler(
+            temperature=_or(options.temperature, own.temperature),
+            top_p=_or(sampling.top_p, own.top_p),
+            top_k=int(_or(sampling.top_k, own.top_k)),
+            repetition_penalty=_or(options.repetition_penalty, own.repetition_penalty),
+            seed=options.seed,
+            prompt=ids,
+            guide=guide,
         )
+        if options.logprobs is not None:
+            pick = Odds(pick, self._tokens(), options.logprobs)
+        room = min(options.max_tokens, self.context_length - len(ids))
+        return Row(ids, room, own.stop_ids, pick, adapter=options.adapter, guide=guide)
 
     def stream(
         self, messages: Sequence[MessageLike], options: GenerationOptions | None = None
@@ -119,7 +161,7 @@ class Answering(SideBySideModel, ABC):
             for _ in steps:
                 piece = answer.advance()
                 if piece:
-                    yield Chunk(piece)
+                    yield answer.chunk(piece)
         if answer.row.error is not None:
             raise answer.row.error
         yield answer.last()
@@ -171,7 +213,7 @@ class _Begun(NamedTuple):
     def news(self) -> list[News]:
         """Return what the last column added, and the end where it is one."""
         piece, row = self.answer.advance(), self.answer.row
-        news: list[News] = [(self.key, Chunk(piece))] if piece else []
+        news: list[News] = [(self.key, self.answer.chunk(piece))] if piece else []
         if row.error is not None:
             news.append((self.key, row.error))
         elif row.finish is not None:

@@ -14,15 +14,15 @@ from ...errors import CheckpointError, UsageError
 from ...models.about import read_about
 from ...models.causal import CausalModel, ModelConfig, Start
 from ...models.prompts import Renderer, open_renderer
-from ...models.tokenizers import Detokenizer, Tokenizer
-from ...types import GenerationOptions, Message, MessageLike
+from ...models.tokenizers import Tokenizer
+from ...types import GenerationOptions, MessageLike
 from ..answers import Answer
 from ..decode import Column, Row, columns
 from ..dressing import Within
+from ..guidance import Guide
 from ..lora import AdapterSet, Choice
 from ..memory import memory_of
 from ..reuse import Kept
-from ..sampling import StopText
 from ..settings import Settings
 from .adapted import Adapted
 from .answering import Answering
@@ -240,16 +240,7 @@ class LocalModel(Adapted, Answering):
                 f"{self.name} has no vocabulary or chat format that this version of glmkit reads, "
                 "so it cannot chat; logits() and generate_ids() work"
             )
-        turns = [Message.of(each) for each in messages]
-        prompt = renderer.render(turns, room=self._room(options))
-        chat_format = renderer.format
-        return Answer(
-            self._row(prompt.ids, options, options),
-            Detokenizer(renderer.tokenizer, skip_special=chat_format.skip_special),
-            StopText(options.stop),
-            prompt.passages,
-            chat_format.reader(turns),
-        )
+        return self._written(messages, renderer, options)
 
     def _tokens(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -258,9 +249,15 @@ class LocalModel(Adapted, Answering):
             )
         return self.tokenizer
 
-    def _row(self, ids: list[int], options: GenerationOptions, sampling: GenerationOptions) -> Row:
+    def _row(
+        self,
+        ids: list[int],
+        options: GenerationOptions,
+        sampling: GenerationOptions,
+        guide: Guide | None = None,
+    ) -> Row:
         self._adapters.mix(options.adapter)  # refuses names that are not loaded, row by row
-        return super()._row(ids, options, sampling)
+        return super()._row(ids, options, sampling, guide)
 
 
 def _slots(model: CausalModel) -> int:

@@ -13,6 +13,7 @@ from ...models.files import read_json
 from ...models.formats import FORMATS, ChatFormat, Piece
 from ...models.layouts import family_of
 from ...models.tokenizers import Tokenizer, check_texts
+from ...models.vocabularies.described import speller
 from ...types import Message, ToolCall
 from . import OURS
 from .typed import Hidden, Names, Rendered, broken
@@ -27,6 +28,9 @@ class Wrapped(Tokenizer):
     def __init__(self, inner: PreTrainedTokenizerBase) -> None:
         self.inner = inner
         self.names = Names(inner)
+        backend = getattr(inner, "backend_tokenizer", None)
+        self._spell = speller(backend) if backend is not None else None
+        self._added = inner.added_tokens_decoder
         self.size = len(inner)
         known = {**inner.get_added_vocab(), **_named(inner, inner.all_special_tokens)}
         self.specials = known
@@ -64,6 +68,19 @@ class Wrapped(Tokenizer):
             raise IndexError(f"no token has the id {number}")
         return name
 
+    def spelling(self, number: int) -> bytes | None:
+        """Return what an id adds to a text, in UTF-8; None for special tokens.
+
+        :raises UsageError: if the vocabulary is not of a kind whose tokens are known in bytes.
+        """
+        if self._spell is None:
+            raise UsageError("what this model's tokens are in bytes is not known")
+        added = self._added.get(number)
+        if added is not None:
+            return None if added.special else added.content.encode()
+        name = self.inner.convert_ids_to_tokens(number) if number < self.size else None
+        return self._spell(name) if isinstance(name, str) else None
+
     def raw(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``."""
         return cast(
@@ -100,6 +117,8 @@ def template_format(folder: Path, tokenizer: Wrapped) -> ChatFormat | None:
         known.skip_special,
         known.temperature,
         known.top_p,
+        opening=known.opening,
+        calls=known.calls,
     )
 
 

@@ -21,12 +21,11 @@ from torch import Tensor
 from ...errors import CheckpointError, OutOfMemoryError, UsageError
 from ...models.about import read_about
 from ...models.prompts import Renderer
-from ...models.tokenizers import Detokenizer, Tokenizer
-from ...types import GenerationOptions, Message, MessageLike
+from ...models.tokenizers import Tokenizer
+from ...types import GenerationOptions, MessageLike
 from ..answers import Answer
 from ..memory import ran_out
 from ..rows import Row, pick
-from ..sampling import StopText
 from ..settings import Settings
 from .answering import Answering, Column
 from .foreign import opened
@@ -150,15 +149,7 @@ class TransformersModel(Answering):
                 f"adapter {options.adapter!r}: the transformers engine runs no adapters; merge it "
                 "into the model first"
             )
-        turns = [Message.of(each) for each in messages]
-        prompt = renderer.render(turns, room=self._room(options))
-        return Answer(
-            self._row(prompt.ids, options, options),
-            Detokenizer(renderer.tokenizer, skip_special=renderer.format.skip_special),
-            StopText(options.stop),
-            prompt.passages,
-            renderer.format.reader(turns),
-        )
+        return self._written(messages, renderer, options)
 
     def _tokens(self) -> Tokenizer:
         if self.tokenizer is None:

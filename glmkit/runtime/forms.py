@@ -1,0 +1,76 @@
+"""What an answer is kept to: the grammar, what stands before it, and who reads what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import UsageError
+from ..models.formats import ChatFormat
+from ..models.formats.forced import text
+from ..models.formats.tools import Tool, offered
+from ..structured import ResponseFormat
+from ..types import GenerationOptions, Message
+from .guidance import rules_of
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an answer is kept to."""
+
+    grammar: str
+    """In llguidance's kind of Lark."""
+    opening: str = ""
+    """What is put behind the prompt, as if the model had written it."""
+    lead: str = ""
+    """What the vocabulary puts before the answer, and is none of it."""
+    calls: bool = False
+    """Whether it may be a call, so that the format's reader has to look at it."""
+
+
+def form_of(
+    messages: Sequence[Message], options: GenerationOptions, chat_format: ChatFormat, lead: str
+) -> Form | None:
+    """Return what the answer to a conversation is kept to; None where it is free.
+
+    :param lead: what the vocabulary puts before the first word of a text.
+    :raises UsageError: if a call is required, and there is none to make or to read.
+    """
+    wanted, tools = options.response_format, offered(messages)
+    if options.tool_choice == "required":
+        return Form(f"start: calls\n{_calls(tools, chat_format)}", calls=True)
+    if wanted is None:
+        return None
+    rules = rules_of(wanted, lead)
+    if not tools or chat_format.calls is None:
+        return Form(f"start: form\n{rules}", chat_format.opening, _lead(wanted, lead))
+    opening = f'" "? {text(chat_format.opening)}'
+    return Form(f"start: {opening} form | calls\n{rules}\n{_calls(tools, chat_format)}", calls=True)
+
+
+def form_of_text(options: GenerationOptions) -> Form | None:
+    """Return what the text that goes on with another is kept to; None where it is free.
+
+    :raises UsageError: if a call is required.
+    """
+    if options.tool_choice == "required":
+        raise UsageError("a text is gone on with, so there is no tool to call; ask a conversation")
+    wanted = options.response_format
+    if wanted is None:
+        return None
+    return Form(f"start: form\n{rules_of(wanted, '')}", lead=_lead(wanted, ""))
+
+
+def _lead(wanted: ResponseFormat, lead: str) -> str:
+    return " " if wanted.json_schema is not None else lead
+
+
+def _calls(tools: Sequence[Tool], chat_format: ChatFormat) -> str:
+    if not tools:
+        raise UsageError("tool_choice is required, and no tool is on offer; offer one")
+    if chat_format.calls is None:
+        raise UsageError(
+            "this model was never taught tools, or its calls are not read here, so none can be "
+            "required; use ChatGLM3 or GLM-4"
+        )
+    return chat_format.calls(tools)

@@ -1,0 +1,167 @@
+"""Keeping an answer to a grammar: which tokens may come next, by the library llguidance.
+
+It is imported when an answer with a form is first asked for, never before. V is the vocabulary.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import GlmkitError, MissingExtraError, UsageError
+from ..models.formats.forced import json_of, text
+from ..models.tokenizers import Tokenizer
+from ..structured import ResponseFormat
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+_KEPT = 64
+"""Grammars of one model that are kept ready: rows of a batch mostly share theirs."""
+# Every spelling of a forced text is allowed: models pick the one that they were taught.
+_HEAD = '%llguidance {"no_forcing": true}\n'
+
+
+class Guide:
+    """Follows one answer through its grammar.
+
+    :param matcher: at the beginning of the answer; nobody else has it.
+    """
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    @property
+    def over(self) -> bool:
+        """Whether the answer is complete and nothing may follow."""
+        return self._matcher.is_stopped()
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """Return scores (V,), on the processor, with minus infinity for what may not come next.
+
+        :raises UsageError: if the grammar has become too complex.
+        :raises GlmkitError: if the vocabulary has no token that may.
+        """
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        allowed = np.unpackbits(bits, count=len(scores), bitorder="little")
+        if not allowed.any():
+            raise GlmkitError("no token of the model's vocabulary goes on with what was asked for")
+        return scores.masked_fill(torch.from_numpy(allowed == 0), -torch.inf)
+
+    def take(self, token: int) -> None:
+        """Take note of the token that was picked.
+
+        :raises UsageError: if the grammar has become too complex.
+        """
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise UsageError(f"the response format cannot be kept to: {_plain(self._matcher)}")
+
+
+class Guidance:
+    """Makes guides for one model; any thread may ask.
+
+    :param stop_ids: tokens that end an answer, wherever the grammar may end.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: Iterable[int]) -> None:
+        self._tokenizer, self._stop_ids = tokenizer, sorted(stop_ids)
+        self._lock = threading.Lock()
+        self._known: LLTokenizer | None = None
+        self._made: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    def guide(self, grammar: str) -> Guide:
+        """Return a guide through a grammar, whose first rule is ``start``.
+
+        :raises UsageError: if it cannot be compiled; says why.
+        :raises MissingExtraError: if llguidance is not installed.
+        """
+        with self._lock:
+            vocabulary = self._vocabulary()
+            made = self._made.get(grammar)
+        if made is None:  # outside of the lock: others need not wait
+            made = _compiled(vocabulary, grammar)
+        with self._lock:
+            self._made[grammar] = made
+            self._made.move_to_end(grammar)
+            while len(self._made) > _KEPT:
+                self._made.popitem(last=False)
+            return Guide(made.deep_copy())
+
+    def _vocabulary(self) -> LLTokenizer:
+        if self._known is None:
+            try:
+                from llguidance import LLTokenizer, TokenizerWrapper
+            except ImportError as error:
+                raise MissingExtraError("a response format", "llguidance", "structured") from error
+            spelt = _Spelt(self._tokenizer, self._stop_ids)
+            self._known = LLTokenizer(TokenizerWrapper(spelt), eos_token=spelt.ends)
+        return self._known
+
+
+def _compiled(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(vocabulary, _HEAD + grammar, log_level=0)
+    if matcher.is_error():
+        raise UsageError(f"the response format cannot be compiled: {_plain(matcher)}")
+    return matcher
+
+
+def _plain(matcher: LLMatcher) -> str:
+    """Return the first words of an error: what follows shows the grammar."""
+    said = matcher.get_error().partition("\n   1 |")[0].strip()
+    return " ".join(said.split(": ", 1)[-1].split())[:_SAID]
+
+
+_SAID = 300
+
+
+class _Spelt:
+    """A vocabulary as llguidance reads it: what each token is in bytes."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, stop_ids: list[int]) -> None:
+        spellings = [tokenizer.spelling(each) for each in range(tokenizer.size)]
+        for each in stop_ids:
+            if each < len(spellings):
+                spellings[each] = None
+        self.special_token_ids = [at for at, each in enumerate(spellings) if each is None]
+        # A name that no text has; llguidance tells special tokens apart by their ids.
+        self.tokens = [b"<%d>" % at if each is None else each for at, each in enumerate(spellings)]
+        self.ends = [each for each in stop_ids if each < len(spellings)]
+        if not self.ends:  # one that no model picks
+            self.ends = [len(self.tokens)]
+            self.special_token_ids += self.ends
+            self.tokens.append(b"<end>")
+        self.eos_token_id = self.ends[0]
+
+    def __call__(self, text: bytes) -> list[int]:
+        """Return no tokens: nothing is forced, so nobody asks for the way a text is spelt."""
+        return []
+
+
+def rules_of(form: ResponseFormat, lead: str) -> str:
+    """Return the rule ``form``.
+
+    :param lead: what the vocabulary puts before the first word of a text.
+    """
+    if form.json_schema is not None:
+        return f'form: " "? json\njson: {json_of(form.json_schema)}'
+    before = f"{text(lead)} " if lead else ""
+    if form.choice:
+        return f"form: {before}({' | '.join(map(text, form.choice))})"
+    from llguidance import regex_to_lark
+
+    return f"form: {before}expression\nexpression: /{regex_to_lark(form.regex or '')}/"

@@ -1,0 +1,59 @@
+"""How likely the tokens of an answer were, by the model's own reckoning."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..models.spelling import shown
+from ..models.tokenizers import Tokenizer
+from ..types import TokenLogprob
+from .sampling import Sampler
+
+_LEAST = -9999.0
+"""Stands for a chance of nothing: JSON has no minus infinity."""
+
+
+class _Noted(NamedTuple):
+    token: int
+    odds: float
+    best: list[int]
+    best_odds: list[float]
+
+
+class Odds:
+    """A sampler that notes how likely what it picks was, before anything bent the scores.
+
+    :param count: how many of the likeliest tokens are noted beside it.
+    """
+
+    def __init__(self, pick: Sampler, tokenizer: Tokenizer, count: int) -> None:
+        self._pick, self._tokenizer, self._count = pick, tokenizer, count
+        self._noted: list[_Noted] = []
+
+    def __call__(self, scores: Tensor) -> int:
+        """Pick a token from the scores (V,) of the row."""
+        odds = scores.float().log_softmax(-1)
+        token = self._pick(scores)
+        best = odds.topk(min(self._count, len(odds)))
+        noted = _Noted(token, float(odds[token]), best.indices.tolist(), best.values.tolist())
+        self._noted.append(noted)
+        return token
+
+    def told(self, start: int, end: int) -> tuple[TokenLogprob, ...]:
+        """Return what is known of the tokens from one to another, the last excluded."""
+        return tuple(map(self._told, self._noted[start:end]))
+
+    def _told(self, noted: _Noted) -> TokenLogprob:
+        best = zip(noted.best, noted.best_odds, strict=True)
+        return self._named(noted.token, noted.odds, tuple(self._named(*each) for each in best))
+
+    def _named(self, token: int, odds: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        vocabulary, logprob = self._tokenizer, max(odds, _LEAST)
+        spelling = vocabulary.spelling(token)
+        if spelling is not None:
+            return TokenLogprob(shown(spelling), logprob, spelling, top)
+        # Models may have more scores than the vocabulary has tokens.
+        name = vocabulary.token(token) if token < vocabulary.size else f"<{token}>"
+        return TokenLogprob(name, logprob, None, top)
