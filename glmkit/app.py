@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -12,15 +12,24 @@ from .chat import Chat, Policy
 from .config import Config
 from .console import drain
 from .errors import CheckpointError, PluginError, UnknownNameError, UsageError
+from .opening import (
+    OPENAI,
+    RAY,
+    connect,
+    offer,
+    open_model,
+    open_on_cluster,
+    refuse_given,
+    server_of,
+)
 from .plugins import Plugins, Registry, Spec, accepting, load_target
 from .recipes import Recipe, RecipeSpec
 from .servers import Server
+from .sharing import Lazy, OneByOne
 from .tools import Tool
 
 if TYPE_CHECKING:
     from .pictures import ImageModel
-    from .runtime.adapters import Adapter
-    from .runtime.engines.local import LocalModel
     from .runtime.engines.ray.cluster import Cluster
     from .sources import Located
     from .types import ChatModel, Encoder, GenerationOptions, Progress
@@ -56,6 +65,7 @@ class Glmkit:
         self.config = config or Config.load()
         self.plugins = plugins or Plugins.discover(self.config.plugins_allowed)
         self.watch = watch
+        self._shared: dict[str, Lazy[Encoder]] = {}
         self.plugins.startup(self)
 
     def plugin_config(self, name: str) -> Mapping[str, Any]:
@@ -142,9 +152,9 @@ class Glmkit:
         spec = self._models.get(name)
         if spec is not None:
             return ModelInfo(spec.name, spec.languages)
-        remote = self._server(engine, server)
+        remote = server_of(self.config, engine, server)
         if remote is not None:
-            model = self._connect(name, remote, {})
+            model = connect(self.config, name, remote, {})
             return ModelInfo(model.name, model.languages)
         located = self._locate(name, "model", self._models)
         return ModelInfo(located.name, located.languages)
@@ -159,6 +169,7 @@ class Glmkit:
         quantize: str | None = None,
         adapter: str | Path | None = None,
         adapter_alpha: float | None = None,
+        adapters: Mapping[str, Path] | None = None,
         family: str | None = None,
         engine: str | None = None,
         cluster: Cluster | None = None,
@@ -174,6 +185,8 @@ class Glmkit:
         :param quantize: ``int4`` or ``int8`` to quantise while loading.
         :param adapter: a LoRA folder or file, or a P-Tuning prefix folder, to put on.
         :param adapter_alpha: LoRA's alpha, for raw files that record none.
+        :param adapters: others beside each other, by the names that ``GenerationOptions.adapter``
+            may say; who names none is answered without.
         :param family: what the model is (``chatglm2``, ``chatglm3``, ...); None: as its files say.
         :param engine: what runs it: ``local`` for GLMs, ``transformers`` for all others, ``ray``
             for batches on many machines, ``openai`` for what a server runs; None: as configured,
@@ -186,87 +199,25 @@ class Glmkit:
         :raises SourceError: if it was never pulled.
         :raises CheckpointError: if the files are not a model that can run.
         :raises ServerError: if a server has to be asked for its only model and cannot be.
+        :raises UsageError: if options do not go together, or the model takes no adapters.
         """
         name = name or self.config.model
         given: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize}
-        given |= {"adapter": adapter, "adapter_alpha": adapter_alpha, "family": family}
-        given["max_memory"] = max_memory
+        given |= {"adapter": adapter, "family": family, "max_memory": max_memory}
+        given["adapter_alpha"] = None if adapters else adapter_alpha
         if (engine or (self.config.engine if server is None else OPENAI)) == RAY:
-            self._server(RAY, server)  # which it has none of
-            return self._on_cluster(name, cluster, given)
-        return self._load(name, engine, server, given)
-
-    def _load(
-        self,
-        name: str,
-        engine: str | None,
-        server: Server | str | None,
-        given: dict[str, Any],
-    ) -> ChatModel:
-        """Load a model into this process, or that of its server."""
+            server_of(self.config, RAY, server)  # which it has none of
+            given["device"] = given["device"] or self.config.device
+            load = partial(load_on_worker, self.config.portable())
+            return open_on_cluster(load, name, cluster, given)
         spec = self._models.get(name)
-        if spec is not None:
-            _refuse_given(name, {**given, "engine": engine, "server": server})
-            return cast("ChatModel", load_target(spec.loader)(name, self))
-        remote = self._server(engine, server)
-        if remote is not None:
-            return self._connect(name, remote, given)
-        located = self._locate(name, "model", self._models)
-        given["device"] = given["device"] or self.config.device
-        given["max_memory"] = given["max_memory"] or self.config.max_memory
-        if name == self.config.model:
-            given["family"] = given["family"] or self.config.family
-        load = self._engine(engine, located.path)
-        known: dict[str, Any] = {"name": located.name, "languages": located.languages}
-        return load(located.path, reader=self._read_adapter, **known, **given)
-
-    def _engine(self, name: str | None, folder: Path) -> Callable[..., ChatModel]:
-        """Return what loads a folder: the engine asked for, or the one that suits it."""
-        from .runtime.engines import ENGINES, suited
-
-        name = name or self.config.engine or suited(folder)
-        if name not in ENGINES:
-            raise UnknownNameError("engine", name, [*ENGINES, RAY])
-        return cast("Callable[..., ChatModel]", load_target(ENGINES[name]))
-
-    def _on_cluster(self, name: str, cluster: Cluster | None, given: dict[str, Any]) -> ChatModel:
-        """Return a model that workers load as this application would, each where it runs."""
-        from .runtime.engines.ray.model import NO_CHAT, RayModel
-
-        if cluster is None:
-            raise UsageError(NO_CHAT)
-        given["device"] = given["device"] or self.config.device
-        if given["device"] == "cpu" and cluster.gpus_per_worker is None:
-            cluster = replace(cluster, gpus_per_worker=0)
-        folder = Path(name).expanduser()
-        if (folder / "config.json").is_file():
-            name = str(folder.resolve())  # workers do not run in this folder
-        load = partial(load_on_worker, self.config.portable(), name, given)
-        return RayModel(load, name=name, cluster=cluster)
-
-    def _server(self, engine: str | None, server: Server | str | None) -> Server | None:
-        """Return the server that shall answer; None where this machine does."""
-        engine = engine or (self.config.engine if server is None else OPENAI)
-        if engine == OPENAI:
-            own = self.config.openai
-            return replace(own, base_url=server) if isinstance(server, str) else server or own
-        if server is not None:
-            raise UsageError(
-                f"the engine {engine!r} asks no server; leave --base-url out, or --engine"
-            )
-        return None
-
-    def _connect(self, name: str, server: Server, given: Mapping[str, Any]) -> ChatModel:
-        """Return a model that a server runs."""
-        from .runtime.engines import ENGINES
-
-        connect = cast("Callable[..., ChatModel]", load_target(ENGINES[OPENAI]))
-        known = None if name == "default" else name
-        return connect(known, server, offline=self.config.offline, **given)
-
-    def _read_adapter(self, path: Path, model: LocalModel, alpha: float | None) -> Adapter:
-        """Let the plugins read an adapter, ours last."""
-        return cast("Adapter", self.plugins.hook.load_adapter(path=path, model=model, alpha=alpha))
+        if spec is None:
+            model = open_model(self, name, engine, server, given)
+        else:
+            refuse_given(name, {**given, "engine": engine, "server": server})
+            model = cast("ChatModel", load_target(spec.loader)(name, self))
+        offer(model, adapters or {}, adapter_alpha)
+        return model
 
     def load_encoder(self, name: str | None = None) -> Encoder:
         """Load an encoder by catalog name, hub id, folder, or the name a plugin gave it.
@@ -286,6 +237,15 @@ class Glmkit:
         from .runtime.encoding import load_encoder
 
         return load_encoder(located.path, device=self.config.first_device, name=located.name)
+
+    def shared_encoder(self, name: str | None = None) -> Encoder:
+        """Return the encoder that all users of this application share, loaded by the first.
+
+        Threads may ask it; it answers one at a time. The parameter and errors are those of
+        :meth:`load_encoder`.
+        """
+        name = name or self.config.encoder
+        return self._shared.setdefault(name, Lazy(lambda: OneByOne(self.load_encoder(name)))).get()
 
     def locate_image_model(self, name: str) -> Located:
         """Return the folder of a picture model, which is fetched where that is allowed.
@@ -370,10 +330,6 @@ class Glmkit:
         )
 
 
-RAY = "ray"
-OPENAI = "openai"
-
-
 def load_on_worker(
     config: Mapping[str, Any], name: str, given: Mapping[str, Any], device: str | None
 ) -> ChatModel:
@@ -385,13 +341,3 @@ def load_on_worker(
     """
     app = Glmkit(Config(**config, device=device))
     return app.load_model(name, **{key: each for key, each in given.items() if each is not None})
-
-
-def _refuse_given(name: str, given: Mapping[str, object]) -> None:
-    """Refuse loading options for a plugin's model rather than ignore them."""
-    for option, value in given.items():
-        if value is not None:
-            raise UsageError(
-                f"model {name!r} comes from a plugin, which takes no {option} (got {value!r}); "
-                "leave it out and configure the plugin instead"
-            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ def load(
     quantize: str | None = None,
     adapter: str | Path | None = None,
     adapter_alpha: float | None = None,
+    adapters: Mapping[str, Path] | None = None,
     family: str | None = None,
     engine: str | None = None,
     server: Server | str | None = None,
@@ -37,6 +39,7 @@ def load(
         quantize=quantize,
         adapter=adapter,
         adapter_alpha=adapter_alpha,
+        adapters=adapters,
         family=family,
         engine=engine,
         server=server,

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from glmkit import GlmkitError, Message, ModelInfo, Policy, StreamedModel, UsageError
 from glmkit.stopping import Stop, streamed
@@ -23,12 +23,9 @@ from .retrieve import KnowledgeQuery, Retriever
 from .settings import Settings
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from glmkit import (
         ChatModel,
         Chunk,
-        Encoder,
         GenerationOptions,
         Glmkit,
         MessageLike,
@@ -71,7 +68,7 @@ class StandingModel(StreamedModel):
         settings = Settings.of(app.plugin_config("knowledge"))
         if not path.exists():
             raise UsageError(f"no such folder or file: {path}; name one that holds documents")
-        base = KnowledgeBase.open(path, home=app.config.home, encoder=_encoder_of(app))
+        base = KnowledgeBase.open(path, home=app.config.home, encoder=app.shared_encoder())
         try:
             report = app.watch(base.update())
         except (GlmkitError, OSError) as error:
@@ -184,27 +181,3 @@ class _Query(KnowledgeQuery):
     def passages(self, request: Request) -> list[Passage]:
         """Return the passages that pass the threshold, best first."""
         return self.library.search(self, request)
-
-
-class _OneByOne:
-    """An encoder that several knowledge bases share."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.name, self.dimensions = encoder.name, encoder.dimensions
-        self._encoder, self._lock = encoder, threading.Lock()
-
-    def encode(self, texts: Sequence[str], *, kind: Literal["query", "passage"]) -> np.ndarray:
-        """Return unit vectors, float32 (N, D)."""
-        with self._lock:
-            return self._encoder.encode(texts, kind=kind)
-
-
-_ENCODERS: weakref.WeakKeyDictionary[Glmkit, _OneByOne] = weakref.WeakKeyDictionary()
-"""Of each application, while it lives: an encoder takes as much memory as a small model."""
-
-
-def _encoder_of(app: Glmkit) -> _OneByOne:
-    found = _ENCODERS.get(app)
-    if found is None:
-        found = _ENCODERS.setdefault(app, _OneByOne(app.load_encoder()))
-    return found

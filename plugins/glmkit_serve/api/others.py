@@ -174,10 +174,6 @@ class _Job(Generic[Result]):
             self._free(self)
 
 
-_EMBEDDING = threading.Lock()
-"""Held while an encoder runs: one at a time is as fast as many, and needs less memory."""
-
-
 def _embedded(
     serving: Serving, body: EmbeddingRequest, texts: list[str], stop: threading.Event
 ) -> Json:
@@ -193,8 +189,7 @@ def _embedded(
     for at in range(0, len(texts), _AT_ONCE):
         if stop.is_set():
             raise TimeLimitError(_NOBODY)
-        with _EMBEDDING:
-            vectors.append(encoder.encode(texts[at : at + _AT_ONCE], kind=body.input_type))
+        vectors.append(encoder.encode(texts[at : at + _AT_ONCE], kind=body.input_type))
     told = [
         {"object": "embedding", "index": at, "embedding": _written(each, body.encoding_format)}
         for at, each in enumerate(np.concatenate(vectors))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from glmkit import ClosedError, MissingExtraError, UnknownNameError, UsageError
 from glmkit.live import Live
+from glmkit.sharing import Lazy
 
 if TYPE_CHECKING:
     from glmkit import ChatModel, Encoder, GenerationOptions, Glmkit, ImageModel
@@ -79,8 +79,7 @@ class Serving:
         """Whether the server has been told to stop: no more questions are taken."""
         self.beside: dict[str, Callable[[], bool]] = {}
         """What runs beside the API, by name, and what tells whether it still does."""
-        self._encoder = _Lazy(self._load_encoder)
-        self._image_models: dict[str | None, _Lazy[ImageModel]] = {}
+        self._image_models: dict[str | None, Lazy[ImageModel]] = {}
         self.encoder_name: str | None = None
         """The encoder to load; None: as configured."""
 
@@ -91,15 +90,7 @@ class Serving:
         :raises UsageError: if the model wears no adapters, or documents are not read.
         """
         adapters, bases = wanted.adapters or {}, wanted.bases or {}
-        loading = dict(wanted.loading or {})
-        alpha = None if not adapters else loading.pop("adapter_alpha", None)
-        model: Any = app.load_model(wanted.model, **loading)
-        for name, path in adapters.items():
-            if not hasattr(model, "load_adapter"):
-                raise UsageError(f"{model.name} wears no adapters; leave --adapter {name} out")
-            model.load_adapter(path, name, alpha=alpha)
-        if adapters:
-            model.set_adapter(None)
+        model = app.load_model(wanted.model, adapters=adapters, **wanted.loading or {})
         serving = cls(app, settings, model)
         serving.encoder_name = wanted.encoder
         for name in adapters:
@@ -149,10 +140,7 @@ class Serving:
     @property
     def encoder(self) -> Encoder:
         """What embeds; loaded when it is first needed, so this may take a while."""
-        return self._encoder.get()
-
-    def _load_encoder(self) -> Encoder:
-        return self.app.load_encoder(self.encoder_name)
+        return self.app.shared_encoder(self.encoder_name)
 
     @contextmanager
     def image_model(self, name: str | None) -> Iterator[ImageModel]:
@@ -168,7 +156,7 @@ class Serving:
         if name is not None and name not in names:
             raise UnknownNameError("image model", name, names)
         lazy = self._image_models.setdefault(
-            name or names[0], _Lazy(lambda: self.app.load_image_model(name))
+            name or names[0], Lazy(lambda: self.app.load_image_model(name))
         )
         model = lazy.get()
         with lazy.lock:
@@ -184,19 +172,3 @@ class Serving:
 
 
 Thing = TypeVar("Thing")
-
-
-class _Lazy(Generic[Thing]):
-    """Something that is made when it is first wanted, once."""
-
-    def __init__(self, make: Callable[[], Thing]) -> None:
-        self._make = make
-        self._made: list[Thing] = []
-        self.lock = threading.Lock()
-
-    def get(self) -> Thing:
-        """Return it."""
-        with self.lock:
-            if not self._made:
-                self._made.append(self._make())
-            return self._made[0]

@@ -26,7 +26,7 @@ from .settings import WebSettings
 from .tabs import tabs_of
 from .talk import Talk
 from .visits import Visits
-from .voices import Voice, Voices, worn_by
+from .voices import Voice, Voices
 from .words import Words
 
 if TYPE_CHECKING:
@@ -84,10 +84,7 @@ def _check_installed() -> None:
 
 @contextmanager
 def _live(app: Glmkit, wishes: Wishes, settings: WebSettings) -> Iterator[Live]:
-    loading = dict(wishes.loading)
-    alpha = loading.pop("adapter_alpha", None) if wishes.adapters else None
-    model = app.load_model(wishes.model, **loading)
-    worn_by(model, wishes.adapters, alpha)
+    model = app.load_model(wishes.model, adapters=wishes.adapters, **wishes.loading)
     with Live(model, queue=settings.concurrency) as live:
         yield live
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from glmkit import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from glmkit import ChatModel
 
 
@@ -71,23 +69,3 @@ def suited(model: object) -> tuple[float, float]:
     if all(isinstance(each, (int, float)) for each in found):
         return cast("tuple[float, float]", found)
     return _TEMPERATURE, _TOP_P
-
-
-def worn_by(
-    model: Any,  # noqa: ANN401
-    adapters: Mapping[str, Path],
-    alpha: float | None = None,
-) -> list[str]:
-    """Load adapters into ``model`` by the names that they shall have; it still answers bare.
-
-    :param alpha: LoRA's alpha, for files that record none.
-    :raises UsageError: if the model takes none.
-    :raises CheckpointError: if one does not fit.
-    """
-    if adapters and not hasattr(model, "load_adapter"):
-        raise UsageError(f"the model {model.name!r} takes no adapters; leave --adapter out")
-    for name, path in adapters.items():
-        model.load_adapter(path, name, alpha=alpha)
-    if adapters:
-        model.set_adapter(None)
-    return list(adapters)

@@ -130,7 +130,7 @@ def test_knowledge_and_adapters_are_models_of_their_own(app, tmp_path):
         assert reply.sources[0].path == "rivers.md"
     finally:
         serving.close()
-    with pytest.raises(UsageError, match="wears no adapters"):
+    with pytest.raises(UsageError, match="takes no adapters; leave 'low' out"):
         Serving.open(app, Settings(), Wanted(adapters={"low": docs}))
 
 

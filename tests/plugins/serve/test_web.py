@@ -28,7 +28,7 @@ from glmkit_serve.web.shelf import Shelf
 from glmkit_serve.web.tabs import Tab, tabs_of
 from glmkit_serve.web.talk import Wanted, rows_of
 from glmkit_serve.web.visits import Visits
-from glmkit_serve.web.voices import suited, worn_by
+from glmkit_serve.web.voices import suited
 from glmkit_serve.web.words import LANGUAGES, Words
 
 EN, ZH = Words("en"), Words("zh")
@@ -228,28 +228,15 @@ def test_a_time_limit_holds_for_answers_from_documents_too(tmp_path):
 
 
 def test_adapters_are_chosen_by_name(tmp_path):
-    class Wearing(Scripted):
-        def __init__(self):
-            super().__init__()
-            self.loaded = {}
-            self.set_adapter = lambda choice: self.loaded.setdefault("worn", choice)
-
-        def load_adapter(self, path, name, *, alpha=None):
-            self.loaded[name] = (path, alpha)
-
-    model = Wearing()
-    assert worn_by(model, {"poet": "/p"}, 16) == ["poet"]
-    assert model.loaded == {"poet": ("/p", 16), "worn": None}
+    model = Scripted()
     page = make_page(tmp_path / "home", model)
-    page.talk.voices = voices_of(model, {"poet": "/p"})
+    page.talk.voices = voices_of(model, ["poet"])
     visit = page.visits.of("a")
     assert page.talk.voices.names() == ["scripted", "scripted + poet"]
     ask(page, visit, "hello", voice="scripted + poet")
     ask(page, visit, "hello")
     assert [options.adapter for _, options in model.seen] == ["poet", {}]
     assert visit.turns[0].adapter == "poet"
-    with pytest.raises(UsageError, match="takes no adapters"):
-        worn_by(Scripted(), {"poet": "/p"})
 
 
 def test_sliders_begin_where_the_model_was_made_for(model):
