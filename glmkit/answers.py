@@ -11,6 +11,7 @@ from contextlib import closing
 from itertools import repeat
 
 from .errors import GlmkitError, UsageError
+from .generation import check_honoured
 from .types import Answers, Ask, ChatModel, GenerationOptions, MessageLike, Reply, StreamedModel
 
 Outcome = tuple[int, Reply | GlmkitError]
@@ -25,6 +26,7 @@ def answered(
         return
     for ask in asked:
         try:
+            check_honoured(model, ask.options)
             yield ask.key, model.reply(ask.conversation, ask.options)
         except GlmkitError as error:
             yield ask.key, error

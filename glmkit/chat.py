@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from .errors import GlmkitError, UnknownNameError, UsageError
+from .generation import check_honoured
 from .tools import Tool
 from .types import (
     Chunk,
@@ -103,10 +104,12 @@ class Chat:
         """Yield the answer to ``question``; the last chunk carries reason, usage and sources.
 
         :param question: what the user asks, or any other message to answer.
+        :raises UsageError: if the options ask for what the model does not know.
 
         Closing the iterator cancels the answer; what was said until then stays in the history.
         """
         asked = Message("user", question) if isinstance(question, str) else question
+        check_honoured(self.model, self.options)
         request = Request((*self._system, *self.history, asked), self.options, self.settings)
         reply = Reply("", "error", Usage())
         turn = _Turn()
@@ -150,9 +153,9 @@ class Chat:
 
         Only what the model itself asks for is run: passages and results are text to it.
         """
-        usage, left = Usage(), self.rounds
+        usage, left, options = Usage(), self.rounds, self.options
         while True:
-            last = yield from self._ask([*messages, *turn.made])
+            last = yield from self._ask([*messages, *turn.made], options)
             if last is None:
                 return
             usage = _sum(usage, last.usage)
@@ -164,10 +167,13 @@ class Chat:
             turn.close(last.tool_calls, found)
             yield Chunk("", observations=found)
             left -= 1
+            options = replace(options, tool_choice=None)  # what was required has been done
 
-    def _ask(self, messages: list[Message]) -> Generator[Chunk, None, Chunk | None]:
+    def _ask(
+        self, messages: list[Message], options: GenerationOptions
+    ) -> Generator[Chunk, None, Chunk | None]:
         """Yield one answer but for its last chunk, which is the result."""
-        for chunk in self.model.stream(messages, self.options):
+        for chunk in self.model.stream(messages, options):
             if chunk.finish_reason is not None:
                 return chunk
             yield chunk

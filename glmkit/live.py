@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .errors import BusyError, ClosedError, GlmkitError
+from .generation import check_honoured
 from .stopping import Stop, late, streamed, until
 from .types import Answers, Ask, Begins, Chunk, GenerationOptions, News, StreamedModel, Streams
 
@@ -105,6 +106,7 @@ class Live(StreamedModel):
     ) -> None:
         self.model = model
         self.name, self.languages = model.name, model.languages
+        self.honours: frozenset[str] = getattr(model, "honours", frozenset())
         self.queue = queue
         self.concurrency = concurrency or _suited(model)
         self._keys = itertools.count()
@@ -179,12 +181,13 @@ class Live(StreamedModel):
 
     def _begun(self, ticket: Ticket) -> Ticket:
         """Make the prompt, so that those who are being answered do not wait for it."""
-        if isinstance(self.model, Begins):
-            ask = ticket.ask
-            try:
+        ask = ticket.ask
+        try:
+            check_honoured(self.model, ask.options)
+            if isinstance(self.model, Begins):
                 ticket.ask = ask._replace(begun=self.model.begin(ask.messages, ask.options))
-            except GlmkitError as error:
-                ticket.put(error)
+        except GlmkitError as error:
+            ticket.put(error)
         return ticket
 
     def stream(

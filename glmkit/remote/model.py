@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 
 from ..answers import Outcome, SideBySideModel
 from ..errors import GlmkitError, OfflineError, ServerError, UsageError
+from ..generation import SPECIAL
 from ..models.passages import Shortening, checked
 from ..servers import Server
 from ..types import (
@@ -50,6 +51,8 @@ class RemoteModel(SideBySideModel):
     :param server: where it is and how to treat it.
     :param languages: ISO 639-1 codes that it answers in; None where nobody said.
     """
+
+    honours = SPECIAL
 
     def __init__(
         self, name: str, server: Server, *, languages: frozenset[str] | None = None
@@ -175,7 +178,7 @@ class _Question:
                 for piece in pieces:
                     text = reading.push(piece)
                     if text:
-                        yield Chunk(text)
+                        yield Chunk(text, logprobs=reading.told())
         except (TransientError, *_MENDABLE) as error:
             if not reading.begun and not reading.ended:
                 raise

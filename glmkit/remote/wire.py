@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..models.passages import speaks_chinese, with_passages
+from ..structured import ResponseFormat
 from ..texts import is_unicode, readable, texts_in
 from ..types import (
     Chunk,
@@ -16,6 +17,7 @@ from ..types import (
     Message,
     Passage,
     Reply,
+    TokenLogprob,
     ToolCall,
     Usage,
 )
@@ -50,7 +52,25 @@ def fields_of(options: GenerationOptions) -> Json:
     given["stop"] = list(options.stop) or None
     if options.top_k == 0:
         given["top_k"] = -1  # which every server takes for "all"
+    if options.response_format is not None:
+        given |= _format(options.response_format)
+    if options.tool_choice == "required":  # "auto" goes without saying
+        given["tool_choice"] = "required"
+    if options.logprobs is not None:
+        given |= {"logprobs": True, "top_logprobs": options.logprobs}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _format(wanted: ResponseFormat) -> Json:
+    """Return the fields that say what an answer must look like; OpenAI has none but for JSON."""
+    if wanted.any_object:
+        return {"response_format": {"type": "json_object"}}
+    if wanted.json_schema is not None:
+        named = {"name": "answer", "strict": True, "schema": dict(wanted.json_schema)}
+        return {"response_format": {"type": "json_schema", "json_schema": named}}
+    if wanted.choice:
+        return {"structured_outputs": {"choice": list(wanted.choice)}}
+    return {"structured_outputs": {"regex": wanted.regex}}
 
 
 def turns_of(messages: Sequence[Message]) -> Json:
@@ -128,6 +148,7 @@ class Reading:
         self._finish: FinishReason | None = None
         self._calls: list[_Call] = []
         self._half = ""
+        self._odds: list[TokenLogprob] = []
         self.begun = False
         """Whether anything of the answer has come."""
 
@@ -143,6 +164,7 @@ class Reading:
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason:
             self._finish = _FINISHES.get(reason, "stop")
+        self._odds += _odds(_mapping(choice.get("logprobs")).get("content"))
         said = _mapping(choice.get("delta")) or _mapping(choice.get("message"))
         text = _text(said.get("content"))
         if not text and isinstance(said.get("refusal"), str):
@@ -160,6 +182,11 @@ class Reading:
         if text.isascii():
             return text
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+    def told(self) -> tuple[TokenLogprob, ...]:
+        """Return the tokens whose odds have come since the last call."""
+        told, self._odds = tuple(self._odds), []
+        return told
 
     def _take_calls(self, said: Json) -> None:
         old = said.get("function_call")
@@ -192,13 +219,14 @@ class Reading:
             reason = "tool_calls"
         elif reason == "tool_calls" and not calls:
             reason = "stop"
-        yield Chunk("", reason, self._usage or Usage(), self._sources, tuple(calls))
+        usage = self._usage or Usage()
+        yield Chunk("", reason, usage, self._sources, tuple(calls), logprobs=self.told())
 
 
 def whole_reply(answer: Json, sources: tuple[Passage, ...]) -> Reply:
     """Return an answer that came in one piece."""
     reading = Reading(sources)
-    text = Chunk(reading.push(answer))
+    text = Chunk(reading.push(answer), logprobs=reading.told())
     return Reply.join([text, *reading.finish()])
 
 
@@ -247,6 +275,25 @@ def _usage(value: object) -> Usage | None:
     if good == [None, None]:
         return None
     return Usage(good[0] or 0, good[1] or 0)
+
+
+def _odds(content: object) -> list[TokenLogprob]:
+    """Return how likely tokens were; what a server says in another way is left out."""
+    told = []
+    for each in map(_mapping, _sequence(content)):
+        token, logprob, spelt = (each.get(name) for name in ("token", "logprob", "bytes"))
+        if isinstance(token, str) and isinstance(logprob, (int, float)):
+            top = tuple(_odds(each.get("top_logprobs")))
+            told.append(TokenLogprob(readable(token), float(logprob), _bytes(spelt), top))
+    return told
+
+
+def _bytes(value: object) -> bytes | None:
+    numbers = [each for each in _sequence(value) if type(each) is int and 0 <= each < _BYTES]
+    return bytes(numbers) if isinstance(value, list) and len(numbers) == len(value) else None
+
+
+_BYTES = 256
 
 
 def _first_choice(piece: Json) -> Json:

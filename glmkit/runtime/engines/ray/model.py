@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ....answers import Outcome, SideBySideModel
 from ....errors import UsageError
+from ....generation import SPECIAL
 from ....types import Ask, ChatModel, Chunk, GenerationOptions, MessageLike, Reply
 from .cluster import Cluster
 from .pool import Loader, answers_of
@@ -30,6 +31,7 @@ class RayModel(SideBySideModel):
     """
 
     languages: frozenset[str] | None = None
+    honours = SPECIAL
 
     def __init__(self, load: Loader, *, name: str, cluster: Cluster) -> None:
         self.name = name
