@@ -15,7 +15,8 @@ from starlette.responses import Response
 from glmkit import GenerationOptions, UsageError
 
 from ..http import JsonResponse, as_http, dumped, error_body
-from .replies import ChatWriter, Choice, Json, TextWriter
+from .odds import Json
+from .replies import ChatWriter, Choice, TextWriter
 from .requests import ChatRequest, CompletionRequest
 from .waiting import EventStream, Opener, first_of, pieces, unless_left
 

@@ -19,7 +19,7 @@ from glmkit import BusyError, DrawOptions, TimeLimitError, UnknownNameError, Usa
 
 from ..http import JsonResponse, UnsupportedError
 from .meter import CONTENT_TYPE, Meter
-from .replies import Json
+from .odds import Json
 from .requests import DEFAULT, EmbeddingRequest, ImageRequest
 from .waiting import unless_left
 

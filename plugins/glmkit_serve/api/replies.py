@@ -7,11 +7,10 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from glmkit import Chunk, Passage, ToolCall, Usage
+from glmkit import Chunk, Passage, TokenLogprob, ToolCall, Usage
 
-Json = dict[str, Any]
+from .odds import Json, TextOdds, chat_odds
 
 _REASONS: Mapping[str, str] = {"length": "length", "tool_calls": "tool_calls"}
 """Every other end is one of its own: ``stop``."""
@@ -27,12 +26,14 @@ class Choice:
     """One answer as it comes."""
 
     text: list[str] = field(default_factory=list)
+    odds: list[TokenLogprob] = field(default_factory=list)
     last: Chunk | None = None
 
     def take(self, chunk: Chunk) -> None:
         """Add a piece."""
         if chunk.text:
             self.text.append(chunk.text)
+        self.odds += chunk.logprobs
         if chunk.finish_reason is not None:
             self.last = chunk
 
@@ -100,7 +101,7 @@ class ChatWriter:
         return {
             "index": at,
             "message": message,
-            "logprobs": None,
+            "logprobs": chat_odds(choice.odds),
             "finish_reason": choice.reason,
         }
 
@@ -110,12 +111,15 @@ class ChatWriter:
 
     def pieces(self, at: int, chunk: Chunk) -> list[Json]:
         """Return a piece as it is sent: what is said, what is called, and how it ends."""
-        found = [self._piece(at, {"content": chunk.text})] if chunk.text else []
+        found, odds = [], chat_odds(chunk.logprobs)
+        if chunk.text:
+            said = None if chunk.finish_reason is not None else odds
+            found.append(self._piece(at, {"content": chunk.text}, odds=said))
         if chunk.tool_calls:
             calls = [each | {"index": n} for n, each in enumerate(_calls(chunk.tool_calls))]
             found.append(self._piece(at, {"tool_calls": calls}))
         if chunk.finish_reason is not None:
-            last = self._piece(at, {}, reason_of(chunk))
+            last = self._piece(at, {}, reason_of(chunk), odds)
             sources = sources_of(chunk.sources)
             found.append(last | ({"sources": sources} if sources else {}))
         return found
@@ -124,8 +128,10 @@ class ChatWriter:
         """Return the piece that counts the tokens."""
         return self._head("chat.completion.chunk") | {"choices": [], "usage": usage_of(choices)}
 
-    def _piece(self, at: int, delta: Json, reason: str | None = None) -> Json:
-        choice = {"index": at, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _piece(
+        self, at: int, delta: Json, reason: str | None = None, odds: Json | None = None
+    ) -> Json:
+        choice = {"index": at, "delta": delta, "logprobs": odds, "finish_reason": reason}
         return self._head("chat.completion.chunk") | {"choices": [choice]}
 
     def _head(self, kind: str) -> Json:
@@ -145,11 +151,12 @@ class TextWriter:
     """What each answer begins with, where the prompts are to be repeated."""
     id: str = field(default_factory=lambda: new_id("cmpl"))
     created: int = field(default_factory=lambda: int(time.time()))
+    _places: dict[int, TextOdds] = field(default_factory=dict)
 
     def whole(self, choices: Sequence[Choice]) -> Json:
         """Return the answer in one piece."""
         told = [
-            self._choice(at, self._begin(at) + "".join(each.text), each.reason)
+            self._choice(at, self._begin(at) + "".join(each.text), each.reason, each.odds)
             for at, each in enumerate(choices)
         ]
         counted = usage_of(choices, prompts=self.prompts)
@@ -163,7 +170,7 @@ class TextWriter:
     def pieces(self, at: int, chunk: Chunk) -> list[Json]:
         """Return a piece as it is sent."""
         reason = None if chunk.finish_reason is None else reason_of(chunk)
-        return [self._head() | {"choices": [self._choice(at, chunk.text, reason)]}]
+        return [self._head() | {"choices": [self._choice(at, chunk.text, reason, chunk.logprobs)]}]
 
     def usage(self, choices: Sequence[Choice]) -> Json:
         """Return the piece that counts the tokens."""
@@ -172,8 +179,11 @@ class TextWriter:
     def _begin(self, at: int) -> str:
         return self.heads[at] if self.heads else ""
 
-    def _choice(self, at: int, text: str, reason: str | None) -> Json:
-        return {"index": at, "text": text, "logprobs": None, "finish_reason": reason}
+    def _choice(
+        self, at: int, text: str, reason: str | None, odds: Sequence[TokenLogprob] = ()
+    ) -> Json:
+        told = self._places.setdefault(at, TextOdds()).told(odds) if odds else None
+        return {"index": at, "text": text, "logprobs": told, "finish_reason": reason}
 
     def _head(self) -> Json:
         return {

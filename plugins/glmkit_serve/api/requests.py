@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from glmkit import GenerationOptions, Message, ToolCall, UsageError
 
 from ..http import UnsupportedError
+from .wanted import wanted_format
 
 DEFAULT = "default"
 _MOST = 2**31 - 1
@@ -163,6 +164,11 @@ class _Sampling(_Request):
     frequency_penalty: Number | None = None
     presence_penalty: Number | None = None
     logit_bias: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -186,6 +192,15 @@ class _Sampling(_Request):
         if self.logit_bias:
             raise UnsupportedError("logit_bias", "leave it out")
 
+    def beyond(self) -> dict[str, Any]:
+        """Return the options that chats and texts ask for in ways of their own.
+
+        :raises UsageError: if one is no such thing.
+        """
+        guided = {name: getattr(self, f"guided_{name}") for name in ("json", "regex", "choice")}
+        wanted = wanted_format(self.response_format, self.structured_outputs, guided)
+        return {"response_format": wanted}
+
     def options(self, default: GenerationOptions, *, most: int) -> GenerationOptions:
         """Return how to pick tokens; what is not said is as configured.
 
@@ -204,6 +219,7 @@ class _Sampling(_Request):
             "repetition_penalty": self.repetition_penalty,
             "seed": self.seed,
         }
+        given |= self.beyond()
         given = {name: value for name, value in given.items() if value is not None}
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > _STOPS:
@@ -223,10 +239,9 @@ class ChatRequest(_Sampling):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
     functions: list[Any] | None = None
     modalities: list[str] | None = None
 
@@ -238,14 +253,19 @@ class ChatRequest(_Sampling):
     def check(self) -> None:
         """Refuse what would be left out."""
         super().check()
-        if self.logprobs or self.top_logprobs:
-            raise UnsupportedError("logprobs", "answers come without the odds of their tokens")
-        if self.response_format is not None and self.response_format.get("type") != "text":
-            raise UnsupportedError("response_format", "ask for the format in the conversation")
+        if self.top_logprobs and not self.logprobs:
+            raise UsageError("top_logprobs goes with logprobs: true; say both or neither")
         if self.functions:
             raise UnsupportedError("functions", "send them as tools")
         if self.modalities and set(self.modalities) != {"text"}:
             raise UnsupportedError("modalities", "answers are text")
+
+    def beyond(self) -> dict[str, Any]:
+        """Return the options that chats ask for in ways of their own."""
+        forced = self.tool_choice not in (None, "auto", "none")
+        odds = (self.top_logprobs or 0) if self.logprobs else None
+        tool_choice = "required" if forced else None
+        return {**super().beyond(), "logprobs": odds, "tool_choice": tool_choice}
 
     def conversation(self) -> list[Message]:
         """Return what models read, the tools that are on offer among it."""
@@ -260,7 +280,7 @@ class ChatRequest(_Sampling):
     def offered(self) -> Sequence[Tool]:
         """Return the tools that the choice leaves.
 
-        ``required``, or the name of one, narrows the offer; no model here can be forced to call.
+        The name of one narrows the offer to it.
 
         :raises UsageError: if a tool is chosen that is not there.
         """
@@ -287,13 +307,17 @@ class CompletionRequest(_Sampling):
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    def beyond(self) -> dict[str, Any]:
+        """Return the options that texts ask for in ways of their own."""
+        return {**super().beyond(), "logprobs": self.logprobs}
 
     def check(self) -> None:
         """Refuse what would be left out."""
         super().check()
-        if self.logprobs is not None:
-            raise UnsupportedError("logprobs", "answers come without the odds of their tokens")
+        if self.logprobs is not None and self.echo:
+            raise UnsupportedError("logprobs", "tokens of the prompt come without; leave echo out")
         if self.suffix:
             raise UnsupportedError("suffix", "texts are gone on with at their end only")
         if self.best_of is not None and self.best_of != self.choices:

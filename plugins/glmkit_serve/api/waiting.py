@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -76,11 +77,9 @@ def _noted(opener: Opener, wake: Callable[[], None], tickets: list[Ticket]) -> N
 def _joined(chunks: list[Chunk]) -> list[Chunk]:
     """Return what has gathered in one piece, and the last chunk for itself."""
     text = "".join(each.text for each in chunks)
-    last = [each for each in chunks if each.finish_reason is not None]
-    ends = [
-        Chunk("", each.finish_reason, each.usage, each.sources, each.tool_calls) for each in last
-    ]
-    return [Chunk(text), *ends] if text else ends
+    ends = [replace(each, text="") for each in chunks if each.finish_reason is not None]
+    odds = [token for each in chunks if each.finish_reason is None for token in each.logprobs]
+    return [Chunk(text, logprobs=tuple(odds)), *ends] if text else ends
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

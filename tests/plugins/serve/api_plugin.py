@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from api_server import serving_of
+
 from glmkit import Chunk, Message, Passage, Picture, ToolCall, Usage, hookimpl
+from glmkit.live import Live
 from glmkit.plugins import Spec
-from glmkit.testing import HashEncoder
+from glmkit.testing import EchoModel, HashEncoder
 from glmkit.types import Progress, StreamedModel
+from glmkit_serve.api.served import Served
 
 
 class Scripted(StreamedModel):
     """Calls the tool that it is offered, and says so of its result."""
 
     name, languages = "scripted", None
+    honours = frozenset({"tool_choice"})
 
     def stream(self, messages, options=None):
         messages = [Message.of(each) for each in messages]
@@ -57,3 +62,20 @@ class Plugin:
     @hookimpl
     def register_image_models(self, register):
         register(Spec("painter", "None.", f"{__name__}:load_painter"))
+
+
+def everything(home, model):
+    """Return what serves a model, beside it one that repeats and one that calls tools."""
+    found = serving_of(
+        home,
+        model,
+        plugins={"mine": Plugin()},
+        config={"encoder": "hashes"},
+        max_tokens=400,
+        concurrency=4,
+        max_waiting=4,
+        max_body_bytes=20_000,
+    )
+    found.models["echo"] = Served("echo", "chat", Live(EchoModel()))
+    found.models["scripted"] = Served("scripted", "chat", Live(Scripted()))
+    return found

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import threading
 
-import anyio
 import openai
 import pytest
-from api_plugin import Plugin, Scripted
+from api_plugin import everything
 from api_server import HELLO, client_of, events_of, serving_of, until
 from tiny_adapters import lora
 
-from glmkit import BusyError, GenerationOptions, TimeLimitError
-from glmkit.live import Live
-from glmkit.testing import EchoModel, HashEncoder, tiny_glm
-from glmkit_serve.api.others import _WAITING, _Aside
+from glmkit import GenerationOptions
+from glmkit.testing import tiny_glm
 from glmkit_serve.api.served import Served
 
 pytestmark = [
@@ -43,19 +39,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory, model):
-    found = serving_of(
-        tmp_path_factory.mktemp("home"),
-        model,
-        plugins={"mine": Plugin()},
-        config={"encoder": "hashes"},
-        max_tokens=400,
-        concurrency=4,
-        max_waiting=4,
-        max_body_bytes=20_000,
-    )
+    found = everything(tmp_path_factory.mktemp("home"), model)
     found.models["low"] = Served("low", "adapter", found.live, "low", root=model.name)
-    found.models["echo"] = Served("echo", "chat", Live(EchoModel()))
-    found.models["scripted"] = Served("scripted", "chat", Live(Scripted()))
     return found
 
 
@@ -137,7 +122,7 @@ def test_an_adapter_is_a_model_of_its_own(client, model):
     assert texts["default"] == texts[model.name] != texts["low"]
     assert texts["low"] == model.reply(HELLO, GenerationOptions(adapter="low", **GREEDY)).text
     listed = [each.id for each in client.models.list()]
-    assert listed == ["default", "low", "echo", "scripted", "hashes"]
+    assert listed == ["default", "echo", "scripted", "low", "hashes"]
     assert client.models.retrieve("low").id == "low"
 
 
@@ -197,149 +182,6 @@ def test_texts_are_gone_on_with(client, model):
     assert "".join(each.choices[0].text for each in streamed) == f"go on{said}"
     with pytest.raises(openai.BadRequestError, match="plain text"):
         client.completions.create(prompt="go on", model="echo")
-
-
-def test_embeddings_come_as_numbers_and_as_bytes(client, http):
-    texts = ["a text", "another one"]
-    found = client.embeddings.create(model="default", input=texts)  # the client asks for base64
-    plain = http.post("/v1/embeddings", json={"model": "hash-8", "input": texts}).json()
-    for at, each in enumerate(HashEncoder(8).encode(texts)):
-        assert found.data[at].embedding == pytest.approx(each.tolist(), abs=1e-6)
-        assert plain["data"][at]["embedding"] == pytest.approx(each.tolist(), abs=1e-6)
-    assert found.usage.prompt_tokens == 4
-    with pytest.raises(openai.NotFoundError, match="hash-8"):
-        client.embeddings.create(model="text-embedding-3-small", input="x")
-    with pytest.raises(openai.BadRequestError, match="not tokens"):
-        client.embeddings.create(model="default", input=[1, 2])
-    with pytest.raises(openai.BadRequestError, match="dimensions"):
-        client.embeddings.create(model="default", input="x", dimensions=3)
-
-
-def test_pictures_are_drawn(client):
-    drawn = client.images.generate(prompt="red apple", n=2, size="64x64", extra_body={"seed": 3})
-    assert [base64.b64decode(each.b64_json) for each in drawn.data] == [b"\x89PNG0", b"\x89PNG1"]
-    assert drawn.data[0].revised_prompt == "red apple"
-    assert [each.model_extra["seed"] for each in drawn.data] == [3, 4]
-    for wrong in ({"size": "huge"}, {"size": "9999x9999"}, {"response_format": "url"}):
-        with pytest.raises(openai.BadRequestError):
-            client.images.generate(prompt="x", **wrong)
-    with pytest.raises(openai.NotFoundError, match="painter"):
-        client.images.generate(prompt="x", model="/etc")
-
-
-WRONG = {
-    "no messages": {"messages": []},
-    "an unknown role": {"messages": [{"role": "ghost", "content": "x"}]},
-    "nothing said": {"messages": [{"role": "user"}]},
-    "a picture": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-    "too many tokens": {"max_tokens": 401},
-    "no tokens": {"max_tokens": 0},
-    "too hot": {"temperature": 101},
-    "too many answers": {"n": 9},
-    "the odds": {"logprobs": True},
-    "a format": {"response_format": {"type": "json_object"}},
-    "a penalty": {"presence_penalty": 0.5},
-    "an empty stop": {"stop": [""]},
-    "a tool that is not there": {"tool_choice": {"type": "function", "function": {"name": "x"}}},
-    "half a character": {"messages": [{"role": "user", "content": "\ud800"}]},
-    "an unknown field": {"tempreature": 1},
-    "another engine's field": {"min_p": 0.1},
-    "one call at a time": {"parallel_tool_calls": False},
-    "too long a question": {"messages": [{"role": "user", "content": "x " * 2000}]},
-}
-
-
-@pytest.mark.parametrize("what", WRONG)
-def test_what_cannot_be_done_is_said_in_openais_shape(http, what):
-    body = {"model": "default", "messages": HELLO, **WRONG[what]}
-    response = http.post("/v1/chat/completions", content=json.dumps(body), headers=JSON)
-    assert response.status_code == 400, response.text
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"} and error["message"]
-    assert error["type"] == "invalid_request_error"
-    body["stream"] = True
-    streamed = http.post("/v1/chat/completions", content=json.dumps(body), headers=JSON)
-    assert (streamed.status_code, streamed.json()) == (400, response.json())
-
-
-JSON = {"Content-Type": "application/json"}
-
-
-def test_errors_have_their_statuses(http, client):
-    assert http.get("/v1/nothing").status_code == 404
-    assert http.get("/v1/chat/completions").status_code == 405
-    assert http.post("/v1/chat/completions", content=b"{", headers=JSON).status_code == 400
-    assert http.post("/v1/chat/completions", content=b"[1" * 9999, headers=JSON).status_code == 400
-    plain = http.post("/v1/chat/completions", content=b"{}", headers={"Content-Type": "text/plain"})
-    assert plain.status_code == 400, "a page of another origin may send this without asking"
-    untold = http.post("/v1/chat/completions", content=b"{}")
-    assert untold.status_code == 400 and "Content-Type" in untold.json()["error"]["message"]
-    large = http.post("/v1/chat/completions", content=b" " * 30_000, headers=JSON)
-    assert large.status_code == 413 and large.json()["error"]["code"] == "too_large"
-    parts = http.post("/v1/chat/completions", content=iter([b" " * 9_000] * 4), headers=JSON)
-    assert parts.status_code == 413, "nobody said how much it would be"
-    with pytest.raises(openai.NotFoundError, match="low, scripted; /v1/models lists") as unknown:
-        client.chat.completions.create(model="glm-9", messages=HELLO)
-    assert unknown.value.code == "model_not_found"
-
-
-def test_fields_that_are_not_known_are_named(http):
-    def refused(path, **body):
-        response = http.post(path, json=body)
-        assert response.status_code == 400, response.text
-        return response.json()["error"]
-
-    error = refused("/v1/chat/completions", messages=HELLO, tempreature=1)
-    assert error["param"] == "tempreature" and "did you mean temperature?" in error["message"]
-    assert refused("/v1/images/generations", prompt="x", output_format="webp")["param"]
-    assert refused("/v1/images/generations", prompt="x", stream=True)["param"] == "stream"
-    assert refused("/v1/embeddings", input="x", pooling="mean")["param"] == "pooling"
-    assert "\n" not in refused("/v1/embeddings", input="x", **{"a\nb" * 99: 1})["message"]
-    harmless = {"user": "anna", "store": True, "service_tier": "auto", "min_p": 0, "top_a": None}
-    body = {"messages": HELLO, "model": "echo", "parallel_tool_calls": True, **harmless}
-    assert http.post("/v1/chat/completions", json=body).status_code == 200
-
-
-def test_what_may_be_null_may_be_null(http):
-    body = {"messages": HELLO, "model": "echo", "stream": None, "tools": None, "n": None}
-    assert http.post("/v1/chat/completions", json=body).status_code == 200
-    body |= {"stream": True, "stream_options": {"include_usage": None}}
-    assert http.post("/v1/chat/completions", json=body).status_code == 200
-    body = {"input": "x", "encoding_format": None, "dimensions": None}
-    assert http.post("/v1/embeddings", json=body).status_code == 200
-
-
-def test_the_encoder_is_listed_under_a_name_that_embeds(client):
-    (name,) = [each.id for each in client.models.list() if each.kind == "encoder"]
-    assert client.models.retrieve(name).id == name
-    assert client.embeddings.create(model=name, input="x").data
-
-
-def test_threads_that_nobody_waits_for_keep_their_places():
-    may, ended = threading.Event(), []
-
-    def work(stop):
-        may.wait(20)
-        ended.append(stop.is_set())
-
-    async def ask(aside):
-        with pytest.raises(TimeLimitError):
-            await aside.run(work)
-
-    async def many():
-        aside = _Aside(1)  # all have begun by then
-        async with anyio.create_task_group() as group:
-            for _ in range(_WAITING):
-                group.start_soon(ask, aside)
-        with pytest.raises(BusyError):
-            await aside.run(work)
-        may.set()
-        with anyio.fail_after(20):
-            while not aside.idle:
-                await anyio.sleep(0.01)
-
-    anyio.run(many)
-    assert len(ended) <= _WAITING and all(ended)
 
 
 def test_health_and_metrics_tell_what_is_going_on(http):

@@ -6,10 +6,10 @@ import os
 
 import pytest
 import schemathesis
+from api_plugin import Plugin, Scripted
 from api_server import serving_of
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
-from test_api import Plugin, Scripted
 
 from glmkit.live import Live
 from glmkit.models.tiny import tiny_checkpoint
