@@ -7,7 +7,7 @@ the tokens that it counts. Their mean is the sum of sums by the sum of weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,18 @@ class Measure(NamedTuple):
 
     total: float
     weight: float = 1.0
+
+
+def add(sums: dict[str, Measure], more: Mapping[str, Measure]) -> None:
+    """Add measures to sums, by name."""
+    for name, each in more.items():
+        before = sums.get(name, Measure(0.0, 0.0))
+        sums[name] = Measure(before.total + each.total, before.weight + each.weight)
+
+
+def means(sums: Mapping[str, Measure]) -> dict[str, float]:
+    """Return the mean of each measure, by name; of nothing there is none."""
+    return {name: each.total / each.weight for name, each in sums.items() if each.weight}
 
 
 @dataclass(frozen=True)

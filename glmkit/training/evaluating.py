@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import GlmkitError
-from ..evaluation.comparing import Measure, perplexity
+from ..evaluation.comparing import Measure, add, means, perplexity
 from ..evaluation.predicting import text_of
 from ..types import Ask, GenerationOptions, Progress, Reply
 from .crew import Crew
@@ -102,24 +102,22 @@ class Evaluation:
     def __call__(self) -> dict[str, float]:
         """Return the figures of all processes together; all of them call it."""
         sums = self._sums()
-        sums = dict(zip(sums, self.crew.summed(*sums.values()), strict=True))
-        weight = sums.pop(_WEIGHT)
-        found = {
-            f"eval_{name}": each / weight if weight else math.nan for name, each in sums.items()
-        }
+        parts = self.crew.summed(*(part for each in sums.values() for part in each))
+        whole = dict(zip(sums, map(Measure, parts[::2], parts[1::2]), strict=True))
+        found = {"eval_loss": math.nan}
+        found |= {f"eval_{name}": each for name, each in means(whole).items()}
         if self.perplexity:
             found["eval_perplexity"] = perplexity(found["eval_loss"])
         if self.more is not None:
             found |= self._more(self.more)
         return found
 
-    def _sums(self) -> dict[str, float]:
-        """Return loss, weight and figures of this process' share."""
-        sums = {"loss": 0.0, _WEIGHT: 0.0}
+    def _sums(self) -> dict[str, Measure]:
+        """Return loss and figures of this process' share."""
+        sums = {"loss": Measure(0.0, 0.0)}
         for found in _losses(self.learner, self.feed, self.crew.device, self.crew.rank):
-            own = {"loss": found.total, _WEIGHT: found.weight, **found.figures}
-            for name, each in own.items():
-                sums[name] = sums.get(name, 0.0) + float(each)
+            add(sums, {"loss": Measure(float(found.total), float(found.weight))})
+            add(sums, found.measures())
         return sums
 
     def _more(self, more: Callable[[int, int], Mapping[str, float]]) -> dict[str, float]:
@@ -130,7 +128,6 @@ class Evaluation:
 
 
 ROWS = "rows"
-_WEIGHT = "weight"
 
 
 class Generating:

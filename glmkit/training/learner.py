@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..evaluation.comparing import Measure
 from ..models.causal import CausalModel
 from .attention import placed
 from .batches import Batch
@@ -29,6 +30,16 @@ class Loss(NamedTuple):
     figures: Mapping[str, Tensor] = MappingProxyType({})
     """What else is worth knowing, by name, as sums over the same weights: the log shows means over
     a whole step. A learner gives the same names for every batch."""
+    parts: Mapping[str, Tensor] = MappingProxyType({})
+    """The weights of those figures that are of a part of the batch only, by name. Where they come
+    to 0, the log has no such figure."""
+
+    def measures(self) -> dict[str, Measure]:
+        """Return each figure with the weight that it is of."""
+        return {
+            name: Measure(float(each), float(self.parts.get(name, self.weight)))
+            for name, each in self.figures.items()
+        }
 
 
 class Learner(nn.Module):

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import BadStepError, GlmkitError
+from ..evaluation.comparing import Measure, add, means
 from ..recipes import StepLog
 from .checkpoint import Checkpoints
 from .config import RunConfig
@@ -204,7 +205,7 @@ class _Done(NamedTuple):
     total: float
     """Sum of weighted losses."""
     weight: float
-    figures: Mapping[str, float]
+    figures: Mapping[str, Measure]
     """Sums of what else the learner gave."""
     norm: float
     """Of the gradients."""
@@ -235,26 +236,27 @@ def _gradients(work: Work, place: _Place) -> _Done:
     batches = work.feed.batches(*place, crew.rank)
     work.learner.train()
     total = torch.zeros((), device=crew.device)
-    figures: dict[str, float] = {}
+    figures: dict[str, Measure] = {}
     for at, batch in enumerate(batches):
         with crew.turn(work.learner, last=at == len(batches) - 1):
             found: Loss = work.learner(batch.to(crew.device))
             crew.backward(found.total / weight)
         total += found.total.detach().to(total.device)
-        for name, each in found.figures.items():
-            figures[name] = figures.get(name, 0.0) + float(each)
+        add(figures, found.measures())
     norm = crew.clipped(work.learner, work.config.max_grad_norm)
     rate = float(work.schedule.get_last_lr()[0])
-    whole, *others = crew.summed(float(total), *figures.values())
-    return _Done(whole, weight, dict(zip(figures, others, strict=True)), norm, rate)
+    whole, *others = crew.summed(
+        float(total), *(part for each in figures.values() for part in each)
+    )
+    pairs = map(Measure, others[::2], others[1::2])
+    return _Done(whole, weight, dict(zip(figures, pairs, strict=True)), norm, rate)
 
 
 def _count(state: TrainerState, done: _Done) -> None:
     """Add a step to what the next line of the log is about."""
     state.open_total += done.total
     state.open_weight += done.weight
-    for name, value in done.figures.items():
-        state.open_figures[name] = state.open_figures.get(name, 0.0) + value
+    add(state.open_figures, done.figures)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
@@ -287,7 +289,7 @@ def _line(work: Work, done: _Done) -> StepLog:
         tokens=state.tokens,
         tokens_per_s=(state.tokens - state.logged_tokens) / seconds,
         seconds_left=(work.total - state.global_step) * state.seconds / state.global_step,
-        metrics={name: each / state.open_weight for name, each in state.open_figures.items()},
+        metrics=means(state.open_figures),
     )
     state.logged_tokens, state.logged_seconds = state.tokens, state.seconds
     state.open_total = state.open_weight = 0.0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..evaluation.comparing import Measure
 
 FILE = "trainer_state.json"
 
@@ -34,8 +35,8 @@ class TrainerState:
     open_total: float = 0.0
     open_weight: float = 0.0
     """Loss and weight of the steps since then."""
-    open_figures: dict[str, float] = field(default_factory=dict)
-    """What else the learner gave since then, summed."""
+    open_figures: dict[str, Measure] = field(default_factory=dict)
+    """What else the learner gave since then, summed, with the weights that it is of."""
     schedule: dict[str, Any] = field(default_factory=dict)
     """The numbers of the learning rate's schedule."""
     log_history: list[dict[str, Any]] = field(default_factory=list)
@@ -50,7 +51,9 @@ class TrainerState:
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
             state = cls(**raw)
-        except (OSError, ValueError, TypeError) as error:
+            figures = state.open_figures.items()
+            state.open_figures = {name: Measure(*each) for name, each in figures}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{file} is missing or damaged ({error}); delete {folder.name} to go on from the "
                 "checkpoint before it"

@@ -193,6 +193,38 @@ def test_figures_are_means_over_the_steps_of_a_line(tmp_path):
     assert [each.metrics["tokens"] for each in lines[:-1]] == pytest.approx(expected)
 
 
+class Parting(Bigram):
+    """Tells a figure of the batches with an even number of tokens only."""
+
+    def forward(self, batch):
+        weight = torch.tensor(float(len(batch.ids) % 2 == 0))
+        return (
+            super()
+            .forward(batch)
+            ._replace(figures={"even": weight * len(batch.ids)}, parts={"even": weight})
+        )
+
+
+def test_a_figure_may_be_of_a_part_and_is_left_out_where_that_is_nothing(tmp_path):
+    run = work(tmp_path, logging_steps=1, batch_size=1, gradient_accumulation=1, save_steps=2)
+    run.learner.__class__ = Parting
+    for line in learn(run):
+        if line.loss is not None:
+            tokens = run.feed.tokens(*divmod(line.step - 1, run.feed.steps()))
+            assert line.metrics == ({} if tokens % 2 else {"even": tokens})
+    whole = work(
+        tmp_path / "whole", logging_steps=4, batch_size=1, save_steps=2, save_total_limit=0
+    )
+    whole.learner.__class__ = Parting
+    expected = [each.metrics for each in learn(whole) if each.loss is not None]
+    again = work(
+        tmp_path / "whole", logging_steps=4, batch_size=1, save_steps=2, save_total_limit=0
+    )
+    again.learner.__class__ = Parting
+    restore(again, again.checkpoints.at(6))  # in the middle of a line
+    assert [each.metrics for each in learn(again) if each.loss is not None] == expected[1:]
+
+
 def test_a_refused_step_leaves_a_checkpoint_to_go_on_from(tmp_path):
     expected = losses(learn(work(tmp_path / "whole")))
     (tmp_path / "run").mkdir()
