@@ -113,7 +113,7 @@ IDLE = (
 _OURS = ("lora", "qlora", "ptuning", "full", "freeze")
 """Recipes that are supervised fine-tuning; those of other plugins do what they do."""
 _NO = (*FALSE, "none", "null")
-_STAGES = {"rm": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
+_STAGES = {"rm": "reward", "dpo": "dpo", "kto": "kto", "ppo": "ppo", "grpo": "grpo"}
 """What others call a stage, and the recipe that does it here."""
 _FIXED: dict[str, tuple[tuple[str, ...], str]] = {
     "stage": (("sft",), f"the recipe does 'sft'; others: {', '.join(_STAGES.values())}"),

@@ -1,4 +1,4 @@
-"""Learning from preferences and rewards: the recipes ``reward``, ``dpo``, ``ppo`` and ``grpo``.
+"""Learning from preferences and rewards: ``reward``, ``dpo``, ``kto``, ``ppo`` and ``grpo``.
 
 Hooks: ``register_commands``, ``register_recipes`` and, of our own, ``register_rewards``. Importing
 this module is free; what does the work is imported when it is first needed.
@@ -19,6 +19,7 @@ NAME = "rlhf"
 _RECIPES = {
     "reward": ("Tell the better of two answers: a reward model.", "reward:reward"),
     "dpo": ("Find better answers likelier than worse ones (DPO).", "dpo:dpo"),
+    "kto": ("Find good answers likelier and others less, without pairs (KTO).", "kto:kto"),
     "ppo": ("Write answers, have them rewarded, learn with a value head (PPO).", "ppo:ppo"),
     "grpo": (
         "Write several answers to each prompt, learn from the better ones (GRPO).",

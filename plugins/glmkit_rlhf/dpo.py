@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 from glmkit import Alias, StepLog, UsageError
 from glmkit.training.configs import check_choice, tuning_of
 
-from .paired import PairConfig
+from .opinions import PairConfig
 
 DpoKind = Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "ipo_sum", "robust"]
 KINDS: tuple[DpoKind, ...] = get_args(DpoKind)

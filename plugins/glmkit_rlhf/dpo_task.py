@@ -1,10 +1,9 @@
 """DPO: what the model finds likelier than it did when the run began; see `losses.py`.
 
 What the first model says of a pair does not change: it is worked out when the pair is first seen,
-and remembered, two numbers a pair. Each pair is asked for alone, so that a resumed run, which asks
-again, gets the same numbers. Losses that compare with no first model have none.
+and remembered, two numbers a pair. Losses that compare with no first model have none.
 
-Letters: S pairs, M tokens of all answers.
+Letters: S pairs.
 """
 
 from __future__ import annotations
@@ -15,15 +14,13 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from glmkit.training.attention import placed
-from glmkit.training.evaluating import judged
 from glmkit.training.learner import Loss, computing_in
-from glmkit.training.losses import token_log_probs
 
 from .dpo import FREE, DpoKind, FreeKind
-from .initial import Initial
+from .initial import AtFirst, Initial
 from .losses import Logs, dpo_losses, free_losses
 from .pairs import PairBatch, taken_in
+from .rows import answer_log_probs
 
 if TYPE_CHECKING:
     from glmkit import StepLog
@@ -76,14 +73,15 @@ class DpoLearner(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.config, self.computing = model, config, computing
-        self._initial, self._known = initial, dict[int, tuple[float, float]]()
+        self._at_first = None if initial is None else AtFirst(model, initial)
 
     def forward(self, batch: PairBatch) -> Loss:
         """Return the loss, each pair times its share, and what it comes from."""
         sizes = _sizes(batch)
         with computing_in(self.computing, batch.ids.device):
-            reference = None if self._initial is None else self._reference(batch, self._initial)
-            policy = self._logs(batch)
+            reference = None if self._at_first is None else _of_pairs(batch, self._at_first)
+            found = answer_log_probs(self.model, batch)
+        policy = Logs(found[::2], found[1::2])
         lost = self._lost(policy, reference, sizes)
         if self.config.sft:
             lost = lost - self.config.sft * policy.chosen / sizes.chosen
@@ -103,29 +101,11 @@ class DpoLearner(nn.Module):
         kind, smoothing = cast(DpoKind, config.loss), config.smoothing
         return dpo_losses(policy, reference, sizes, kind, beta=beta, smoothing=smoothing)
 
-    def _logs(self, batch: PairBatch) -> Logs:
-        """Return the log-probabilities of all answers, sums over their tokens."""
-        positions, blocks = placed(self.model, batch.ids, batch.lengths)
-        hidden = self.model.hidden(batch.ids[None], positions, past=blocks)[0]
-        wanted = batch.learnt.nonzero().squeeze(-1)
-        found = token_log_probs(
-            self.model, hidden[(wanted - 1).to(hidden.device)], batch.ids[wanted]
-        )
-        sums = torch.stack([each.sum() for each in torch.split(found, list(batch.sizes))])
-        return Logs(sums[::2], sums[1::2])
 
-    def _reference(self, batch: PairBatch, initial: Initial) -> Logs:
-        """Return what the first model says."""
-        new = [at for at, key in enumerate(batch.keys) if key not in self._known]
-        if new:
-            with initial(), judged(self):
-                for at in new:
-                    found = self._logs(batch.alone(at))
-                    self._known[batch.keys[at]] = float(found.chosen), float(found.rejected)
-        both = torch.tensor([self._known[key] for key in batch.keys], dtype=torch.float64)
-        exact = torch.promote_types(self.model.like.dtype, torch.float32)
-        both = both.to(batch.ids.device, exact)
-        return Logs(both[:, 0], both[:, 1])
+def _of_pairs(batch: PairBatch, at_first: AtFirst) -> Logs:
+    """Return what the first model says."""
+    rows = [batch.alone(at) for at in range(len(batch.keys))]
+    return Logs(*at_first(rows, batch.keys).unbind(-1))
 
 
 def _figures(policy: Logs, likely: Logs, beta: float) -> dict[str, Tensor]:

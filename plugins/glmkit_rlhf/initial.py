@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from glmkit.training.evaluating import judged
 from glmkit.training.undressed import undressed
 
+from .rows import Row, answer_log_probs
+
 if TYPE_CHECKING:
+    from glmkit.training.below import CausalModel
     from glmkit.training.tuning import Tuning
 
 
@@ -72,3 +76,36 @@ def _swapped(model: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
     finally:
         for name, each in own.items():
             each.data = before[name]
+
+
+class AtFirst:
+    """What the first model says of answers, which never changes: asked once, and remembered.
+
+    Each row is asked for alone, so that a resumed run, which asks again, gets the same numbers.
+    """
+
+    def __init__(self, model: CausalModel, initial: Initial) -> None:
+        self.model, self.initial = model, initial
+        self._known: dict[Hashable, list[float]] = {}
+
+    def __call__(self, rows: Sequence[Row], keys: Sequence[Hashable | None]) -> Tensor:
+        """Return the log-probabilities of answers, (len(rows), S), as exact as may be.
+
+        :param rows: of as many conversations each, S.
+        :param keys: equal rows, equal keys; None: not to be remembered.
+        """
+        known = [None if key is None else self._known.get(key) for key in keys]
+        if None in known:
+            with self.initial(), judged(self.model):
+                known = [self._asked(*each) for each in zip(rows, keys, known, strict=True)]
+        found = torch.tensor(known, dtype=torch.float64)
+        like = self.model.like
+        return found.to(like.device, torch.promote_types(like.dtype, torch.float32))
+
+    def _asked(self, row: Row, key: Hashable | None, known: list[float] | None) -> list[float]:
+        if known is not None:
+            return known
+        found: list[float] = answer_log_probs(self.model, row).tolist()
+        if key is not None:
+            self._known[key] = found
+        return found

@@ -1,4 +1,4 @@
-"""What reward models and DPO minimise, one number for each pair of answers.
+"""What reward models and DPO minimise for each pair of answers, and KTO for each answer.
 
 Reward models: Bradley and Terry (1952), as in Ouyang et al. (InstructGPT, 2022, arXiv:2203.02155);
 margins: Touvron et al. (Llama 2, 2023, arXiv:2307.09288); centering: Eisenstein et al. (2023,
@@ -6,9 +6,10 @@ arXiv:2312.09244). DPO: Rafailov et al. (2023, arXiv:2305.18290); ``hinge``: Zha
 2023, arXiv:2305.10425); ``ipo``: Azar et al. (2023, arXiv:2310.12036); label smoothing: Mitchell
 (2023); ``robust``: Chowdhury et al. (2024, arXiv:2403.00409); the SFT term: Pang et al. (RPO, 2024,
 arXiv:2404.19733). Without a first model: ``simpo``: Meng et al. (2024, arXiv:2405.14734);
-``orpo``: Hong et al. (2024, arXiv:2403.07691). The names are those of TRL.
+``orpo``: Hong et al. (2024, arXiv:2403.07691). KTO: Ethayarajh et al. (2024, arXiv:2402.01306);
+``apo_zero_unpaired``: D'Oosterlinck et al. (APO, 2024, arXiv:2408.06266). The names are TRL's.
 
-Letters: S pairs.
+Letters: S pairs, or answers with a verdict.
 """
 
 from __future__ import annotations
@@ -106,6 +107,33 @@ def free_losses(
         return -F.logsigmoid(beta * (means.chosen - means.rejected) - gamma)
     chosen, rejected = map(_log_odds, means)
     return -means.chosen - beta * F.logsigmoid(chosen - rejected)
+
+
+def kto_losses(
+    policy: Tensor,
+    reference: Tensor,
+    good: Tensor,
+    baseline: float,
+    *,
+    beta: float = 0.1,
+    desirable: float = 1.0,
+    undesirable: float = 1.0,
+) -> Tensor:
+    """Return the loss of each answer, (S,) (KTO, equations 7 and 8).
+
+    With ``d`` the log-ratio of an answer to the reference and ``z`` the baseline, it is
+    ``w (1 - sigmoid(b (d - z)))`` of a good one and ``w (1 - sigmoid(b (z - d)))`` of another;
+    ``apo_zero_unpaired`` is the same with ``z = 0``.
+
+    :param policy: (S,), log-probabilities.
+    :param reference: (S,).
+    :param good: bool (S,).
+    :param baseline: the divergence from the first model, in nats an answer, 0 or more.
+    :param desirable: the weight w of good answers; ``undesirable``: of the others.
+    """
+    above = beta * (policy - reference - baseline)
+    lost = 1 - torch.sigmoid(torch.where(good, above, -above))
+    return lost * torch.where(good, desirable, undesirable).to(lost)
 
 
 def _log_odds(logs: Tensor) -> Tensor:

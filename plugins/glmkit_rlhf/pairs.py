@@ -10,25 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from glmkit import DataError, Progress, StepLog, UsageError
-from glmkit.dataset import ColumnNames, Data, Sample, opening
+from glmkit import DataError, Progress, StepLog
+from glmkit.dataset import Data, Sample
 from glmkit.dataset.samples import compared
-from glmkit.dataset.specs import is_saved
 from glmkit.training.batches import Feed
 from glmkit.training.examples import Example
 from glmkit.training.intake import Intake, reported, shape_of, tokens_of
 from glmkit.training.plan import Shape
 from glmkit.training.tokens import Tokens
 
+from .reading import opened
+from .rows import Row, joined
+
 if TYPE_CHECKING:
-    from .paired import PairConfig
+    from .opinions import PairConfig
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,9 @@ class Pairs(Sequence[Pair]):
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """Several pairs in one row."""
+class PairBatch(Row):
+    """Several pairs in one row: better, worse, better, worse, ..., 2S conversations."""
 
-    ids: Tensor
-    """int64 (N,)."""
-    learnt: Tensor
-    """bool (N,): tokens of answers."""
-    lengths: tuple[int, ...]
-    """Tokens of each conversation, 2S: better, worse, better, worse, ..."""
     margins: Tensor
     """(S,)."""
     shares: Tensor
@@ -128,46 +123,21 @@ class PairBatch:
     @classmethod
     def of(cls, pairs: Sequence[Pair]) -> PairBatch:
         """Put pairs one behind another."""
-        sides = [side for each in pairs for side in (each.chosen, each.rejected)]
-        ids = np.concatenate([each.ids for each in sides]).astype(np.int64)
+        row = joined([side for each in pairs for side in (each.chosen, each.rejected)])
         return cls(
-            torch.from_numpy(ids),
-            torch.from_numpy(np.concatenate([each.weights > 0 for each in sides])),
-            tuple(map(len, sides)),
-            torch.tensor([each.margin for each in pairs]),
-            torch.ones(len(pairs)),
-            tuple(each.key for each in pairs),
+            **vars(row),
+            margins=torch.tensor([each.margin for each in pairs]),
+            shares=torch.ones(len(pairs)),
+            keys=tuple(each.key for each in pairs),
         )
-
-    def to(self, device: torch.device) -> PairBatch:
-        """Return the same on another device."""
-        moved = {
-            name: getattr(self, name).to(device) for name in ("ids", "learnt", "margins", "shares")
-        }
-        return replace(self, **moved)
 
     def weightless(self) -> PairBatch:
         """Return the same without weight: it takes part, and nothing is learnt from it."""
         return replace(self, shares=torch.zeros_like(self.shares))
 
-    def alone(self, at: int) -> PairBatch:
-        """Return one of its pairs by itself."""
-        start = sum(self.lengths[: 2 * at])
-        end = start + sum(self.lengths[2 * at : 2 * at + 2])
-        return PairBatch(
-            self.ids[start:end],
-            self.learnt[start:end],
-            self.lengths[2 * at : 2 * at + 2],
-            self.margins[at : at + 1],
-            self.shares[at : at + 1],
-            self.keys[at : at + 1],
-        )
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Tokens of each answer, 2S of them."""
-        parts = torch.split(self.learnt, list(self.lengths))
-        return tuple(int(each.sum()) for each in parts)
+    def alone(self, at: int) -> Row:
+        """Return the answers of one of its pairs by themselves."""
+        return self.some(2 * at, 2 * at + 2)
 
 
 def taken_in(config: PairConfig, world: int) -> Generator[StepLog, None, Intake]:
@@ -177,14 +147,7 @@ def taken_in(config: PairConfig, world: int) -> Generator[StepLog, None, Intake]
     :raises DataError: if there is nothing that could be learnt.
     :raises UsageError: if no data is named.
     """
-    if not config.data:
-        raise UsageError("there is nothing to learn from; name files with --data")
-    data = yield from reported(_opened(config, config.data))
-    held: Data | None = None
-    if config.eval_data:
-        held = yield from reported(_opened(config, config.eval_data))
-    elif config.val_size:
-        data, held = data.split(config.val_size, seed=config.seed)
+    data, held = yield from opened(config, "preferences", ranked=config.ranked)
     pairs = yield from reported(_read(data, config))
     feed = Feed(pairs, shape_of(config, world), PairBatch.of)
     watched = None
@@ -193,28 +156,6 @@ def taken_in(config: PairConfig, world: int) -> Generator[StepLog, None, Intake]
         watched = Feed(own, Shape(batch_size=config.batch_size, world=world), PairBatch.of)
     said = f"{data.described}\n{pairs.described}"
     return Intake(feed, feed.plan.longest, watched, said, data.fingerprint, len(pairs))
-
-
-def _opened(config: PairConfig, specs: Sequence[str]) -> Generator[Progress, None, Data]:
-    if any(is_saved(Path(each)) for each in specs):
-        raise UsageError("tokenised data holds no preferences; name the files that it was made of")
-    columns = ColumnNames(
-        prompt=config.prompt_column,
-        history=config.history_column,
-        chosen=config.chosen_column or config.response_column,
-        rejected=config.rejected_column,
-    )
-    return (
-        yield from opening(
-            specs,
-            dataset_dir=config.dataset_dir,
-            columns=columns,
-            seed=config.seed,
-            skip_bad=config.skip_bad,
-            kind="preferences",
-            ranked=config.ranked,
-        )
-    )
 
 
 def _read(data: Data, config: PairConfig, *, first: int = 0) -> Generator[Progress, None, Pairs]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from glmkit import Alias, StepLog, UsageError
 from glmkit.training.configs import check_choice, tuning_of
 
-from .paired import PairConfig
+from .opinions import PairConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from .heads import head_of, pooled
 from .losses import bradley_terry
 from .pairs import PairBatch, taken_in
 from .remembered import Remembered
+from .rows import Row
 
 if TYPE_CHECKING:
     from glmkit import StepLog
@@ -135,7 +136,7 @@ class RewardLearner(nn.Module):
                 self.known[key] = self._asked(batch.alone(at))
         return torch.cat([self.known[key] for key in batch.keys])
 
-    def _asked(self, pair: PairBatch) -> Tensor:
+    def _asked(self, pair: Row) -> Tensor:
         """Return what the head reads of one pair, (2, H), from disk where it lies there."""
         kept = self.kept
         found = None if kept is None else kept.get(pair.ids, (*pair.lengths, *pair.sizes))
@@ -146,7 +147,7 @@ class RewardLearner(nn.Module):
                 kept.put(pair.ids, (*pair.lengths, *pair.sizes), found)
         return found.clone()  # outside, so that gradients may ask for it
 
-    def _pooled(self, batch: PairBatch) -> Tensor:
+    def _pooled(self, batch: Row) -> Tensor:
         positions, blocks = placed(self.model, batch.ids, batch.lengths)
         hidden = self.model.hidden(batch.ids[None], positions, past=blocks)[0]
         pooling = head_of(self.model).pooling

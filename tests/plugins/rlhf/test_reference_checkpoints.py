@@ -4,6 +4,7 @@ import pytest
 from pair_rows import write_pairs
 
 from glmkit_rlhf.dpo import DpoConfig, dpo
+from glmkit_rlhf.kto import KtoConfig, kto
 from glmkit_rlhf.reward import RewardConfig, reward
 from glmkit_rlhf.scoring import RewardModel
 
@@ -32,10 +33,11 @@ def test_reference_checkpoints(tmp_path, shared_reference, name):
         **{"report_to": (), "max_steps": 3, "warmup_ratio": 0.0, "learning_rate": 2e-2},
         **{"dtype": "float32", "device": "cpu", "save_steps": 3},
     }
-    for recipe, config in ((reward, RewardConfig), (dpo, DpoConfig)):
+    recipes = ((reward, RewardConfig, 0.693147), (dpo, DpoConfig, 0.693147), (kto, KtoConfig, 0.5))
+    for recipe, config, first in recipes:
         out = str(tmp_path / config.__name__)
         logs = [each for each in recipe.run(config(output=out, **common)) if each.loss is not None]
-        assert logs[0].loss == pytest.approx(0.693147, abs=1e-4)
+        assert logs[0].loss == pytest.approx(first, abs=1e-4)
         assert logs[-1].loss < logs[0].loss
     question = [{"role": "user", "content": ROWS[0]["prompt"]}]
     answers = [ROWS[0][each] for each in ("chosen", "rejected")]

@@ -95,7 +95,7 @@ def test_what_a_head_reads_is_kept_for_other_runs(tmp_path, data, monkeypatch):
     pooled = RewardLearner._pooled
 
     def counted(self, batch):
-        asked_of.append(len(batch.keys))
+        asked_of.append(len(batch.lengths) // 2)
         return pooled(self, batch)
 
     monkeypatch.setattr(RewardLearner, "_pooled", counted)
@@ -189,7 +189,7 @@ def test_a_head_is_exact_under_autocast():
         ("tuning", "some", "tuning must be one of lora, full, head"),
         ("pooling", "some", "pooling must be one of last, mean"),
         ("ranked", "some", "ranked must be one of all, best"),
-        ("packing", True, "a pair is a row already"),
+        ("packing", True, "the answers of a pass are a row already"),
         ("parallel", "zero3", "each process then has the whole model"),
         ("centering", -1.0, "centering must be 0 or more"),
         ("head_rate", 0.0, "head_rate must be above 0"),

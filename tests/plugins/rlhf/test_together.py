@@ -12,6 +12,7 @@ from pair_rows import write_pairs
 from glmkit.models.tiny import tiny_checkpoint
 from glmkit_rlhf.dpo import DpoConfig, dpo
 from glmkit_rlhf.grpo import GrpoConfig, grpo
+from glmkit_rlhf.kto import KtoConfig, kto
 from glmkit_rlhf.ppo import PpoConfig, ppo
 from glmkit_rlhf.reward import RewardConfig, reward
 
@@ -24,6 +25,8 @@ ONLINE = {"max_new_tokens": 4, "reward": "length:2", "batch_size": 4, "epsilon":
 RECIPES = {
     "reward": (reward, RewardConfig, {"batch_size": 2, "val_size": 5}),
     "dpo": (dpo, DpoConfig, {"batch_size": 2, "val_size": 5}),
+    # The divergence is that of the whole step, and of all that is evaluated.
+    "kto": (kto, KtoConfig, {"batch_size": 3, "val_size": 7, "beta": 0.5}),
     # Both processes' answers have their own lengths, and rewards their own deviation.
     "grpo": (grpo, GrpoConfig, {**ONLINE, "generations": 4, "beta": 0.1, "scale_rewards": "batch"}),
     "ppo": (ppo, PpoConfig, {**ONLINE, "iterations": 2, "kl_coef": 0.2, "kl_target": 3.0}),

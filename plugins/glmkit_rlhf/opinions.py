@@ -1,17 +1,21 @@
-"""What ``reward`` and ``dpo`` are told alike. The docstring of an attribute is its flag's help."""
+"""What recipes are told alike that learn from what people think of answers.
+
+The docstring of an attribute is its flag's help.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from glmkit import Alias, UsageError
+from glmkit.dataset.columns import ColumnNames
 from glmkit.training.configs import LoraConfig, check_choice, refuse_half
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairConfig(LoraConfig):
-    """Settings of recipes that learn from pairs of answers."""
+class OpinionConfig(LoraConfig):
+    """Settings of recipes that learn from pairs of answers, or from verdicts on answers."""
 
     aliases: ClassVar[tuple[Alias, ...]] = (
         Alias("finetuning_type", ("tuning",)),
@@ -23,9 +27,6 @@ class PairConfig(LoraConfig):
     """The column of the better answer, where it is not detected."""
     rejected_column: str | None = None
     """The column of the worse answer, where it is not detected."""
-    ranked: str = "all"
-    """Of more than two ranked answers, compare all with each other, or only the best with the
-    others: all, best."""
 
     # --- what is trained ---
     quantize: str | None = None
@@ -33,13 +34,12 @@ class PairConfig(LoraConfig):
     tuning: str = "lora"
     """lora, or full: all weights."""
     batch_size: int = 4
-    """Pairs of one pass on one device."""
+    """Pairs, or answers with a verdict, of one pass on one device."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
         check_choice("tuning", self.tuning, self.tunings)
-        check_choice("ranked", self.ranked, ("all", "best"))
         if self.tuning == "full":
             refuse_half(self)
         if self.quantize is not None:
@@ -51,15 +51,26 @@ class PairConfig(LoraConfig):
     tunings: ClassVar[tuple[str, ...]] = ("lora", "full")
     """What of the model can be trained."""
 
+    @property
+    def columns(self) -> ColumnNames:
+        """The columns that somebody named."""
+        return ColumnNames(
+            prompt=self.prompt_column,
+            history=self.history_column,
+            chosen=self.chosen_column,
+            rejected=self.rejected_column,
+        )
+
     def _check_run(self) -> None:
         if self.packing:
             raise UsageError(
-                "packing fills rows with samples; a pair is a row already: leave it out"
+                "packing fills rows with samples; the answers of a pass are a row already: leave "
+                "it out"
             )
         if self.eval_generate:
             raise UsageError(
-                "eval_generate compares answers with the one of a file, and here there are two: "
-                "leave it out"
+                "eval_generate compares answers with the one of a file, and here they are not what "
+                "is learnt by heart: leave it out"
             )
         if self.sharded:
             raise UsageError(
@@ -68,3 +79,23 @@ class PairConfig(LoraConfig):
             )
         if self.neftune:
             raise UsageError("neftune is for learning answers by heart; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig(OpinionConfig):
+    """Settings of recipes that learn from pairs of answers."""
+
+    # --- preferences ---
+    ranked: str = "all"
+    """Of more than two ranked answers, compare all with each other, or only the best with the
+    others: all, best."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        check_choice("ranked", self.ranked, ("all", "best"))
+
+    @property
+    def columns(self) -> ColumnNames:
+        """The columns that somebody named; that of the answers is that of the better ones."""
+        return replace(super().columns, chosen=self.chosen_column or self.response_column)
