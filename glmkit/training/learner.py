@@ -29,7 +29,7 @@ class Loss(NamedTuple):
     """Sum of the weights that it is of."""
     figures: Mapping[str, Tensor] = MappingProxyType({})
     """What else is worth knowing, by name, as sums over the same weights: the log shows means over
-    a whole step. A learner gives the same names for every batch."""
+    a whole step. All processes give the same names in a step."""
     parts: Mapping[str, Tensor] = MappingProxyType({})
     """The weights of those figures that are of a part of the batch only, by name. Where they come
     to 0, the log has no such figure."""

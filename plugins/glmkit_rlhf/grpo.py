@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from glmkit import Alias, StepLog, UsageError
 from glmkit.training.configs import check_choice, tuning_of
@@ -14,6 +14,10 @@ from .online import OnlineConfig, also, judge_of, rewards_of
 
 if TYPE_CHECKING:
     from glmkit import Glmkit
+
+LossKind = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+Scale = Literal["group", "batch", "none"]
+Importance = Literal["token", "sequence"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class GrpoConfig(OnlineConfig):
     scale_rewards: str = "group"
     """Divide rewards by the standard deviation of the group, of the batch, or by none."""
     beta: float = 0.0
-    """How much the divergence from the first model counts; 0: not, and nothing is compared."""
+    """How much the divergence from the first model counts; 0: not."""
     epsilon: float = 0.2
     """How far a step goes on answers that an older policy wrote."""
     epsilon_high: float | None = None
@@ -50,9 +54,9 @@ class GrpoConfig(OnlineConfig):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        check_choice("loss", self.loss, ("grpo", "bnpo", "dr_grpo", "dapo"))
-        check_choice("scale_rewards", self.scale_rewards, ("group", "batch", "none"))
-        check_choice("importance", self.importance, ("token", "sequence"))
+        check_choice("loss", self.loss, get_args(LossKind))
+        check_choice("scale_rewards", self.scale_rewards, get_args(Scale))
+        check_choice("importance", self.importance, get_args(Importance))
         if self.generations < 2:
             raise UsageError(
                 f"generations must be 2 or more, got {self.generations}: answers are compared with "

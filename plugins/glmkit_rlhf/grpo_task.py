@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from .experience import AnswerBatch, Experience
 from .gathering import over_all
-from .objectives import LossKind, Scale, group_advantages, k3, of_sequences, surrogate
+from .grpo import LossKind, Scale
+from .objectives import group_advantages, k3, of_sequences, surrogate
 from .online_task import OnlineTask, PolicyLearner, weights_of
 from .writing import Answered, Known
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from glmkit.training.tuning import Tuning
 
     from .grpo import GrpoConfig
+    from .judging import Judging
     from .rewards import Weighted
-    from .writing import Judging
 
 
 class GrpoTask(OnlineTask):
@@ -49,7 +50,7 @@ class GrpoTask(OnlineTask):
 
     def weigh(self, sizes: Sequence[int]) -> Tensor:
         """Return the weights (M,) that the variant of the loss gives tokens."""
-        kind: LossKind = self.config.loss  # type: ignore[assignment]
+        kind = cast(LossKind, self.config.loss)
         return weights_of(sizes, kind, longest=self.config.max_new_tokens)
 
     def credit(
@@ -58,7 +59,7 @@ class GrpoTask(OnlineTask):
         """Give all tokens of an answer the advantage that it has over the others of its group."""
         rewards = torch.tensor([each.reward for each in answered], dtype=torch.float64)
         groups = rewards.view(-1, self.generations)
-        scale: Scale = self.config.scale_rewards  # type: ignore[assignment]
+        scale = cast(Scale, self.config.scale_rewards)
         advantages = over_all(lambda each: group_advantages(each, scale), groups)
         spread = groups.std(-1, correction=0).repeat_interleave(self.generations).tolist()
         return [
@@ -105,6 +106,6 @@ class GrpoLearner(PolicyLearner):
         high = config.epsilon if config.epsilon_high is None else config.epsilon_high
         found = surrogate(log_ratio, batch.advantages, low=config.epsilon, high=high)
         lost = found.losses
-        if batch.reference is not None:
+        if config.beta and batch.reference is not None:
             lost = lost + config.beta * k3(log_probs, batch.reference)
         return lost, {"clipped": found.clipped}

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-LossKind = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
-Scale = Literal["group", "batch", "none"]
+from .grpo import LossKind, Scale
 
 _LEAST = 1e-4
 """Added to standard deviations of rewards, as in TRL."""

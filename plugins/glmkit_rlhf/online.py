@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from glmkit import Alias, Glmkit, UsageError
 from glmkit.training.configs import LoraConfig, check_choice, refuse_half
 
+from .judging import Judging
 from .rewards import Weighted, opened, registered
 
-if TYPE_CHECKING:
-    import torch
-
-    from glmkit.training.written import Written
-
-    from .writing import Judge, Judging, Question
+_KL_EVERY = 10
 
 
 def also(setting: str, names: str) -> tuple[Alias, ...]:
@@ -63,6 +58,9 @@ class OnlineConfig(LoraConfig):
     gradient-accumulation x minibatches answers in each process."""
     iterations: int = 1
     """Times that a round of answers is gone over before the next one is written."""
+    kl_every: int | None = None
+    """Measure the divergence from the first model in every so many rounds where it does not count,
+    0: never; default: 10, and 0 where all weights learn, which takes a copy of them."""
 
     # --- what is trained ---
     tuning: str = "lora"
@@ -83,6 +81,8 @@ class OnlineConfig(LoraConfig):
         for name in ("max_new_tokens", "minibatches", "iterations"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.kl_every is not None and self.kl_every < 0:
+            raise UsageError(f"kl_every must be 0 or more, got {self.kl_every}")
         if not 0.01 <= self.temperature <= 100:
             raise UsageError(f"temperature must be from 0.01 to 100, got {self.temperature}")
         if self.max_new_tokens >= self.max_length:
@@ -133,6 +133,13 @@ class OnlineConfig(LoraConfig):
                 raise UsageError(f"{name} has no meaning for answers that are yet to be written")
 
     @property
+    def measured_every(self) -> int:
+        """In every so many rounds a divergence that does not count is measured; 0: never."""
+        if self.kl_every is not None:
+            return self.kl_every
+        return _KL_EVERY if self.tuning == "lora" else 0
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """How much each reward counts, the reward model's last."""
         if self.reward_weights:
@@ -162,34 +169,10 @@ def rewards_of(config: OnlineConfig, app: Glmkit | None = None) -> list[Weighted
 
 
 def judge_of(config: OnlineConfig, app: Glmkit | None = None) -> Judging | None:
-    """Return what loads the reward model that a configuration names, if it names one.
-
-    It is loaded by each process where that computes, which is known only later.
+    """Return the reward model that a configuration names, if it names one.
 
     :raises CheckpointError: if it is none, or its head is damaged.
     """
     if config.reward_model is None:
         return None
-    from .heads import load_head
-
-    load_head(Path(config.reward_model).expanduser())
-    return partial(_judging, config.reward_model, app)
-
-
-def _judging(folder: str, app: Glmkit | None, device: torch.device) -> Judge:
-    """Load a reward model; return what asks it."""
-    from glmkit import Message
-
-    from .scoring import RewardModel
-
-    model = RewardModel.load(folder, app, device=str(device))
-
-    def judge(pairs: Sequence[tuple[Question, Written]]) -> list[float | str]:
-        return model.score_readable(
-            [
-                (*question.prompt.messages, Message("assistant", written.text))
-                for question, written in pairs
-            ]
-        )
-
-    return judge
+    return Judging(Path(config.reward_model).expanduser(), app)

@@ -21,11 +21,13 @@ from glmkit.training.written import prompts_of
 
 from .experience import AnswerBatch, Experience, before_answers
 from .gathering import gathered
+from .grpo import LossKind
 from .initial import Initial
-from .objectives import LossKind, k3, per_answer, token_weights
+from .judging import Judging
+from .objectives import k3, per_answer, token_weights
 from .rewards import Weighted
 from .rounds import RolloutFeed, Rounds
-from .writing import Answered, HeldBatch, HeldFeed, Judging, Known, Question, Value, Writer
+from .writing import Answered, HeldBatch, HeldFeed, Known, Question, Value, Writer
 
 if TYPE_CHECKING:
     from glmkit.training.below import CausalModel, LocalModel
@@ -63,7 +65,7 @@ class OnlineTask(ABC):
     @property
     @abstractmethod
     def compares(self) -> bool:
-        """Whether the first model is asked about each answer."""
+        """Whether the divergence from the first model counts, so that it is asked each time."""
 
     @property
     @abstractmethod
@@ -116,8 +118,8 @@ class OnlineTask(ABC):
     ) -> nn.Module:
         """Return what gives the loss of answers, and let answers be written from now on."""
         learner = self.policy(local, computing)
-        initial = None
-        if self.compares:
+        initial, every = None, 1 if self.compares else self.config.measured_every
+        if every:
             initial = Initial.of(local.model, self.tuning, config.init_adapter)
         judge = None if self.judging is None else self.judging(local.model.like.device)
         writer = Writer(
@@ -134,6 +136,7 @@ class OnlineTask(ABC):
             shuffled=self.config.shuffle_rewards,
             old=self.asks_policy,
             initial=initial,
+            every=max(1, every),
             value=learner.value,
         )
         self.feed.write = writer
@@ -189,7 +192,24 @@ class OnlineTask(ABC):
                 left.append(f"{prompt.where}: {ids}")
             else:
                 found.append(Question(prompt, ids))
-        return found, left
+        return self._readable(found, left)
+
+    def _readable(
+        self, questions: list[Question], left: list[str]
+    ) -> tuple[list[Question], list[str]]:
+        """Refuse questions that the judge cannot read, or leave them out.
+
+        :raises DataError: naming them.
+        """
+        if self.judging is None or not questions:
+            return questions, left
+        why = self.judging.unreadable([each.prompt for each in questions])
+        pairs = list(zip(questions, why, strict=True))
+        bad = [f"{each.prompt.where}: {said}" for each, said in pairs if said]
+        if bad and not self.config.skip_bad:
+            raise DataError(_UNREAD.format(len(bad), len(pairs), _few(bad)))
+        left += [f"{each} (the reward model)" for each in bad]
+        return [each for each, said in pairs if not said], left
 
     @property
     def _longest(self) -> int:
@@ -216,6 +236,19 @@ class OnlineTask(ABC):
             f"{self.generations} answers each, and {rounds.steps} steps"
         )
         return f"{prompts.described}\n{said}{_left_out(left)}"
+
+
+_NAMED = 10
+"""Rows that an error lists."""
+_UNREAD = (
+    "the reward model cannot read {} of {} prompts, so answers to them are worth nothing that is "
+    "known:\n  {}\nshorten them, train it with a larger --max-length, or leave them out: --skip-bad"
+)
+
+
+def _few(rows: Sequence[str]) -> str:
+    more = len(rows) - _NAMED
+    return "\n  ".join(rows[:_NAMED]) + (f"\n  and {more:,} more" if more > 0 else "")
 
 
 _NONE_HELD = "no prompt to evaluate on can be answered"

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from glmkit.training.below import CausalModel, LocalModel
     from glmkit.training.tuning import Tuning
 
+    from .judging import Judging
     from .ppo import PpoConfig
     from .rewards import Weighted
-    from .writing import Judging
 
 PENALTIES = "kl_coef.jsonl"
 """In the run folder: how much the divergence counts in each round, where that adapts itself."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,14 +55,11 @@ class RewardModel:
             that the run recorded. What a full run trained is a whole model and needs none.
         :raises CheckpointError: if it is no such run, damaged, or for another model.
         """
-        from glmkit import Glmkit
         from glmkit.training.below import load_local
 
         folder = Path(folder).expanduser()
         head = load_head(folder)
-        told = _recorded(folder)
-        whole = (folder / "config.json").is_file() and told.get("tuning", "full") == "full"
-        place = folder if whole else _base(folder, base or told.get("model"), app or Glmkit())
+        place, told = _place(folder, app, base)
         family = told.get("family")
         local = load_local(place, device=device, dtype=dtype, quantize=quantize, family=family)
         if len(head.weight) != local.config.hidden_size:
@@ -70,13 +67,7 @@ class RewardModel:
         if (folder / "adapter_config.json").is_file():
             local.load_adapter(folder, "reward")
         setattr(local.model, REWARD, head.to(local.model.like.device))
-        encoder = SampleEncoder.open(
-            place,
-            family=family,
-            system=told.get("system"),
-            max_length=int(told.get("max_length", 1024)),
-        )
-        return cls(local, encoder, name=folder.absolute().name)
+        return cls(local, _reader(place, told), name=folder.absolute().name)
 
     def score(self, conversations: Sequence[Sequence[MessageLike]]) -> list[float]:
         """Return what the last answer of each conversation is worth.
@@ -93,7 +84,7 @@ class RewardModel:
         rows: list[Example] = []
         for at, each in enumerate(conversations):
             try:
-                rows.append(self.read(_sample(each)))
+                rows.append(self.read(alone(each)))
             except DataError as error:
                 said[at] = str(error)
         found = (each for part in self.asked(rows) for each in part)
@@ -101,7 +92,7 @@ class RewardModel:
 
     def scores(self, conversations: Iterable[Sequence[MessageLike]]) -> Iterator[list[float]]:
         """Yield the same, some at a time, as they come."""
-        return self.asked(self.read(_sample(each)) for each in conversations)
+        return self.asked(self.read(alone(each)) for each in conversations)
 
     def asked(self, rows: Iterable[Example]) -> Iterator[list[float]]:
         """Yield what answers that are read already are worth, some at a time, as they come."""
@@ -138,7 +129,36 @@ class RewardModel:
         return found
 
 
-def _sample(conversation: Sequence[MessageLike]) -> Sample:
+def reader_of(folder: Path, app: Glmkit | None = None) -> SampleEncoder:
+    """Return what writes conversations as a run did; no weights are read.
+
+    :param folder: the run, or one of its checkpoints.
+    :raises CheckpointError: if its model has no vocabulary that glmkit knows.
+    """
+    folder = folder.expanduser()
+    return _reader(*_place(folder, app, None))
+
+
+def _reader(place: Path, told: Mapping[str, Any]) -> SampleEncoder:
+    return SampleEncoder.open(
+        place,
+        family=told.get("family"),
+        system=told.get("system"),
+        max_length=int(told.get("max_length", 1024)),
+    )
+
+
+def _place(folder: Path, app: Glmkit | None, base: str | None) -> tuple[Path, dict[str, Any]]:
+    """Return where the model of a run lies, and the run's settings."""
+    from glmkit import Glmkit
+
+    told = _recorded(folder)
+    whole = (folder / "config.json").is_file() and told.get("tuning", "full") == "full"
+    place = folder if whole else _base(folder, base or told.get("model"), app or Glmkit())
+    return place, told
+
+
+def alone(conversation: Sequence[MessageLike]) -> Sample:
     """Return a conversation of which only the last answer counts."""
     messages = tuple(Message.of(each) for each in conversation)
     return Sample(messages, (*(0.0 for _ in messages[1:]), 1.0))

@@ -27,7 +27,7 @@ from .rounds import Rounds
 
 if TYPE_CHECKING:
     from glmkit.dataset.prompts import Prompt
-    from glmkit.training.below import CausalModel, LocalModel
+    from glmkit.training.below import LocalModel
 
     from .initial import Initial
 
@@ -65,9 +65,6 @@ class Answered(NamedTuple):
 Judge = Callable[[Sequence[tuple[Question, Written]]], Sequence[float | str]]
 """Says what answers are worth, all at once, or why it cannot read one: a reward model."""
 
-Judging = Callable[[torch.device], Judge]
-"""Loads a reward model onto a device."""
-
 
 class Known(NamedTuple):
     """What the models say of an answer's tokens, each (size,) on the processor."""
@@ -88,7 +85,7 @@ class Writer:
     """Writes the answers of rounds.
 
     :param old: measure log-probabilities of the policy; else those of the learner count.
-    :param initial: measure those of the first model.
+    :param initial: measure those of the first model, in every so many rounds (``every``).
     """
 
     local: LocalModel
@@ -104,6 +101,7 @@ class Writer:
     shuffled: bool = False
     old: bool = True
     initial: Initial | None = None
+    every: int = 1
     value: Value | None = None
 
     def __call__(self, epoch: int, round_: int, rank: int) -> list[Experience]:
@@ -123,7 +121,8 @@ class Writer:
         if self.shuffled:
             answered = _shuffled(answered, f"{self.rounds.seed} rewards {epoch} {round_} {rank}")
         number = epoch * self.rounds.per_epoch + round_
-        return self.credit(answered, self.known(answered), number)
+        initial = None if number % self.every else self.initial
+        return self.credit(answered, self.known(answered, initial), number)
 
     def answered(self, chosen: Sequence[int], seeds: Sequence[int]) -> list[Answered]:
         """Answer questions and reward the answers.
@@ -173,16 +172,21 @@ class Writer:
             raise RewardError(f"all rewards together are {total:g}")
         return Answered(question, written, total, parts)
 
-    def known(self, answered: Sequence[Answered]) -> list[Known]:
-        """Ask the models about answers, a pass of ``batch_size`` at a time."""
+    def known(self, answered: Sequence[Answered], initial: Initial | None) -> list[Known]:
+        """Ask the models about answers, a pass of ``batch_size`` at a time.
+
+        :param initial: the first model, where it is asked.
+        """
+        if initial is None and not self.old and self.value is None:
+            return [Known(None, None, None)] * len(answered)
         size = self.rounds.batch_size
         found: list[Known] = []
         with judged(self.local.model), computing_in(self.computing, self.local.model.like.device):
             for start in range(0, len(answered), size):
-                found += self._asked(answered[start : start + size])
+                found += self._asked(answered[start : start + size], initial)
         return found
 
-    def _asked(self, answered: Sequence[Answered]) -> list[Known]:
+    def _asked(self, answered: Sequence[Answered], initial: Initial | None) -> list[Known]:
         rows = [[*each.question.ids, *each.written.ids] for each in answered]
         sizes = [len(each.written.ids) for each in answered]
         ids = torch.tensor([at for row in rows for at in row]).to(self.local.model.like.device)
@@ -192,18 +196,13 @@ class Writer:
             hidden, wanted = before_answers(model, ids, lengths, sizes)
             own = token_log_probs(model, hidden, wanted, temperature=self.temperature)
             values = None if self.value is None else self.value(hidden).float()
-        reference = self._of_reference(model, ids, lengths, sizes)
+        reference = None
+        if initial is not None:
+            with initial():
+                hidden, wanted = before_answers(model, ids, lengths, sizes)
+                reference = token_log_probs(model, hidden, wanted, temperature=self.temperature)
         parts = (_parted(each, sizes) for each in (own, reference, values))
         return [Known(*each) for each in zip(*parts, strict=True)]
-
-    def _of_reference(
-        self, model: CausalModel, ids: Tensor, lengths: Sequence[int], sizes: Sequence[int]
-    ) -> Tensor | None:
-        if self.initial is None:
-            return None
-        with self.initial():
-            hidden, wanted = before_answers(model, ids, lengths, sizes)
-            return token_log_probs(model, hidden, wanted, temperature=self.temperature)
 
 
 def _refuse(bad: Sequence[tuple[str, str]]) -> None:

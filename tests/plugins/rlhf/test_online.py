@@ -124,6 +124,37 @@ def test_a_reward_model_rewards_answers(base, data, tmp_path, app):
     assert found["reward"] == pytest.approx(parts, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "measured"),
+    [
+        ("grpo", {"kl_every": 2}, [0, 2]),
+        ("ppo", {"kl_every": 2}, [0, 1, 4, 5]),  # two steps of each round
+        ("grpo", {}, [0]),
+        ("grpo", {"kl_every": 0}, []),
+        ("grpo", {"tuning": "full"}, []),  # no copy of all weights is made for it
+        ("grpo", {"tuning": "full", "kl_every": 1}, [0, 1, 2]),
+    ],
+)
+def test_a_divergence_that_does_not_count_is_measured_now_and_then(
+    name, more, measured, base, data, tmp_path, app
+):
+    done = run(
+        name, base, data, tmp_path / "out", app=app, max_steps=6 if name == "ppo" else 3, **more
+    )
+    assert [at for at, each in enumerate(done.metrics) if "kl" in each] == measured
+    found = [each["kl"] for each in done.metrics if "kl" in each]
+    assert not found or (found[0] == pytest.approx(0, abs=1e-5) and found[-1] >= found[0])
+
+
+def test_measuring_the_divergence_changes_nothing(base, data, tmp_path, app):
+    runs = [
+        run("grpo", base, data, tmp_path / str(at), app=app, max_steps=3, kl_every=at)
+        for at in (0, 1)
+    ]
+    assert runs[0].losses == runs[1].losses
+    assert runs[1].of("kl")[-1] > 1e-4
+
+
 def test_pictures_of_a_run(tmp_path):
     figures = {"reward": 0.1, "kl": 0.2, "length": 5, "reward_std": 1}
     history = [{"step": at, **figures} for at in (1, 2)]

@@ -117,13 +117,33 @@ def test_a_judge_that_refuses_an_answer_stops_all_processes_together(monkeypatch
     assert len(asked) == 1  # both processes come here, so neither waits for the other
 
 
-def test_a_reward_model_names_the_row_that_it_cannot_read(base, tmp_path, app):
+def test_prompts_that_the_judge_cannot_read_are_named_before_anything_is_loaded(
+    base, tmp_path, app, monkeypatch
+):
     from test_sides import reward_run
 
-    judge = reward_run(base, Path(tmp_path / "judge"), max_length=16)
+    judge = str(reward_run(base, Path(tmp_path / "judge"), max_length=48))
+    rows = [{"prompt": "why" * (1 if at % 3 else 12)} for at in range(12)]
     data = write_prompts(tmp_path)
-    with pytest.raises(BadStepError, match=r"prompts.jsonl, line \d: the reward model cannot read"):
-        run("grpo", base, data, tmp_path / "out", app=app, reward_model=str(judge), max_steps=1)
+    data.write_text("\n".join(map(json.dumps, rows)))
+    more = {"app": app, "reward_model": judge, "max_steps": 1, "max_length": 128}
+    loaded = []
+    monkeypatch.setattr("glmkit.training.run.load_local", lambda *a, **b: loaded.append(a))
+    with pytest.raises(DataError) as told:
+        run("grpo", base, data, tmp_path / "out", **more)
+    said = str(told.value)
+    assert "cannot read 4 of 12 prompts" in said and "--skip-bad" in said and not loaded
+    assert re.findall(r"prompts.jsonl, line (\d+): a question leaves no room", said) == [
+        *("1", "4", "7", "10")
+    ]
+    assert not (tmp_path / "out" / "run.json").exists()
+    monkeypatch.undo()
+    done = run("grpo", base, data, tmp_path / "out", skip_bad=True, **more)
+    assert any("8 prompts; " in each and "4 are left out" in each for each in done.notes)
+    (tmp_path / "held.jsonl").write_text(json.dumps(rows[0]))
+    data.write_text(json.dumps(rows[1]))
+    with pytest.raises(DataError, match="cannot read 1 of 1 prompts"):
+        run("ppo", base, data, tmp_path / "x", eval_data=(str(tmp_path / "held.jsonl"),), **more)
 
 
 def test_all_weights_cannot_begin_with_an_adapter(tmp_path):
