@@ -12,9 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmkit import CheckpointError, MissingExtraError, SourceError
+from glmkit import CheckpointError, MissingExtraError, OutOfMemoryError, SourceError
 
 if TYPE_CHECKING:
+    import torch
+
     from glmkit import Glmkit
 
     from .painter import Painter
@@ -136,15 +138,12 @@ def _device(wanted: str | None) -> str:
 
 
 def open_pipeline(folder: Path, device: str) -> Any:  # noqa: ANN401
-    """Open a folder: in single precision on processors, in half precision elsewhere.
+    """Open a folder, in the precision of :func:`precision_of`.
 
     :raises CheckpointError: if it draws no pictures from text, or its weights cannot be read.
     """
-    import torch
-
     if find_spec("diffusers") is None:
         raise MissingExtraError("drawing", "diffusers", "drawing")
-    dtype = torch.float32 if device == "cpu" else torch.float16
     index = _index(folder)
     with _quiet():
         kind = _kind(folder, index)
@@ -162,9 +161,42 @@ def open_pipeline(folder: Path, device: str) -> Any:  # noqa: ANN401
                 f"{folder} cannot be opened as a text-to-image model of diffusers, with weights in "
                 f"safetensors: {said}"
             ) from error
-        pipeline = pipeline.to(device, dtype)  # afterwards: versions name that argument differently
+        pipeline = pipeline.to(
+            device, precision_of(folder, device)
+        )  # afterwards: versions name that argument differently
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def precision_of(folder: Path, device: str) -> torch.dtype:
+    """Return what a folder computes in: single precision on processors, half precision elsewhere.
+
+    A net that was saved in bfloat16 was trained in it and may overflow in float16.
+    """
+    import torch
+
+    if device == "cpu":
+        return torch.float32
+    if not _is_bfloat16(folder):
+        return torch.float16
+    able = not device.startswith("cuda") or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if able else torch.float32
+
+
+def _is_bfloat16(folder: Path) -> bool:
+    """Tell whether a folder's net lies in bfloat16, by its first file."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(each for net in _NETS for each in (folder / net).glob("*.safetensors"))
+    try:
+        with safe_open(files[0], framework="pt") as opened:
+            names = list(opened.keys())
+            return bool(names) and opened.get_slice(names[0]).get_dtype() == "BF16"
+    except (IndexError, SafetensorError, OSError):
+        return False  # said where it is loaded
+
+
+_NETS = ("transformer", "unet")
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -227,6 +259,22 @@ def _quiet() -> Iterator[None]:
         for each, level in zip(loggers, before, strict=True):
             each.set_verbosity(level)
             each.enable_progress_bar()
+
+
+@contextmanager
+def memory_watched(doing: str, helps: str) -> Iterator[None]:
+    """Say in one line what was done when memory ran out, and what helps.
+
+    :raises OutOfMemoryError: if it does.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from glmkit.training.below import ran_out
+
+        if not ran_out(error):
+            raise
+        raise OutOfMemoryError(f"memory ran out while {doing}; what helps: {helps}") from error
 
 
 _SAMPLE = 1 << 20

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from glmkit import DrawOptions, Picture, Progress, UsageError
 
 from .lora import read_lora
-from .opening import About
+from .opening import About, memory_watched
 from .records import Record, WornLora, png_of, versions
 from .running import PictureError, steps_of
 from .wearing import wear
@@ -181,6 +181,26 @@ class Painter:
         self, plan: _Plan, seed: int, number: int, count: int
     ) -> Generator[Progress, None, ndarray]:
         """Draw one picture; return its pixels, (H, W, 3), 0 to 1."""
+        note = f"picture {number + 1} of {count}" if count > 1 else ""
+        before, total = number * plan.steps, count * plan.steps
+        yield Progress("drawing", before, total, note=note)
+        running = steps_of(self.pipeline, self._arguments(plan, seed))
+        sides = "x".join(map(str, plan.size))
+        try:
+            while True:
+                with memory_watched(f"drawing {sides}", "a smaller --size, or --device cpu"):
+                    step = min(next(running), plan.steps)
+                yield Progress("drawing", before + step, total, note=note)
+        except StopIteration as stop:
+            return _checked(stop.value)
+        except ValueError as error:  # what each pipeline asks of its arguments, it checks itself
+            kind = type(self.pipeline).__name__
+            raise UsageError(f"{kind} cannot draw so: {' '.join(str(error).split())}") from error
+        finally:
+            running.close()
+
+    def _arguments(self, plan: _Plan, seed: int) -> dict[str, Any]:
+        """Return what the pipeline is called with, as far as it takes it."""
         import torch
 
         arguments: dict[str, Any] = {
@@ -196,22 +216,7 @@ class Painter:
         }
         if plan.negative:  # without one, pipelines begin differently: with None, or with ""
             arguments["negative_prompt"] = plan.negative
-        taken = {name: each for name, each in arguments.items() if name in self._takes}
-        note = f"picture {number + 1} of {count}" if count > 1 else ""
-        before, total = number * plan.steps, count * plan.steps
-        yield Progress("drawing", before, total, note=note)
-        running = steps_of(self.pipeline, taken)
-        try:
-            while True:
-                step = min(next(running), plan.steps)
-                yield Progress("drawing", before + step, total, note=note)
-        except StopIteration as stop:
-            return _checked(stop.value)
-        except ValueError as error:  # what each pipeline asks of its arguments, it checks itself
-            kind = type(self.pipeline).__name__
-            raise UsageError(f"{kind} cannot draw so: {' '.join(str(error).split())}") from error
-        finally:
-            running.close()
+        return {name: each for name, each in arguments.items() if name in self._takes}
 
     def _record(self, plan: _Plan, seed: int) -> Record:
         scheduler = type(self.pipeline.scheduler).__name__

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import glmkit_drawing
-from glmkit import ConfigError, DataError, DrawOptions, ImageModel, UsageError
+from glmkit import ConfigError, DataError, DrawOptions, ImageModel, OutOfMemoryError, UsageError
 from glmkit.console import drain
 from glmkit.testing import make_app
 from glmkit_drawing.app import draw
@@ -253,6 +253,24 @@ def test_options_that_a_pipeline_lacks_are_refused(painter, monkeypatch):
         drawn(painter, guidance=2.0)
     with pytest.raises(UsageError, match="knows no negative"):
         drawn(painter, negative="x")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("CUDA out of memory"), "drawing 16x16; what helps: a smaller --size"),
+        (MemoryError(), "drawing 16x16; what helps: a smaller --size"),
+        (RuntimeError("shapes differ"), "shapes differ"),
+    ],
+)
+def test_memory_that_runs_out_is_told(painter, look, monkeypatch, error, said):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(painter.pipeline.unet, "forward", fail)
+    with pytest.raises((OutOfMemoryError, RuntimeError), match=said) as caught:
+        look(painter)
+    assert isinstance(caught.value, OutOfMemoryError) == ("drawing" in said)
 
 
 def test_numbers_that_are_not_finite_never_become_a_picture(painter, monkeypatch):

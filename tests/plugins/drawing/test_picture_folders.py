@@ -53,6 +53,25 @@ def test_weights_are_read_from_safetensors_only(app, tiny, tmp_path):
         app.load_image_model("diffusers")
 
 
+def test_precision_follows_device_and_files(tiny, tmp_path, monkeypatch):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from glmkit_drawing.opening import precision_of
+
+    folder = shutil.copytree(tiny, tmp_path / "brief")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: each.bfloat16() for name, each in load_file(file).items()}, file)
+    able = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: able)
+    assert precision_of(folder, "cpu") == precision_of(tiny, "cpu") == torch.float32
+    assert precision_of(tiny, "cuda:0") == torch.float16
+    assert precision_of(folder, "cuda") == torch.float32  # an older card
+    assert precision_of(folder, "mps") == torch.bfloat16
+    able.append("it is")
+    assert precision_of(folder, "cuda") == torch.bfloat16
+
+
 def test_fingerprints_tell_models_apart(tiny, tmp_path, opened):
     from glmkit_drawing.opening import fingerprint
 
