@@ -32,7 +32,8 @@ class ResponseFormat:
     json_schema: Mapping[str, Any] | None = None
     """JSON that fits this schema."""
     regex: str | None = None
-    """A text that this expression describes as a whole, in Rust's syntax: no look-around."""
+    r"""A text that this expression describes as a whole, in Rust's syntax: no look-around; ``\d``
+    is 0 to 9."""
     choice: tuple[str, ...] = ()
     """One of these texts."""
 

@@ -42,10 +42,22 @@ def form_of(
     if wanted is None:
         return None
     rules = rules_of(wanted, lead)
-    if not tools or chat_format.calls is None:
+    if not tools or chat_format.calls is None or chat_format.told is not None:
         return Form(f"start: form\n{rules}", chat_format.opening, _lead(wanted, lead))
     opening = f'" "? {text(chat_format.opening)}'
     return Form(f"start: {opening} form | calls\n{rules}\n{_calls(tools, chat_format)}", calls=True)
+
+
+def told_of_tools(messages: Sequence[Message], chat_format: ChatFormat) -> list[Message]:
+    """Return a conversation whose answer must be a call, for a model that was never taught any.
+
+    Its system message tells of the tools; for a model that was, nothing is changed.
+    """
+    if chat_format.told is None:
+        return [*messages]
+    texts = [each.content for each in messages if each.role == "system" and each.content]
+    told = Message("system", "\n\n".join([*texts, chat_format.told(offered(messages))]))
+    return [told, *(each for each in messages if each.role != "system")]
 
 
 def form_of_text(options: GenerationOptions) -> Form | None:
@@ -70,7 +82,7 @@ def _calls(tools: Sequence[Tool], chat_format: ChatFormat) -> str:
         raise UsageError("tool_choice is required, and no tool is on offer; offer one")
     if chat_format.calls is None:
         raise UsageError(
-            "this model was never taught tools, or its calls are not read here, so none can be "
-            "required; use ChatGLM3 or GLM-4"
+            "the calls of this model are not read here, so none can be required; use ChatGLM3, "
+            "GLM-4, or a model whose chat template has <tool_call>"
         )
     return chat_format.calls(tools)

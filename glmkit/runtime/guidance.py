@@ -52,7 +52,7 @@ class Guide:
         self._check()
         allowed = np.unpackbits(bits, count=len(scores), bitorder="little")
         if not allowed.any():
-            raise GlmkitError("no token of the model's vocabulary goes on with what was asked for")
+            raise GlmkitError(_DEAD_END)
         return scores.masked_fill(torch.from_numpy(allowed == 0), -torch.inf)
 
     def take(self, token: int) -> None:
@@ -64,8 +64,17 @@ class Guide:
         self._check()
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise UsageError(f"the response format cannot be kept to: {_plain(self._matcher)}")
+        if not self._matcher.is_error():
+            return
+        said = _plain(self._matcher)
+        if said.startswith("NoExtension"):
+            raise GlmkitError(_DEAD_END)
+        raise UsageError(
+            f"the response format is too complex for an answer to be kept to it: {said}"
+        )
+
+
+_DEAD_END = "no token of the model's vocabulary goes on with what the response format asks for"
 
 
 class Guidance:
@@ -110,9 +119,10 @@ class Guidance:
 
 
 def _compiled(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLParserLimits
 
-    matcher = LLMatcher(vocabulary, _HEAD + grammar, log_level=0)
+    brief = LLParserLimits(verbose_errors=False)
+    matcher = LLMatcher(vocabulary, _HEAD + grammar, log_level=0, limits=brief)
     if matcher.is_error():
         raise UsageError(f"the response format cannot be compiled: {_plain(matcher)}")
     return matcher
@@ -164,4 +174,5 @@ def rules_of(form: ResponseFormat, lead: str) -> str:
         return f"form: {before}({' | '.join(map(text, form.choice))})"
     from llguidance import regex_to_lark
 
-    return f"form: {before}expression\nexpression: /{regex_to_lark(form.regex or '')}/"
+    expression = regex_to_lark(form.regex or "", "d")  # \\d is 0 to 9
+    return f"form: {before}expression\nexpression: /{expression}/"

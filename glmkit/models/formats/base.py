@@ -81,6 +81,9 @@ class ChatFormat:
     calls: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
     """Takes tools, returns the grammar of a call of one of them, see :mod:`.forced`; None: the
     model knows none, or its calls are not read."""
+    told: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
+    """Takes tools, returns what tells of them where a call is required of a model that was never
+    taught any; None: :attr:`pieces` writes them."""
     end: Callable[[Message], str] | None = None
     """Takes the same, returns the stop token that follows; None: the first of :attr:`stops`."""
 

@@ -17,7 +17,7 @@ from ...models.tokenizers import Detokenizer, Tokenizer
 from ...texts import check_unicode
 from ...types import Ask, Chunk, GenerationOptions, Message, MessageLike, News, Reply
 from ..answers import Answer, Spelled
-from ..forms import Form, form_of, form_of_text
+from ..forms import Form, form_of, form_of_text, told_of_tools
 from ..guidance import Guidance, Guide
 from ..odds import Odds
 from ..rows import Row
@@ -91,7 +91,8 @@ class Answering(SideBySideModel, ABC):
             reader = chat_format.reader(turns)
             return Answer(row, text, StopText(options.stop), prompt.passages, reader)
         opening = tokenizer.encode(form.opening) if form.opening else []
-        prompt = renderer.render(turns, room=self._room(options) - len(opening))
+        told = told_of_tools(turns, chat_format) if form.calls else turns
+        prompt = renderer.render(told, room=self._room(options) - len(opening))
         row = self._row([*prompt.ids, *opening], options, options, self._guide(form))
         reader = chat_format.reader(turns) if form.calls else Verbatim()
         spelled = Spelled(tokenizer, form.lead)

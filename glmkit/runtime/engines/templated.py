@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import MissingExtraError, UsageError
 from ...models.files import read_json
-from ...models.formats import FORMATS, ChatFormat, Piece
+from ...models.formats import FORMATS, ChatFormat, Piece, hermes
 from ...models.layouts import family_of
 from ...models.tokenizers import Tokenizer, check_texts
 from ...models.vocabularies.described import speller
@@ -98,7 +98,8 @@ def _named(inner: PreTrainedTokenizerBase, names: Iterable[str]) -> dict[str, in
 def template_format(folder: Path, tokenizer: Wrapped) -> ChatFormat | None:
     """Return the chat format that the tokenizer's template is; None where it has none.
 
-    Answers of GLMs are read as their generation writes them; those of others are shown as they are.
+    Answers of GLMs are read as their generation writes them; of others', calls as Hermes writes
+    them where their template does.
     """
     template = tokenizer.inner.chat_template
     if not template:
@@ -108,6 +109,8 @@ def template_format(folder: Path, tokenizer: Wrapped) -> ChatFormat | None:
     family = family_of(folder, raw) if raw.get("model_type") in OURS else None
     known = FORMATS.get(family or "")
     if known is None:
+        if _speaks_hermes(json.dumps(template)):
+            return ChatFormat("template", pieces, (), hermes.reader, calls=hermes.calls)
         return ChatFormat("template", pieces, stops=())
     return ChatFormat(
         "template",
@@ -120,6 +123,11 @@ def template_format(folder: Path, tokenizer: Wrapped) -> ChatFormat | None:
         opening=known.opening,
         calls=known.calls,
     )
+
+
+def _speaks_hermes(template: str) -> bool:
+    """Tell whether calls are JSON between marks; some models write XML there."""
+    return hermes.OPEN in template and "arguments" in template and "<function=" not in template
 
 
 def _written(

@@ -30,6 +30,7 @@ def client(http):
     return openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="none", max_retries=0, timeout=30)
 
 
+TOOLS = [{"type": "function", "function": {"name": "x"}}]
 WRONG = {
     "no messages": {"messages": []},
     "an unknown role": {"messages": [{"role": "ghost", "content": "x"}]},
@@ -48,10 +49,8 @@ WRONG = {
     "an expression that looks around": {"guided_regex": "(?=a)a"},
     "two formats": {"guided_regex": "a", "guided_choice": ["a"]},
     "another engine's grammar": {"structured_outputs": {"grammar": "root ::= x"}},
-    "a call that nobody taught": {
-        "tool_choice": "required",
-        "tools": [{"function": {"name": "x"}}],
-    },
+    "a call of who calls none": {"model": "echo", "tool_choice": "required", "tools": TOOLS},
+    "a format of who knows none": {"model": "echo", "response_format": {"type": "json_object"}},
     "a call of nothing": {"tool_choice": "required"},
     "a penalty": {"presence_penalty": 0.5},
     "an empty stop": {"stop": [""]},
