@@ -27,8 +27,9 @@ def answering(web: FastAPI, settings: QueueSettings, serving: Serving) -> Iterat
     """
     models = serving.by_name
     with closing(open_queue(settings)) as database:
-        add_queue(web, Store(database, settings), settings, models=list(models))
         worker = Worker(database, settings, models, options=serving.options)
+        worker.announce()  # before anybody may ask for a name
+        add_queue(web, Store(database, settings), settings)
         thread = threading.Thread(target=worker.run, name="queue")
         thread.start()
         serving.beside["queue"] = thread.is_alive

@@ -95,6 +95,7 @@ def status(
     with _opened(app, db, table) as store:
         found = store.counts() if number is None else _about(store, store.get(number))
         models = store.waiting_for() if number is None else {}
+        known = store.presence.known() if number is None else set()
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
         return
@@ -103,7 +104,8 @@ def status(
             click.echo(f"{name:<13} {value}")
     for model, count in models.items():
         if model is not None:
-            click.echo(f"{count} of them wait for the model {model}")
+            lacking = "" if model.rstrip(" ") in known else ", which no worker has"
+            click.echo(f"{count} of them wait for the model {model}{lacking}")
 
 
 def _about(store: Store, question: Question) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, create_engine, event, insert, select
+from sqlalchemy import Connection, create_engine, event, insert, select, update
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -142,8 +142,12 @@ class Database:
     def _create(self, connection: Connection) -> None:
         tables = self.tables
         tables.questions.metadata.create_all(connection)
-        if connection.scalar(select(tables.version)) is None:
+        found = connection.scalar(select(tables.version))
+        if found is None:
             connection.execute(insert(tables.version).values(version=VERSION))
+        elif found < VERSION:
+            # What the later versions have more are tables, which have just been made.
+            connection.execute(update(tables.version).values(version=VERSION))
 
 
 def open_queue(settings: QueueSettings, *, new: bool = True) -> Database:

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from glmkit import GenerationOptions, GlmkitError, UnknownNameError
+from glmkit import GenerationOptions, GlmkitError
 
 from ..http import HttpError, JsonResponse, dumped, error_response, guard
 from ..limits import Door
@@ -101,14 +101,9 @@ class Watcher:
             await asyncio.sleep(self._pause_s)
 
 
-def router_of(
-    store: Store, settings: QueueSettings, models: Collection[str] | None = None
-) -> APIRouter:
-    """Return the routes of a queue.
-
-    :param models: names that may be asked for; None: any, as workers elsewhere may know them.
-    """
-    routes = _Routes(store, Watcher(store, settings.poll_s), models)
+def router_of(store: Store, settings: QueueSettings) -> APIRouter:
+    """Return the routes of a queue."""
+    routes = _Routes(store, Watcher(store, settings.poll_s))
     router = APIRouter(prefix=ROOT, tags=["queue"], default_response_class=JsonResponse)
     one = "/questions/{number}"
     router.add_api_route("", routes.status, methods=["GET"])
@@ -124,14 +119,12 @@ def router_of(
 class _Routes:
     """What happens at each path."""
 
-    def __init__(self, store: Store, watcher: Watcher, models: Collection[str] | None) -> None:
-        self._store, self._watcher, self._models = store, watcher, models
+    def __init__(self, store: Store, watcher: Watcher) -> None:
+        self._store, self._watcher = store, watcher
 
     def submit(self, body: Submission) -> Response:
         """Put a question at the end of the line."""
         with_options(GenerationOptions(), body.options or {})
-        if self._models is not None and body.model is not None and body.model not in self._models:
-            raise UnknownNameError("model", body.model, self._models)
         number = self._store.submit(
             body.question, body.session, model=body.model, options=body.options
         )
@@ -181,19 +174,18 @@ class _Routes:
         return told(question, self._store.ahead(question))
 
     def status(self) -> Response:
-        """Return how many questions there are in each state, and which models are waited for."""
-        waiting = [{"model": name, "waiting": n} for name, n in self._store.waiting_for().items()]
-        return JsonResponse({"counts": self._store.counts(), "models": waiting})
+        """Return how many questions there are in each state, which models are waited for, and how
+        many workers there are for each.
+        """
+        waiting, workers = self._store.waiting_for(), self._store.presence.working()
+        models = [{"model": name, "waiting": n} for name, n in waiting.items()]
+        shown = {"counts": self._store.counts(), "models": models, "workers": workers}
+        return JsonResponse(shown)
 
 
-def add_queue(
-    web: FastAPI, store: Store, settings: QueueSettings, models: Collection[str] | None = None
-) -> None:
-    """Serve a queue from ``web``, too.
-
-    :param models: names that may be asked for; None: any, as workers elsewhere may know them.
-    """
-    web.include_router(router_of(store, settings, models))
+def add_queue(web: FastAPI, store: Store, settings: QueueSettings) -> None:
+    """Serve a queue from ``web``, too."""
+    web.include_router(router_of(store, settings))
     web.add_exception_handler(UnknownQuestionError, _gone)
     web.add_exception_handler(DatabaseError, _away)
 

@@ -36,6 +36,8 @@ class QueueSettings:
     """Times that a question is tried before it is put aside as dead, 1..1000."""
     backoff_s: float = 2.0
     """Pause before the second attempt, 0..3600 seconds; it doubles with each."""
+    unserved_s: float = 3600.0
+    """How long a question may wait for a model that no worker has, 1..10**9 seconds."""
     max_waiting: int = 10_000
     """Questions that may wait; more are refused, 1..10**9."""
     max_chars: int = 100_000
@@ -82,6 +84,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "lease_s": (0.5, 86400),
     "max_attempts": (1, 1000),
     "backoff_s": (0, 3600),
+    "unserved_s": (1, 10**9),
     "max_waiting": (1, 10**9),
     "max_chars": (1, 10**7),
     "poll_s": (0.01, 60),

@@ -12,8 +12,9 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, sel
 from glmkit import BusyError, Message, UsageError
 
 from .database import Database
+from .presence import Presence
 from .settings import QueueSettings
-from .tables import CANCELLED, DEAD, DONE, LONGEST_NAME, OPEN, STATES, WAITING, now
+from .tables import CANCELLED, DEAD, DONE, LONGEST_NAME, OPEN, STATES, WAITING, is_name, now
 
 _DAY_S = 86400.0
 _AT_ONCE = 500
@@ -78,6 +79,8 @@ class Store:
     def __init__(self, database: Database, settings: QueueSettings) -> None:
         self._database, self._settings = database, settings
         self._table = database.tables.questions
+        self.presence = Presence(database, settings)
+        """Who answers."""
         self._columns = [self._table.c[each.name] for each in fields(Question)]
 
     def submit(
@@ -96,11 +99,13 @@ class Store:
         :param options: fields of :class:`~glmkit.GenerationOptions`.
         :raises FullError: if as many wait as may.
         :raises UsageError: if a text is empty, too long or no valid Unicode.
+        :raises UnknownNameError: if there are workers, and none answers to ``model``.
         """
         self._check_text(question)
         values: dict[str, Any] = {"question": question, "session": _name("session", session)}
         values["model"] = _name("model", model)
         values["options"] = json.dumps(dict(options)) if options else None
+        self.presence.check(model)
 
         def work(connection: Connection) -> int:
             self._check_room(connection)
@@ -164,7 +169,10 @@ class Store:
         which: list[ColumnElement[bool]] = [table.c.state == DEAD]
         if numbers is not None:
             which.append(table.c.id.in_(list(numbers)))
-        return self._update(which, {"state": WAITING, "attempts": 0, "due": 0.0, "finished": None})
+        # Due from now on, not from ever: it has not waited in vain for its model yet.
+        return self._update(
+            which, {"state": WAITING, "attempts": 0, "due": now(), "finished": None}
+        )
 
     def purge(self, days: float, states: Sequence[str] = (DONE, CANCELLED)) -> int:
         """Remove questions that were settled ``days`` ago or earlier, and return how many.
@@ -253,6 +261,6 @@ def _unknown(number: int) -> UnknownQuestionError:
 def _name(what: str, name: str | None) -> str | None:
     if name is None:
         return None
-    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+    if not is_name(name):
         raise UsageError(f"a {what} is 1 to {LONGEST_NAME} printable characters, got {name!r:.80}")
     return name

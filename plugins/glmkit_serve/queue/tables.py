@@ -25,8 +25,11 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-VERSION = 1
-"""Of the tables' columns; a database of a later one is left alone."""
+VERSION = 2
+"""Of the tables; one of an earlier version is brought up to it, one of a later one left alone.
+
+1: the questions. 2: and the workers, with what they answer to.
+"""
 WAITING, RUNNING, DONE, DEAD, CANCELLED = "waiting", "running", "done", "dead", "cancelled"
 STATES = (WAITING, RUNNING, DONE, DEAD, CANCELLED)
 OPEN = (WAITING, RUNNING)
@@ -65,7 +68,13 @@ class Tables:
     """The tables of one queue."""
 
     questions: Table
+    workers: Table
     version: Table
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a session or a model may be called so."""
+    return 0 < len(text) <= LONGEST_NAME and text.isprintable()
 
 
 def tables_of(name: str) -> Tables:
@@ -106,8 +115,17 @@ def tables_of(name: str) -> Tables:
         mysql_engine="InnoDB",
         mysql_charset="utf8mb4",
     )
+    workers = Table(
+        f"{name}_workers",
+        metadata,
+        Column("worker", String(LONGEST_NAME), primary_key=True),
+        Column("model", _name(), primary_key=True),
+        Column("lease_until", Double, nullable=False),
+        mysql_engine="InnoDB",
+        mysql_charset="utf8mb4",
+    )
     version = Table(f"{name}_version", metadata, Column("version", Integer, primary_key=True))
-    return Tables(questions, version)
+    return Tables(questions, workers, version)
 
 
 def _long() -> Text:

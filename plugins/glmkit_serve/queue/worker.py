@@ -32,6 +32,7 @@ from glmkit import (
 
 from .database import Database, DatabaseError, RefusedError
 from .leases import Lease, Leases
+from .presence import Presence
 from .settings import QueueSettings
 from .store import Store
 
@@ -49,6 +50,7 @@ _LONGEST_PAUSE_S = 10.0
 _FULL_S = 1.0
 """Pause where the model takes no more."""
 _PURGE_EVERY_S = 3600.0
+_UNSERVED_EVERY_S = 60.0
 
 
 @dataclass
@@ -93,12 +95,14 @@ class Worker:
     ) -> None:
         self.name = f"{socket.gethostname()[:100]}-{os.getpid()}-{secrets.token_hex(3)}"
         self._leases, self._store = Leases(database, settings), Store(database, settings)
+        self._presence = Presence(database, settings)
         self._settings, self._models, self._clock = settings, models, clock
         self._options = options or GenerationOptions()
         self._runs: list[_Run] = []
         self._news = threading.Event()
         self._stopping = threading.Event()
-        self._look_at = self._beat_at = self._purge_at = 0.0
+        self._look_at = self._beat_at = self._purge_at = self._announce_at = 0.0
+        self._unserved_at: float | None = None
 
     def stop(self) -> None:
         """Take no more on; what runs may end in ``stop_s`` seconds, or is given back."""
@@ -125,6 +129,14 @@ class Worker:
             self._news.clear()
         self._finish()
 
+    def announce(self) -> None:
+        """Say that it lives, and which names it answers to.
+
+        :raises DatabaseError: if the database is away.
+        """
+        self._presence.announce(self.name, self._models)
+        self._announce_at = self._clock() + self._settings.lease_s / _SIGNS
+
     def step(self, *, claim: bool = True) -> int:
         """Do what there is to do now, and return how many questions are being answered.
 
@@ -135,8 +147,11 @@ class Worker:
         self._write_ended()
         self._beat()
         if claim:
+            if self._clock() >= self._announce_at:
+                self.announce()
             self._claim()
             self._purge()
+            self._end_unserved()
         self._begin()
         return len(self._runs)
 
@@ -144,6 +159,7 @@ class Worker:
         """Return the seconds until there is something to do, if nobody says a word."""
         due = [self._look_at] if len(self._runs) < self._settings.slots else []
         due += [self._beat_at] if self._runs else []
+        due.append(self._announce_at)
         if any(run.outcome is not None or run.ticket is None for run in self._runs):
             return 0.0
         return max(0.0, min(due) - self._clock())
@@ -297,10 +313,21 @@ class Worker:
         if removed := self._store.purge(days):
             log.info("removed %d old questions", removed)
 
+    def _end_unserved(self) -> None:
+        """End what waits for names that nobody has had all the time that this one has worked."""
+        unserved_s, now = self._settings.unserved_s, self._clock()
+        if self._unserved_at is None:
+            self._unserved_at = now + unserved_s
+        if now >= self._unserved_at:
+            self._unserved_at = now + min(_UNSERVED_EVERY_S, unserved_s)
+            if ended := self._presence.end_unserved():
+                log.warning("%d questions were for models that no worker has", ended)
+
     def _finish(self) -> None:
         """Let what runs end while there is time, and give the rest back."""
         until = self._clock() + self._settings.stop_s
         try:
+            self._presence.leave(self.name)
             while self._runs and self._clock() < until and self.step(claim=False):
                 self._news.wait(min(self._settings.poll_s, max(0.0, until - self._clock())))
                 self._news.clear()

@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import mariadb
 import postgres
 import pytest
 from queue_parts import Queue, open_at, opened
 
 _NUMBERS = itertools.count()
+_SERVERS = {"postgresql": "postgres_url", "mysql": "mysql_url"}
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +22,14 @@ def postgres_url():
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(scope="session")
+def mysql_url():
+    """Run a MariaDB server of our own, where one is installed."""
+    with mariadb.running() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
 def new_queue(request: pytest.FixtureRequest, tmp_path: Path):
     """Return what makes empty queues with settings, in each kind of database."""
     queues: list[Queue] = []
@@ -29,7 +38,7 @@ def new_queue(request: pytest.FixtureRequest, tmp_path: Path):
         if request.param == "sqlite":
             queue = open_at(tmp_path / f"q{len(queues)}.db", **settings)
         else:
-            url = request.getfixturevalue("postgres_url")
+            url = request.getfixturevalue(_SERVERS[request.param])
             queue = opened(url, **{"table": f"q{next(_NUMBERS)}", **settings})
         queues.append(queue)
         return queue

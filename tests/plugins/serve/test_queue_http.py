@@ -174,19 +174,12 @@ def test_what_cannot_be_is_said_in_the_servers_own_shape(client, method, path, b
     assert answer.status_code == status and answer.json()["error"]["message"]
 
 
-def test_names_nobody_answers_under_are_refused_where_that_is_known(queue):
-    from fastapi import FastAPI
-
-    from glmkit_serve.http import guard
-    from glmkit_serve.queue.http import add_queue
-
-    web = FastAPI()
-    add_queue(web, queue.store, queue.settings, ["default", "docs"])
-    guard(web, Door())
-    with TestClient(web) as client:
-        answer = client.post(ALL, json={"question": "q", "model": "dosc"})
-        assert answer.status_code == 404 and "docs" in answer.json()["error"]["message"]
-        assert client.post(ALL, json={"question": "q", "model": "docs"}).status_code == 202
+def test_names_nobody_answers_under_are_refused_where_that_is_known(queue, client):
+    queue.store.presence.announce("w", ["default", "docs"])
+    answer = client.post(ALL, json={"question": "q", "model": "dosc"})
+    assert answer.status_code == 404 and "'docs'" in answer.json()["error"]["message"]
+    assert client.post(ALL, json={"question": "q", "model": "docs"}).status_code == 202
+    assert client.get(ROOT).json()["workers"] == {"default": 1, "docs": 1}
 
 
 def test_keys_guard_the_queue(queue):

@@ -25,8 +25,8 @@ from sqlalchemy.dialects import sqlite
 import glmkit.chat, glmkit.live, glmkit.testing
 import glmkit_serve.api.served, glmkit_serve.queue.worker
 try:
-    import psycopg
-    from sqlalchemy.dialects import postgresql
+    import psycopg, pymysql
+    from sqlalchemy.dialects import mysql, postgresql
 except ImportError:
     pass
 """
@@ -79,6 +79,13 @@ AUDITS = {
         "(id, answer) VALUES (new.id, new.answer); RETURN new; END $$ LANGUAGE plpgsql",
         "CREATE TRIGGER {table}_seen AFTER UPDATE OF answer ON {table} FOR EACH ROW "
         "EXECUTE FUNCTION {table}_note()",
+    ),
+    "mysql": (
+        "CREATE TABLE {table}_audit (n INT AUTO_INCREMENT PRIMARY KEY, id INT, answer LONGTEXT)",
+        # It has no trigger for one column: what else is written changes no answer.
+        "CREATE TRIGGER {table}_seen AFTER UPDATE ON {table} FOR EACH ROW BEGIN "
+        "IF NOT new.answer <=> old.answer OR new.state = 'done' THEN INSERT INTO {table}_audit "
+        "(id, answer) VALUES (new.id, new.answer); END IF; END",
     ),
 }
 
