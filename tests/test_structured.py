@@ -13,13 +13,13 @@ import pytest
 import tiny_vocabularies as tiny
 import torch
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
+from roomy import roomy
 
 from glmkit import Chat, GenerationOptions, MissingExtraError, Reply, ResponseFormat, UsageError
 from glmkit.models.formats import hermes
-from glmkit.models.tiny import TinyLayout, tiny_checkpoint
+from glmkit.models.tiny import TinyLayout
 from glmkit.models.tokenizers import Tokenizer
 from glmkit.runtime.guidance import Guidance
-from glmkit.runtime.loading import load_local
 from glmkit.testing import EchoModel
 from glmkit.types import Message, ToolCall
 
@@ -42,12 +42,7 @@ def models(tmp_path_factory):
 
     def load(layout):
         if layout not in made:
-            folder = tiny_checkpoint(tmp_path_factory.mktemp(layout), layout=layout)
-            file = folder / "config.json"
-            raw = json.loads(file.read_text())
-            lengths = [each for each in ("seq_length", "max_position_embeddings") if each in raw]
-            file.write_text(json.dumps(raw | dict.fromkeys(lengths, 4096)))
-            made[layout] = load_local(folder)
+            made[layout] = roomy(tmp_path_factory.mktemp(layout), layout)
         return made[layout]
 
     return load
