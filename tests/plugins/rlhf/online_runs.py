@@ -25,6 +25,8 @@ COMMON: dict[str, Any] = {
     "report_to": (),
     "save_steps": 1000,
     "learning_rate": 2e-2,
+    "dtype": "float32",
+    "device": "cpu",
 }
 OWN: dict[str, dict[str, Any]] = {
     "grpo": {"generations": 4},

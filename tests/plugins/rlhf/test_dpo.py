@@ -15,10 +15,12 @@ from glmkit_rlhf.dpo import FREE, KINDS, DpoConfig, dpo
 pytestmark = pytest.mark.usefixtures("quick")
 LAYOUTS = ("hub", "chatglm", "chatglm2", "chatglm3", "glm4-9b")
 COMMON = {
-    **{"report_to": (), "max_length": 64, "batch_size": 4, "warmup_ratio": 0.0, "save_steps": 6},
-    **{"max_steps": 6, "val_size": 8.0, "rank": 4, "device": "cpu", "dtype": "float32"},
-    "eval_steps": 3,
+    **{"report_to": (), "max_length": 64, "batch_size": 4, "warmup_ratio": 0.0, "save_steps": 4},
+    **{"max_steps": 4, "val_size": 4.0, "rank": 4, "device": "cpu", "dtype": "float32"},
+    "eval_steps": 2,
 }
+LEARNING = {"val_size": 0.0, "eval_steps": 0}
+"""Without an evaluation."""
 
 
 def settings(base, data, out, **more):
@@ -81,9 +83,7 @@ def test_every_loss_falls(tmp_path, data, kind):
     base = tiny_checkpoint(tmp_path / "base")
     more = {"smoothing": 0.1} if kind in ("sigmoid", "robust") else {}
     more["learning_rate"] = 1e-3
-    logs = trained(
-        base, data, tmp_path / "run", loss=kind, max_steps=3, val_size=0.0, eval_steps=0, **more
-    )
+    logs = trained(base, data, tmp_path / "run", loss=kind, max_steps=2, **LEARNING, **more)
     assert logs[-1].loss < logs[0].loss
 
 
@@ -92,7 +92,7 @@ def test_without_a_first_model_nothing_is_asked_of_it(tmp_path, data, monkeypatc
     base = tiny_checkpoint(tmp_path / "base")
     logs = trained(base, data, tmp_path / "run", loss="simpo", beta=2.0, tuning="full")
     assert logs[-1].metrics["eval_accuracy"] == 1
-    assert 0 < logs[2].metrics["margin"] < logs[-1].metrics["eval_margin"]
+    assert 0 < logs[1].metrics["margin"] < logs[-1].metrics["eval_margin"]
 
 
 def test_the_sft_term_keeps_better_answers_likely(tmp_path, data):
@@ -106,10 +106,10 @@ def test_the_sft_term_keeps_better_answers_likely(tmp_path, data):
 
 def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, data):
     base = tiny_checkpoint(tmp_path / "base", layout="chatglm")
-    more = {"save_steps": 2, "max_steps": 7}
+    more = {"save_steps": 2, "max_steps": 5, **LEARNING}
     trained(base, data, tmp_path / "whole", **more)
     running = dpo.run(settings(base, data, tmp_path / "parted", **more))
-    next(each for each in running if each.note == "saved checkpoint-4")
+    next(each for each in running if each.note == "saved checkpoint-2")
     running.close()
     trained(base, data, tmp_path / "parted", **more, resume=True)
     one, other = (tmp_path / each / "adapter_model.safetensors" for each in ("whole", "parted"))
@@ -118,9 +118,9 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, data):
 
 def test_an_adapter_that_is_gone_on_with_is_the_reference(tmp_path, data):
     base = tiny_checkpoint(tmp_path / "base")
-    trained(base, data, tmp_path / "first", max_steps=3)
+    trained(base, data, tmp_path / "first", max_steps=2, **LEARNING)
     first = str(tmp_path / "first")
-    again = trained(base, data, tmp_path / "second", init_adapter=first, max_steps=2)
+    again = trained(base, data, tmp_path / "second", init_adapter=first, max_steps=1, **LEARNING)
     assert again[0].loss == pytest.approx(0.693147, abs=1e-4)
 
 

@@ -3,16 +3,31 @@
 import pytest
 from pair_rows import write_pairs
 
+from glmkit.models import vocabularies
 from glmkit_rlhf.dpo import DpoConfig, dpo
 from glmkit_rlhf.kto import KtoConfig, kto
 from glmkit_rlhf.reward import RewardConfig, reward
 from glmkit_rlhf.scoring import RewardModel
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = pytest.mark.usefixtures("quick", "read_once")
 NAMES = ("chatglm-6b", "chatglm3-6b", "glm-4-9b")
 ROWS = [
     {"prompt": f"{at} 是偶数吗?", "chosen": f"是的, {at} 是", "rejected": "no!"} for at in range(4)
 ]
+
+
+@pytest.fixture
+def read_once(monkeypatch):
+    """Read each vocabulary once, of tens of thousands of pieces, not in every run anew."""
+    known = {}
+    find = vocabularies.find
+
+    def once(folder, **given):
+        if folder not in known:
+            known[folder] = find(folder, **given)
+        return known[folder]
+
+    monkeypatch.setattr(vocabularies, "find", once)
 
 
 def whole(reference, name, folder):

@@ -25,8 +25,8 @@ from glmkit_rlhf.scoring import RewardModel
 pytestmark = pytest.mark.usefixtures("quick")
 LAYOUTS = ("hub", "chatglm", "chatglm2", "chatglm3", "glm4-9b")
 COMMON = {
-    **{"report_to": (), "max_length": 64, "batch_size": 8, "warmup_ratio": 0.0, "save_steps": 6},
-    **{"max_steps": 6, "val_size": 8.0, "rank": 4, "device": "cpu", "dtype": "float32"},
+    **{"report_to": (), "max_length": 64, "batch_size": 8, "warmup_ratio": 0.0, "save_steps": 4},
+    **{"max_steps": 4, "val_size": 8.0, "rank": 4, "device": "cpu", "dtype": "float32"},
 }
 
 
@@ -59,7 +59,8 @@ def asked(rows=ROWS):
 def test_a_reward_model_tells_answers_apart_and_reloads(tmp_path, data, layout, tuning):
     base = tiny_checkpoint(tmp_path / "base", layout=layout)
     pooling = "mean" if tuning == "head" or layout == "chatglm" else "last"
-    config, logs = trained(base, data, tmp_path / "run", tuning=tuning, pooling=pooling)
+    more = {"tuning": tuning, "pooling": pooling, "max_steps": 6}
+    config, logs = trained(base, data, tmp_path / "run", **more)
     first, *_, last = [each for each in logs if each.loss is not None]
     assert first.loss == pytest.approx(0.693147, abs=1e-5)  # the head begins at 0
     assert last.loss < first.loss and last.metrics["accuracy"] == 1
@@ -78,10 +79,10 @@ def test_a_reward_model_tells_answers_apart_and_reloads(tmp_path, data, layout, 
 
 def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, data):
     base = tiny_checkpoint(tmp_path / "base", layout="chatglm2")
-    more = {"save_steps": 2, "centering": 0.1, "head_rate": 5e-3}
+    more = {"save_steps": 2, "centering": 0.1, "head_rate": 5e-3, "val_size": 0.0}
     whole, _ = trained(base, data, tmp_path / "whole", **more)
     running = reward.run(settings(base, data, tmp_path / "parted", **more))
-    next(each for each in running if each.note == "saved checkpoint-4")
+    next(each for each in running if each.note == "saved checkpoint-2")
     running.close()
     parted, _ = trained(base, data, tmp_path / "parted", **more, resume=True)
     for name in ("adapter_model.safetensors", "reward_head.safetensors"):
@@ -101,7 +102,7 @@ def test_what_a_head_reads_is_kept_for_other_runs(tmp_path, data, monkeypatch):
     monkeypatch.setattr(RewardLearner, "_pooled", counted)
 
     def run(name, cache, **more):
-        more = {"tuning": "head", "max_steps": 4, **more}
+        more = {"tuning": "head", "max_steps": 3, "val_size": 0.0, **more}
         config = replace(settings(base, data, tmp_path / name, **more), cache=cache)
         deque(reward.run(config), maxlen=0)
         return (tmp_path / name / "reward_head.safetensors").read_bytes()
