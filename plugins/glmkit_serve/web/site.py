@@ -15,6 +15,7 @@ from glmkit import tell_library
 
 from .building import CSS, build, theme
 from .entrance import Entrance
+from .inspection import Inspection
 from .words import LANGUAGES, Words, preferred
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def site(
         blocks = build(replace(page, words=Words(language)), tabs)
         blocks.queue(max_size=None, default_concurrency_limit=_BESIDE)
         _mount(app, blocks, language, page)
+    app.add_middleware(Inspection)
     app.add_middleware(Entrance, keys=keys, hosts=hosts, proxies=page.settings.hosts)
     return app
 

@@ -2,14 +2,19 @@
 
 import http.client
 import shutil
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 import web_parts
 
 from glmkit.feedback import FeedbackStore, default_path
+from glmkit_serve.web import inspection
 from glmkit_serve.web.page import Page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright drives the browser")
@@ -282,3 +287,67 @@ def test_other_names_are_refused_where_no_key_is_asked_for(site):
     """Otherwise a page elsewhere could reach this one under a name of its own."""
     assert fetched(site.address, "/en/", Host="evil.example:7860")[0] == 403
     assert fetched(site.address, "/en/", Host="localhost")[0] == 200
+
+
+# -- without a browser: the same page, and what no browser would send it ---------------------------
+
+
+@contextmanager
+def noting():
+    """Run a server that notes what it is asked for; yields its address and the notes."""
+    asked: list[str] = []
+
+    class Door(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *given):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Door) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+        thread.join()
+
+
+def add_file(client, **file):
+    """Say that a file shall be added, as the page does after an upload; return what comes of it."""
+    config = client.get("config").json()
+    names = {each["id"]: each["props"].get("elem_id") for each in config["components"]}
+    (number,) = [
+        each["id"]
+        for each in config["dependencies"]
+        if [names.get(one) for one in each["inputs"]] == ["files", "into"]
+    ]
+    sent = [{"meta": {"_type": "gradio.FileData"}, "orig_name": "a.md", **file}]
+    event = {"data": [sent, "@own"], "fn_index": number, "session_hash": "s"}
+    answer = client.post("gradio_api/queue/join", json=event)
+    if answer.status_code == 200:
+        with client.stream("GET", "gradio_api/queue/data?session_hash=s") as lines:
+            return next(each for each in lines.iter_lines() if '"process_completed"' in each)
+    return answer.text
+
+
+def test_what_a_visitor_calls_a_file_is_not_fetched(site, monkeypatch):
+    from gradio import processing_utils
+
+    async def get(url):
+        async with httpx.AsyncClient(verify=False, trust_env=False) as client:
+            return await client.get(url)
+
+    # It fetches from this machine for nobody, and from others for everybody: the test has no other.
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_get", get)
+    given = {"timeout": 30, "verify": False, "trust_env": False}
+    with httpx.Client(base_url=f"{site.address}/en/", **given) as client, noting() as (there, asked):
+        assert "uploaded" in add_file(client, path=f"{there}/a.md")
+        sent = client.post("gradio_api/upload", files={"files": ("nile.md", b"The Nile.")}).json()
+        assert "nile.md" in add_file(client, path=sent[0], url=f"{there}/b.md")
+        assert asked == []
+        monkeypatch.setattr(inspection, "files_in", lambda event: ())
+        add_file(client, path=f"{there}/a.md")
+        assert asked == ["/a.md"]  # what this looks for does happen otherwise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -161,7 +163,7 @@ def served(page, keys=()) -> Iterator[str]:
 
     with listening(page.settings.host, page.settings.port) as door:
         config = uvicorn.Config(
-            running.site_of(page, keys), log_level="warning", ws="none", timeout_graceful_shutdown=1
+            _built(page, keys), log_level="warning", ws="none", timeout_graceful_shutdown=1
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
@@ -173,6 +175,16 @@ def served(page, keys=()) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(10)
+
+
+def _built(page, keys):
+    """Build a site where a loop runs: elsewhere Gradio begins two that nobody closes."""
+
+    async def build():
+        return running.site_of(page, keys)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, build()).result()
 
 
 def real_documents() -> dict[str, object]:
