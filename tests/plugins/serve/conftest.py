@@ -52,3 +52,25 @@ def new_queue(request: pytest.FixtureRequest, tmp_path: Path):
 def queue(new_queue: Callable[..., Queue]) -> Queue:
     """Return an empty queue."""
     return new_queue()
+
+
+@pytest.fixture
+def model():
+    """Return what answers on a page without a browser."""
+    from web_parts import Scripted
+
+    return Scripted({"long": "word " * 300, "twice": "again " * 2})
+
+
+@pytest.fixture
+def page(tmp_path: Path, model: object):
+    """Return the parts of a page."""
+    from web_parts import make_page
+
+    return make_page(tmp_path / "home", model)
+
+
+@pytest.fixture
+def visit(page):
+    """Return a visit to the page, known as somebody."""
+    return page.visits.of("somebody")

@@ -343,7 +343,8 @@ def test_what_a_visitor_calls_a_file_is_not_fetched(site, monkeypatch):
     # It fetches from this machine for nobody, and from others for everybody: the test has no other.
     monkeypatch.setattr(processing_utils, "async_ssrf_protected_get", get)
     given = {"timeout": 30, "verify": False, "trust_env": False}
-    with httpx.Client(base_url=f"{site.address}/en/", **given) as client, noting() as (there, asked):
+    with httpx.Client(base_url=f"{site.address}/en/", **given) as client, noting() as door:
+        there, asked = door
         assert "uploaded" in add_file(client, path=f"{there}/a.md")
         sent = client.post("gradio_api/upload", files={"files": ("nile.md", b"The Nile.")}).json()
         assert "nile.md" in add_file(client, path=sent[0], url=f"{there}/b.md")

@@ -19,7 +19,11 @@ from glmkit.testing import HashEncoder, make_app
 from glmkit_serve.options import address_of, listening
 from glmkit_serve.web import running
 from glmkit_serve.web.settings import WebSettings
+from glmkit_serve.web.talk import Wanted
 from glmkit_serve.web.uploads import documents_in
+from glmkit_serve.web.words import Words
+
+EN, ZH = Words("en"), Words("zh")
 
 
 class Scripted(StreamedModel):
@@ -185,6 +189,12 @@ def _built(page, keys):
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, build()).result()
+
+
+def ask(page, visit, question, words=EN, **wanted):
+    """Return the turn when it has ended, and how often it was shown."""
+    shown = list(page.talk.ask(visit, question, Wanted(**wanted), words))
+    return shown[-1], len(shown)
 
 
 def real_documents() -> dict[str, object]:
