@@ -11,7 +11,7 @@ import gradio as gr
 from .documents import documents_panel
 from .opinions import improve, rate, turn_at
 from .talk import Wanted, rows_of
-from .voices import suited
+from .voices import suited, told
 
 if TYPE_CHECKING:
     from glmkit.feedback import Rating
@@ -60,12 +60,15 @@ def chat_tab(page: Page, blocks: gr.Blocks) -> None:
 
 def _conversation(page: Page) -> gr.Chatbot:
     words = page.words
+    welcome = f"## {words('welcome')}\n{words('welcome_more')}"
+    if speaks := told(page.model.languages, words):
+        welcome += f"\n\n{speaks}"
     return gr.Chatbot(
         elem_id="talk",
         show_label=False,
         layout="bubble",
         buttons=["copy"],
-        placeholder=f"## {words('welcome')}\n{words('welcome_more')}",
+        placeholder=welcome,
         examples=[{"text": words(f"example_{each}")} for each in (1, 2, 3)],
         height=None,
         group_consecutive_messages=False,

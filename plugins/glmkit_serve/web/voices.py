@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -10,6 +10,8 @@ from glmkit import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from glmkit import ChatModel
+
+    from .words import Words
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,20 @@ class Voices:
 
     def __iter__(self) -> Iterator[Voice]:
         return iter(self._voices.values())
+
+
+_LANGUAGES = {"en": "language_en", "zh": "language_zh"}
+
+
+def told(languages: Collection[str] | None, words: Words) -> str:
+    """Return what a model speaks, where that is not what the page does; else nothing.
+
+    :param languages: ISO 639-1 codes; None where nobody said.
+    """
+    if not languages or words.language in languages:
+        return ""
+    names = [words(_LANGUAGES[each]) if each in _LANGUAGES else each for each in sorted(languages)]
+    return words("speaks", languages=", ".join(names))
 
 
 _TEMPERATURE, _TOP_P = 0.7, 0.9

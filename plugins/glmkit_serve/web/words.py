@@ -19,6 +19,9 @@ TEXTS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Ask anything, or add documents and ask about them.",
             "直接提问，或先添加文档，再就文档提问。",
         ),
+        "speaks": ("The model here speaks {languages} only.", "这里的模型只会{languages}。"),
+        "language_en": ("English", "英语"),
+        "language_zh": ("Chinese", "中文"),
         "example_1": (
             "Explain in two sentences why the sky is blue.",
             "用两句话解释天空为什么是蓝色的。",

@@ -62,6 +62,7 @@ class Site:
 def site(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     model = web_parts.Scripted(SCRIPT, 0.02, home / "journal")
+    model.languages = frozenset({"en"})
     settings = {"port": 0, "max_file_mb": 0.01}
     page = web_parts.make_page(home, model, plugins=web_parts.real_documents(), **settings)
     with web_parts.served(page) as address:
@@ -240,7 +241,7 @@ def test_a_visitor_who_leaves_frees_the_model(chromium, site):
     options = {"viewport": PHONE, "has_touch": True, "is_mobile": True}
     seen = Seen(chromium, site.address, "zh-CN", **options)
     assert seen.page.url.endswith("/zh/")
-    for text in ("有什么可以帮您？", "添加文档", "模型与设置"):
+    for text in ("有什么可以帮您？", "这里的模型只会英语。", "添加文档", "模型与设置"):
         seen.page.get_by_text(text).first.wait_for()
     box = seen.box("#box")
     assert box["y"] + box["height"] <= PHONE["height"]

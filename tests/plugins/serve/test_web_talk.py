@@ -13,7 +13,7 @@ from glmkit_serve.web import talk
 from glmkit_serve.web.library import OWN
 from glmkit_serve.web.running import Wishes, voices_of
 from glmkit_serve.web.talk import Wanted, rows_of
-from glmkit_serve.web.voices import suited
+from glmkit_serve.web.voices import suited, told
 
 
 def test_an_answer_grows_and_the_conversation_goes_on(page, visit, model):
@@ -195,6 +195,12 @@ def test_adapters_are_chosen_by_name(tmp_path):
     ask(page, visit, "hello")
     assert [options.adapter for _, options in model.seen] == ["poet", {}]
     assert visit.turns[0].adapter == "poet"
+
+
+def test_a_page_says_where_the_model_does_not_speak_its_language():
+    assert told(frozenset({"en"}), ZH) == "这里的模型只会英语。" and told({"en"}, EN) == ""
+    assert told({"fr", "zh"}, EN) == "The model here speaks fr, Chinese only."
+    assert told(None, ZH) == told({"en", "zh"}, ZH) == ""
 
 
 def test_sliders_begin_where_the_model_was_made_for(model):
