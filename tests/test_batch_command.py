@@ -111,3 +111,28 @@ def test_the_command_puts_on_any_adapter(tmp_path, capsys):
     found = sorted(written(tmp_path / "out.jsonl"), key=lambda each: each[KEY]["index"])
     first, second, base = (each["response"] for each in found)
     assert first == second != base
+
+
+def test_answers_fit_the_schema_of_a_file(tmp_path, capsys):
+    from glmkit.cli import main
+
+    folder = tiny_checkpoint(tmp_path / "tiny", layout="chatglm3")
+    schema, out = tmp_path / "schema.json", tmp_path / "out.jsonl"
+    schema.write_text('{"enum": [1, "二"]}', encoding="utf-8")
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 90}
+    regex = {"response_format": {"regex": "[ab]{3}"}}
+    rows = [{"prompt": "a"}, {"custom_id": "b", "body": {**body, **regex}}]
+    source = jsonl(tmp_path / "in.jsonl", rows)
+    command = ["--home", str(tmp_path), "--no-plugins", "batch", str(source), "-o", str(out)]
+    command += ["--model", str(folder), "--order", "input", "--json-schema", str(schema)]
+    assert main(command) == 0
+    first, second = [json.loads(each)["response"] for each in out.read_text("utf-8").splitlines()]
+    said = second["body"]["choices"][0]["message"]["content"]
+    assert json.loads(first) in (1, "二") and set(said) <= {"a", "b"} and len(said) == 3
+    capsys.readouterr()
+    schema.write_text('{"enum": [1]}', encoding="utf-8")
+    assert main(command) == 2 and "another response_format" in capsys.readouterr().err
+    schema.write_text('{"enum": [1', encoding="utf-8")
+    assert main(command) == 2 and "is no JSON" in capsys.readouterr().err
+    assert main([*command[:-1], "nothing.json"]) == 2
+    assert "nothing.json" in capsys.readouterr().err

@@ -210,6 +210,7 @@ _OPENAI_OPTIONS = {
     "top_p": "top_p",
     "seed": "seed",
     "stop": "stop",
+    "response_format": "response_format",
 }
 
 

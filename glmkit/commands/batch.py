@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ..errors import GlmkitError, UsageError
-from .options import LOADING, SAMPLING, given_of, model_options, sampling_options
+from .options import (
+    FORMAT,
+    LOADING,
+    SAMPLING,
+    format_options,
+    given_of,
+    model_options,
+    sampling_options,
+)
 
 if TYPE_CHECKING:
     from ..app import Glmkit
@@ -77,6 +85,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @model_options
 @sampling_options
+@format_options
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @click.pass_obj
 def batch(app: Glmkit, /, as_json: bool, **given: Any) -> None:  # noqa: ANN401
@@ -109,7 +118,7 @@ def _job(app: Glmkit, given: dict[str, Any]) -> Job:
         given["output"],
         given["model"] or app.config.model,
         Reading(**given_of(given, ("system", "template", "adapter_column"))),
-        replace(app.config.generation, **given_of(given, SAMPLING)),
+        replace(app.config.generation, **given_of(given, (*SAMPLING, *FORMAT))),
         adapters=given["adapters"],
         loading=_loading(app, given),
         **given_of(given, _JOB),

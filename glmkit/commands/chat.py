@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..repl import Repl
-from .options import LOADING, SAMPLING, given_of, model_options, sampling_options
+from .options import (
+    FORMAT,
+    LOADING,
+    SAMPLING,
+    format_options,
+    given_of,
+    model_options,
+    sampling_options,
+)
 
 if TYPE_CHECKING:
     from ..app import Glmkit
@@ -60,6 +68,7 @@ def _list_tools(ctx: click.Context, param: click.Parameter, value: bool) -> None
 )
 @model_options
 @sampling_options
+@format_options
 @click.pass_obj
 def chat(
     app: Glmkit,
@@ -76,7 +85,7 @@ def chat(
     allowed = [app.load_tool(each) for each in tools]  # before the model, which may take minutes
     if question is not None and not question.strip():
         raise click.UsageError("--ask needs a question")
-    options = replace(app.config.generation, **given_of(given, SAMPLING))
+    options = replace(app.config.generation, **given_of(given, (*SAMPLING, *FORMAT)))
     if weights and len(weights) != len(adapters):
         raise click.UsageError(f"{len(adapters)} --adapter and {len(weights)} --adapter-weight")
     first = adapters[0] if adapters else None

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _schema_in(
+    context: click.Context, parameter: click.Parameter, file: Path | None
+) -> dict[str, Any] | None:
+    """Read the file of a schema into what ``GenerationOptions.response_format`` takes."""
+    if file is None:
+        return None
+    try:
+        return {"json_schema": json.loads(file.read_text(encoding="utf-8"))}
+    except OSError as error:
+        raise click.BadParameter(f"{file}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"{file} is no JSON: {error}") from error
+
 
 _MODEL = (
     click.option(
@@ -60,6 +77,15 @@ _SAMPLING = (
     click.option("--repetition-penalty", type=float, help="Above 1 discourages repetition."),
     click.option("--seed", type=int, help="Same seed, same answer."),
 )
+_FORMAT = (
+    click.option(
+        "--json-schema",
+        "response_format",
+        type=click.Path(path_type=Path, dir_okay=False),
+        callback=_schema_in,
+        help="File of a JSON schema that every answer has to fit.",
+    ),
+)
 LOADING = (
     *("device", "max_memory", "dtype", "quantize"),
     *("adapter_alpha", "family", "engine", "server"),
@@ -67,6 +93,8 @@ LOADING = (
 """The parameters of ``load_model`` that :func:`model_options` gives, beside the name."""
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 """The fields of ``GenerationOptions`` that :func:`sampling_options` gives."""
+FORMAT = ("response_format",)
+"""Those that :func:`format_options` gives."""
 
 
 def model_options(command: Command) -> Command:
@@ -77,6 +105,11 @@ def model_options(command: Command) -> Command:
 def sampling_options(command: Command) -> Command:
     """Add the options that say how tokens are picked."""
     return _with(command, _SAMPLING)
+
+
+def format_options(command: Command) -> Command:
+    """Add the options that say what answers must look like."""
+    return _with(command, _FORMAT)
 
 
 def given_of(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
