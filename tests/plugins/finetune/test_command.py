@@ -221,7 +221,7 @@ FAULTS = [
     (["--set", "packing=maybe"], "packing \\(--set\\) must be true or false, got 'maybe'"),
     (["--lora_rank", "4", "--rank", "5"], "lora_rank and rank are the same setting"),
     (["--stage", "rm"], "the recipe is 'lora'; run glmkit finetune reward"),
-    (["--stage", "kto"], "stage is 'kto'; the recipe does 'sft'; others: reward, dpo"),
+    (["--stage", "pt"], "stage is 'pt'; the recipe does 'sft'; others: reward, dpo"),
     (["--quantization_bit", "4"], "the recipe 'lora' keeps weights as they are; use glmkit fine"),
     (["--load_in_4bit"], "quantization_bit: the recipe 'lora' keeps.*qlora"),
     (["--warmup_steps", "20"], "give --max-steps too, or the share of the steps: --warmup-ratio"),
