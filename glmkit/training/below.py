@@ -11,4 +11,4 @@ from ..runtime.loading import (
     load_local as load_local,
     physical_cores as physical_cores,
 )
-from ..runtime.memory import ran_out as ran_out
+from ..runtime.memory import memory_of as memory_of, ran_out as ran_out, readable as readable

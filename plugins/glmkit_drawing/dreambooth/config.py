@@ -107,6 +107,8 @@ class DreamboothConfig(RunConfig):
     # --- device, memory ---
     dtype: str = "auto"
     """Precision of the frozen weights: auto, float32, bfloat16."""
+    memory_check: bool = True
+    """Foretell the memory of a step, and refuse what does not fit."""
 
     # --- running ---
     save_steps: int = 500

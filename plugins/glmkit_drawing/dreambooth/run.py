@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from .feed import Feed
 from .latents import encoded
 from .learner import Nets, PictureLearner
 from .lora import LoraFile, dress
+from .memory import check
 from .photographs import files_of, fingerprint
 
 RECIPE = "dreambooth"
@@ -94,6 +95,8 @@ class _Run:
             things, classes, run = yield from self._pictures(pipeline, photographs, side)
             work = self._work(pipeline, things, classes, side)
             yield StepLog(0, work.total, note=trained_share(work))
+            if config.memory_check:
+                yield StepLog(0, work.total, note=self._memory(work, things[0]))
             begin(work)
             if not config.resume:  # only now: nothing more can be refused
                 clear(self.folder)
@@ -191,6 +194,13 @@ class _Run:
         watching = Watching(work, pipeline, feed, side, self.computing)
         work.evaluate = watching.look
         return work
+
+    def _memory(self, work: Work, picture: Tensor) -> str:
+        """Say what a step takes; refuse what does not fit."""
+        pictures = self.config.batch_size * (1 + self.config.prior_preservation)
+        learner = cast("PictureLearner", work.learner)
+        channels, height, width = picture.shape[-3:]
+        return check(learner, (pictures, channels, height, width), self.config)
 
     def _feed(self, things: Sequence[Tensor], classes: Sequence[Tensor], times: int) -> Feed:
         return Feed(

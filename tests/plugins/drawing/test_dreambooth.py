@@ -48,6 +48,7 @@ def config(model: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.M
             "learning_rate": 1e-2,
             "sample_steps": 2,
             "report_to": (),
+            "memory_check": False,
         }
         return DreamboothConfig(**short | told)
 
