@@ -219,7 +219,7 @@ def test_a_vocabulary_that_cannot_go_on_fails_its_row_alone(models, monkeypatch)
     monkeypatch.setattr(type(model.tokenizer), "spelling", lacking)
     options = [GenerationOptions(response_format={"regex": "q"}), GenerationOptions(max_tokens=3)]
     outcomes = dict(model.answers(_asked(options)))
-    assert "no token" in str(outcomes[0]) and outcomes[1].usage.completion_tokens == 3
+    assert "lacks a character" in str(outcomes[0]) and outcomes[1].usage.completion_tokens == 3
 
 
 def _asked(options):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import GlmkitError, MissingExtraError, UsageError
+from ..errors import MissingExtraError, UsageError
 from ..models.formats.forced import json_of, text
 from ..models.tokenizers import Tokenizer
 from ..structured import ResponseFormat
@@ -46,14 +46,13 @@ class Guide:
         """Return scores with minus infinity for what may not come next.
 
         :param scores: (V,), float32 on the processor.
-        :raises UsageError: if the grammar has become too complex.
-        :raises GlmkitError: if the vocabulary has no token that may.
+        :raises UsageError: if the grammar has become too complex, or no token may come next.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
         allowed = np.unpackbits(bits, count=len(scores), bitorder="little")
         if not allowed.any():
-            raise GlmkitError(_DEAD_END)
+            raise UsageError(_DEAD_END)
         left = scores.numpy().copy()  # numpy takes a third of the time that torch does
         np.copyto(left, -np.inf, where=allowed == 0)
         return torch.from_numpy(left)
@@ -71,13 +70,16 @@ class Guide:
             return
         said = _plain(self._matcher)
         if said.startswith("NoExtension"):
-            raise GlmkitError(_DEAD_END)
+            raise UsageError(_DEAD_END)
         raise UsageError(
             f"the response format is too complex for an answer to be kept to it: {said}"
         )
 
 
-_DEAD_END = "no token of the model's vocabulary goes on with what the response format asks for"
+_DEAD_END = (
+    "nothing that the model could write goes on with what the response format asks for: the "
+    "format has no end, or the vocabulary lacks a character"
+)
 
 
 class Guidance:
