@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 
 import pytest
-import schemathesis
 from api_plugin import Plugin, Scripted
 from api_server import serving_of
 from hypothesis import HealthCheck, given, settings
-from schemathesis.checks import not_a_server_error
 
 from glmkit.live import Live
 from glmkit.models.tiny import tiny_checkpoint
@@ -24,6 +22,8 @@ CASES = int(os.environ.get("GLMKIT_FUZZ", "6"))
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory):
+    import schemathesis  # takes seconds, also where other tests are collected
+
     serving = serving_of(
         tmp_path_factory.mktemp("home"),
         EchoModel(),
@@ -43,6 +43,8 @@ def described(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_no_request_makes_the_server_fail(described, method):
+    from schemathesis.checks import not_a_server_error
+
     asked = 0
 
     def ask(case):
