@@ -123,6 +123,20 @@ def test_no_published_vocabulary_lets_text_forge_a_special_token(expected, publi
         assert number not in ids or name in harmless
 
 
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_published_tokens_spell_texts(published, generation):
+    tokenizer = published[generation]
+    for text in ('{"名字": "张三😀", "n": [1, 2.5]}', "def f():\n    return 1\t", "naïve — “q”"):
+        spelt = b"".join(tokenizer.spelling(each) or b"" for each in tokenizer.encode(text))
+        assert spelt == f"{tokenizer.lead}{text}".encode()
+    steering = [each for name, each in tokenizer.specials.items() if "blank" not in name]
+    assert not any(map(tokenizer.spelling, set(steering) - _spaces(tokenizer)))
+
+
+def _spaces(tokenizer):
+    return {tokenizer.special(each) for each in ("<n>", "<|tab|>")}
+
+
 def test_the_earliest_vocabulary_begins_with_images(shared_reference, tmp_path):
     folder = tmp_path / "early"
     folder.mkdir()
