@@ -157,7 +157,7 @@ SCHEMAS = st.recursive(
     max_leaves=4,
 )
 BRIEFLY = settings(
-    max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 
 
@@ -255,7 +255,7 @@ TOOLS = {
 
 
 @pytest.mark.parametrize(
-    ("layout", "what"), [*product(["chatglm3", "glm4-9b"], TOOLS), ("hub", "plain")]
+    ("layout", "what"), [*product(["chatglm3"], TOOLS), ("glm4-9b", "plain"), ("hub", "plain")]
 )
 def test_a_required_call_is_made_and_fits(models, layout, what):
     parameters = {"type": "object", "properties": TOOLS[what], "required": [*TOOLS[what]][:1]}
@@ -263,9 +263,9 @@ def test_a_required_call_is_made_and_fits(models, layout, what):
     asked = [Message("system", "", tools=offers), *HELLO]
     options = [
         GenerationOptions(max_tokens=120, temperature=1.0, seed=seed, tool_choice="required")
-        for seed in range(3)
+        for seed in range(2)
     ]
-    for reply in models(layout).batch([asked] * 3, options):
+    for reply in models(layout).batch([asked] * 2, options):
         if reply.finish_reason != "length":
             (call,) = reply.tool_calls
             assert (reply.finish_reason, reply.text) == ("tool_calls", "")
@@ -286,12 +286,11 @@ def test_chatglm3_is_called_in_python(models):
 @pytest.mark.parametrize("layout", ["chatglm3", "glm4-9b"])
 def test_a_form_leaves_the_model_free_to_call(models, layout):
     asked = [Message("system", "", tools=({"name": "f"},)), *HELLO]
-    replies = [
-        models(layout).reply(
-            asked, GenerationOptions(temperature=9.0, seed=seed, response_format={"choice": ["x"]})
-        )
+    options = [
+        GenerationOptions(temperature=9.0, seed=seed, response_format={"choice": ["x"]})
         for seed in range(6)
     ]
+    replies = [*models(layout).batch([asked] * 6, options)]
     assert {(each.text, len(each.tool_calls)) for each in replies} == {("x", 0), ("", 1)}
 
 

@@ -7,7 +7,7 @@ from typing import Literal, Optional
 
 import pytest
 
-from glmkit import Chat, Tool, UsageError
+from glmkit import Chat, GenerationOptions, Tool, UsageError
 from glmkit.testing import EchoModel
 from glmkit.tools import LONGEST_RESULT
 from glmkit.types import Chunk, Message, Passage, ToolCall, Usage
@@ -226,6 +226,20 @@ def call(city, name="weather"):
 
 def chat_with(*answers, **options):
     return Chat(Scripted(*answers), tools=[Tool.of(weather)], **options)
+
+
+def test_a_required_call_is_required_once():
+    chat = chat_with(call("Paris"), "Warm.", options=GenerationOptions(tool_choice="required"))
+    chat.model.honours = frozenset({"tool_choice"})
+    chosen, stream = [], chat.model.stream
+
+    def noted(messages, options):
+        chosen.append(options.tool_choice)
+        return stream(messages, options)
+
+    chat.model.stream = noted
+    assert chat.reply("How is Paris?").text.endswith("Warm.")
+    assert chosen == ["required", None]
 
 
 def test_a_call_is_run_and_the_model_goes_on():

@@ -123,11 +123,15 @@ class Guidance:
         return self._known
 
 
+_STATES = 50_000
+"""Of a grammar in the making, 1 or 2 kB each: nobody's schema shall take all memory."""
+
+
 def _compiled(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
     from llguidance import LLMatcher, LLParserLimits
 
-    brief = LLParserLimits(verbose_errors=False)
-    matcher = LLMatcher(vocabulary, _HEAD + grammar, log_level=0, limits=brief)
+    limits = LLParserLimits(max_lexer_states=_STATES, verbose_errors=False)
+    matcher = LLMatcher(vocabulary, _HEAD + grammar, log_level=0, limits=limits)
     if matcher.is_error():
         raise UsageError(f"the response format cannot be compiled: {_plain(matcher)}")
     return matcher
