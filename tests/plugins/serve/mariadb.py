@@ -24,8 +24,9 @@ def _programs() -> tuple[str, str]:
     """Return what makes a server's files, and the server; Debian keeps it off the path."""
     make = shutil.which("mariadb-install-db")
     serve = shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if make is None or serve is None:
-        pytest.skip("MariaDB is not installed (Debian's package: mariadb-server)")
+    # The first is a script that needs what another package has.
+    if make is None or serve is None or shutil.which("my_print_defaults") is None:
+        pytest.skip("MariaDB is not installed (Debian: mariadb-server-core, mariadb-client-core)")
     return make, serve
 
 
@@ -33,10 +34,7 @@ def _user() -> str:
     """Return whom the server runs as: it refuses to be root."""
     if os.geteuid() != 0:
         return pwd.getpwuid(os.geteuid()).pw_name
-    try:
-        return pwd.getpwnam("mysql").pw_name
-    except KeyError:
-        pytest.skip("MariaDB does not run as root, and there is no user called mysql")
+    return "nobody"
 
 
 @contextmanager

@@ -209,6 +209,11 @@ def test_each_question_is_answered_once_and_in_order(new_queue, workers, tmp_pat
     assert gang.hurt > WORKERS and max(begun.values()) > 1  # some were cut short
 
 
+@pytest.mark.parametrize(
+    "new_queue",
+    ["sqlite", "postgresql", pytest.param("mysql", marks=pytest.mark.parallel)],
+    indirect=True,
+)
 def test_who_sleeps_through_a_lease_changes_nothing(new_queue, workers, tmp_path):
     """It wakes up with answers to questions that others have answered meanwhile."""
     size = {"sessions": 10, "turns": 3}
