@@ -20,7 +20,8 @@ from glmkit_rlhf.rows import answer_log_probs, joined
 from glmkit_rlhf.verdicts import Alone, Judged, Verdicts, apart, swapped
 
 pytestmark = pytest.mark.usefixtures("quick")
-LAYOUTS = ("hub", "chatglm", "chatglm3")
+LAYOUTS = ("hub", "chatglm")
+"""Positions along one axis, and along two; published layouts are elsewhere."""
 COMMON = {
     **{"report_to": (), "max_length": 64, "batch_size": 8, "warmup_ratio": 0.0, "save_steps": 4},
     **{"max_steps": 4, "val_size": 8.0, "rank": 4, "device": "cpu", "dtype": "float32"},
