@@ -201,7 +201,7 @@ def check_begun(gang: Gang) -> Counter[str]:
 
 
 def test_each_question_is_answered_once_and_in_order(new_queue, workers, tmp_path):
-    size = {"sessions": 10, "turns": 4}
+    size = {"sessions": 8, "turns": 3}
     queue = new_queue()
     gang = hurt_at_random(queue, workers, tmp_path, **size)
     check_written(queue, **size)
@@ -216,7 +216,7 @@ def test_each_question_is_answered_once_and_in_order(new_queue, workers, tmp_pat
 )
 def test_who_sleeps_through_a_lease_changes_nothing(new_queue, workers, tmp_path):
     """It wakes up with answers to questions that others have answered meanwhile."""
-    size = {"sessions": 10, "turns": 3}
+    size = {"sessions": 8, "turns": 2}
     queue = new_queue()
     gang = hurt_at_random(queue, workers, tmp_path, Gang.freeze, **size)
     check_written(queue, **size)
