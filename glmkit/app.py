@@ -207,6 +207,8 @@ class Glmkit:
         given["adapter_alpha"] = None if adapters else adapter_alpha
         if (engine or (self.config.engine if server is None else OPENAI)) == RAY:
             server_of(self.config, RAY, server)  # which it has none of
+            if adapters:
+                raise UsageError("the engine 'ray' takes one adapter; name it with adapter=")
             given["device"] = given["device"] or self.config.device
             load = partial(load_on_worker, self.config.portable())
             return open_on_cluster(load, name, cluster, given)

@@ -40,6 +40,8 @@ class OneByOne:
     def __init__(self, encoder: Encoder) -> None:
         self.name, self.dimensions = encoder.name, encoder.dimensions
         self._encoder, self._lock = encoder, threading.Lock()
+        if hasattr(encoder, "token_ids"):  # counts tokens; encoders need not know how
+            self.token_ids = encoder.token_ids
 
     def encode(self, texts: Sequence[str], *, kind: Literal["query", "passage"]) -> np.ndarray:
         """Return unit vectors, float32 (N, D)."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glmkit import Adapter, GenerationOptions, LowRank, Spec, UsageError, hookimpl
-from glmkit.sharing import Lazy
+from glmkit.sharing import Lazy, OneByOne
 from glmkit.testing import EchoModel, HashEncoder, make_app
 
 
@@ -73,6 +73,15 @@ def test_threads_share_one_encoder_and_ask_it_in_turn(tmp_path):
     assert app.load_encoder("watched") is not app.load_encoder("watched")
 
 
+def test_a_shared_encoder_counts_tokens_as_its_own_does():
+    class Counting(HashEncoder):
+        def token_ids(self, text):
+            return list(range(2 * len(text)))
+
+    assert OneByOne(Counting()).token_ids("abc") == list(range(6))
+    assert not hasattr(OneByOne(HashEncoder()), "token_ids")
+
+
 def test_what_could_not_be_made_is_made_again():
     tries = iter([ValueError("not yet"), 7])
 
@@ -120,6 +129,8 @@ def test_what_takes_no_adapters_says_so(tmp_path):
     app = make_app(tmp_path, mine=Parrots())
     with pytest.raises(UsageError, match="'parrot' comes from a plugin, which takes no device"):
         app.load_model("parrot", device="cpu")
+    with pytest.raises(UsageError, match="the engine 'ray' takes one adapter"):
+        app.load_model("echo", engine="ray", adapters={"poet": tmp_path})
     with pytest.raises(UsageError, match="'echo' takes no adapters; leave 'poet' out"):
         app.load_model("parrot", adapters={"poet": tmp_path})
 

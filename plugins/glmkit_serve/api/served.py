@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from glmkit import ClosedError, MissingExtraError, UnknownNameError, UsageError
 from glmkit.live import Live
@@ -169,6 +169,3 @@ class Serving:
             close = getattr(each.live.model, "close", None)
             if each.kind == "knowledge" and close is not None:
                 close()  # its index
-
-
-Thing = TypeVar("Thing")
