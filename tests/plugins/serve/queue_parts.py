@@ -54,7 +54,9 @@ class Queue:
             done = connection.execute(text(statement), values)
             return [tuple(row) for row in done] if done.returns_rows else []
 
-        return self.database.write(work)
+        # Who only looks waits for no writer: one of them may be asleep.
+        looks = statement.startswith("SELECT")
+        return (self.database.read if looks else self.database.write)(work)
 
 
 def open_at(path: Path, **settings: object) -> Queue:
