@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -184,16 +185,24 @@ def precision_of(folder: Path, device: str) -> torch.dtype:
 
 
 def _is_bfloat16(folder: Path) -> bool:
-    """Tell whether a folder's net lies in bfloat16, by its first file."""
+    """Tell whether a folder's net lies in bfloat16: its largest tensor in the first of the files
+    that are read; norms may be kept in more.
+    """
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(each for net in _NETS for each in (folder / net).glob("*.safetensors"))
-    try:
-        with safe_open(files[0], framework="pt") as opened:
-            names = list(opened.keys())
-            return bool(names) and opened.get_slice(names[0]).get_dtype() == "BF16"
-    except (IndexError, SafetensorError, OSError):
+    variant = _variant(folder).get("variant")
+    found = (each for net in _NETS for each in sorted((folder / net).glob("*.safetensors")))
+    files = (each for each in found if (f".{variant}." in each.name) == (variant is not None))
+    plain = next((each for each in files if variant or "." not in each.stem), None)
+    if plain is None:
         return False  # said where it is loaded
+    try:
+        with safe_open(plain, framework="pt") as opened:
+            tensors = [opened.get_slice(each) for each in opened.keys()]  # noqa: SIM118
+            largest = max(tensors, key=lambda each: math.prod(each.get_shape()), default=None)
+            return largest is not None and largest.get_dtype() == "BF16"
+    except (SafetensorError, OSError):
+        return False
 
 
 _NETS = ("transformer", "unet")

@@ -77,7 +77,8 @@ def step_bytes(learner: PictureLearner, latents: tuple[int, int, int, int], devi
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    live = LiveBytes()
+    live, training = LiveBytes(), learner.training
+    learner.train()  # as a step is taken: with dropout, and with blocks worked out again
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         noisy = torch.zeros(latents, device=device)
         shows = torch.zeros(latents[0], dtype=torch.int64, device=device)
@@ -86,6 +87,7 @@ def step_bytes(learner: PictureLearner, latents: tuple[int, int, int, int], devi
                 noisy, shows, encoder_hidden_states=learner.embedded()[shows]
             ).sample
         found.float().square().mean().backward()
+    learner.train(training)
     for each in learner.parameters():
         each.grad = None
     return live.peak

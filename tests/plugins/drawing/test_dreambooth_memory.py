@@ -11,6 +11,7 @@ from glmkit.training.learner import computing_in
 from glmkit_drawing.dreambooth import memory
 from glmkit_drawing.dreambooth.config import DreamboothConfig
 from glmkit_drawing.dreambooth.learner import Nets, PictureLearner
+from glmkit_drawing.dreambooth.lora import dress
 from glmkit_drawing.dreambooth.recipe import dreambooth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,19 +19,21 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def learner(tmp_path_factory):
-    """Return a tiny net and text encoder, all of which learn."""
+    """Return a tiny net and text encoder with LoRAs, as a run has them before its first step."""
     from diffusers import StableDiffusionPipeline
 
     folder = tiny_picture_model(tmp_path_factory.mktemp("model"))
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-    nets = Nets(pipeline.unet.train(), pipeline.text_encoder)
+    nets = Nets(pipeline.unet, pipeline.text_encoder)
+    dress(nets, DreamboothConfig(model="m", output="o", dropout=0.1, targets=("all",)))
     texts = torch.arange(8).reshape(2, 4)
-    return PictureLearner(nets, texts, None, pipeline.scheduler)
+    return PictureLearner(nets, texts, None, pipeline.scheduler).eval()
 
 
 def stepped(learner, latents):
     """Take the step for real; return the most bytes that were alive at once."""
     counted = memory.LiveBytes()
+    learner.train()
     shows = torch.zeros(latents[0], dtype=torch.int64)
     with counted, computing_in(learner.computing, torch.device("cpu")):
         found = learner.model.unet(
@@ -38,6 +41,7 @@ def stepped(learner, latents):
         ).sample
         found.float().square().mean().backward()
     learner.zero_grad()
+    learner.eval()
     return counted.peak
 
 
@@ -48,6 +52,7 @@ def test_a_step_holds_what_was_foretold(learner):
     foretold = memory.step_bytes(learner, (2, 4, 8, 8), "cpu")
     assert torch.equal(torch.get_rng_state(), state)
     assert all(each.grad is None for each in learner.parameters())
+    assert not any(each.training for each in learner.modules())
     after = learner.state_dict()
     assert all(torch.equal(after[name], each) for name, each in before.items())
     assert foretold == pytest.approx(stepped(learner, (2, 4, 8, 8)), rel=0.02)

@@ -61,11 +61,16 @@ def test_precision_follows_device_and_files(tiny, tmp_path, monkeypatch):
 
     folder = shutil.copytree(tiny, tmp_path / "brief")
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    save_file({name: each.bfloat16() for name, each in load_file(file).items()}, file)
+    tensors = load_file(file)
+    norm = next(name for name in sorted(tensors) if "norm" in name)
+    brief = {name: each.bfloat16() for name, each in tensors.items()}
+    save_file(brief | {norm: tensors[norm]}, file)
+    both = shutil.copytree(tiny, tmp_path / "both") / "unet"
+    save_file(brief, both / "diffusion_pytorch_model.bf16.safetensors")  # which is not read
     able = []
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: able)
     assert precision_of(folder, "cpu") == precision_of(tiny, "cpu") == torch.float32
-    assert precision_of(tiny, "cuda:0") == torch.float16
+    assert precision_of(tiny, "cuda:0") == precision_of(both.parent, "cuda") == torch.float16
     assert precision_of(folder, "cuda") == torch.float32  # an older card
     assert precision_of(folder, "mps") == torch.bfloat16
     able.append("it is")
