@@ -12,3 +12,4 @@ from ..runtime.loading import (
     physical_cores as physical_cores,
 )
 from ..runtime.memory import memory_of as memory_of, ran_out as ran_out, readable as readable
+from ..runtime.weights import weight_files as weight_files

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from glmkit.training.attention import placed
-from glmkit.training.below import Fingerprint
+from glmkit.training.below import Fingerprint, weight_files
 from glmkit.training.learner import Loss, computing_in
 
 from .heads import head_of, pooled
 from .losses import bradley_terry
 from .pairs import PairBatch, taken_in
-from .remembered import Remembered
+from .remembered import Remembered, bytes_of
 from .rows import Row
 
 if TYPE_CHECKING:
@@ -75,9 +76,16 @@ class RewardTask:
     def _kept(self, local: LocalModel, computing: torch.dtype | None) -> Remembered:
         """Return what keeps the numbers that the head reads, for other runs."""
         config, like = self.config, local.model.like
-        base = Fingerprint.of(Path(config.model))
+        base = _told_apart(Path(config.model))
         about = (base, config.quantize, like.dtype, like.device.type, computing, config.pooling)
         return Remembered(Path(str(config.cache)).expanduser() / KEPT, *about)
+
+
+def _told_apart(folder: Path) -> tuple[Fingerprint, bytes]:
+    """Return what no two models have in common, whatever they are called."""
+    base = replace(Fingerprint.of(folder), name="")
+    # Of rounded matrices a fingerprint says nothing.
+    return base, b"" if base.matrices else bytes_of(weight_files(folder)[0])
 
 
 class RewardLearner(nn.Module):

@@ -9,17 +9,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 from pair_rows import ROWS, write_pairs
+from test_official import official
 
 import glmkit_rlhf
 from glmkit.cli import cli
 from glmkit.dataset import open_data
 from glmkit.errors import CheckpointError, DataError, UsageError
 from glmkit.models.tiny import tiny_checkpoint
+from glmkit.runtime.loading import load_local
 from glmkit.testing import make_app
 from glmkit_rlhf.heads import ScalarHead, load_head
 from glmkit_rlhf.pairs import Pair, PairBatch, Sides
 from glmkit_rlhf.reward import RewardConfig, reward
-from glmkit_rlhf.reward_task import RewardLearner
+from glmkit_rlhf.reward_task import RewardLearner, RewardTask
 from glmkit_rlhf.scoring import RewardModel
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -119,6 +121,26 @@ def test_what_a_head_reads_is_kept_for_other_runs(tmp_path, data, monkeypatch):
     (tmp_path / "kept" / "heads.db").write_bytes(b"no table" * 100)
     with pytest.raises(DataError, match=r"heads.db cannot be used .* delete it"):
         run("damaged", kept)
+
+
+def test_what_is_kept_of_rounded_files_is_of_these_files(tmp_path, data):
+    folder, _ = official(tmp_path, 8)
+    local = load_local(tmp_path / "twin", device="cpu", dtype="float32")
+
+    def kept(folder):
+        config = replace(settings(folder, data, tmp_path / "run"), tuning="head")
+        return RewardTask(config)._kept(local, None)._said_by
+
+    first = kept(folder)
+    renamed = shutil.copytree(folder, tmp_path / "copy")
+    assert kept(renamed) == first
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    key = next(name for name, each in weights.items() if each.dtype == torch.int8)
+    weights[key][-1] = weights[key][-1].flip(-1)
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert kept(folder) != first  # as norms, scales and first rows are, yet another model
+    plain = kept(tmp_path / "twin")
+    assert kept(shutil.copytree(tmp_path / "twin", tmp_path / "plain")) == plain
 
 
 def test_margins_and_centering_change_what_is_learnt(tmp_path, data):
