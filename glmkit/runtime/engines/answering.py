@@ -84,14 +84,15 @@ class Answering(SideBySideModel, ABC):
         turns, tokenizer = [Message.of(each) for each in messages], renderer.tokenizer
         chat_format = renderer.format
         form = form_of(turns, options, chat_format, tokenizer.lead)
+        calls = form is not None and form.calls
+        told = told_of_tools(turns, chat_format) if calls or _has_called(turns) else turns
         if form is None:
-            prompt = renderer.render(turns, room=self._room(options))
+            prompt = renderer.render(told, room=self._room(options))
             text = Detokenizer(tokenizer, skip_special=chat_format.skip_special)
             row = self._row(prompt.ids, options, options)
             reader = chat_format.reader(turns)
             return Answer(row, text, StopText(options.stop), prompt.passages, reader)
         opening = tokenizer.encode(form.opening) if form.opening else []
-        told = told_of_tools(turns, chat_format) if form.calls else turns
         prompt = renderer.render(told, room=self._room(options) - len(opening))
         row = self._row([*prompt.ids, *opening], options, options, self._guide(form))
         reader = chat_format.reader(turns) if form.calls else Verbatim()
@@ -267,6 +268,12 @@ class _Queue:
         for row in left:
             row.finish = "cancelled"
         return [(begun.key, begun.answer.last()) for begun in map(self.running.pop, left)]
+
+
+def _has_called(turns: Sequence[Message]) -> bool:
+    """Tell whether calls were made of tools that are on offer; a model that had to knows both."""
+    called = any(each.tool_calls or each.role in ("tool", "observation") for each in turns)
+    return called and any(each.tools for each in turns)
 
 
 def _or(given: float | None, default: float) -> float:
