@@ -319,7 +319,7 @@ def _votes(group: Iterable[Feedback]) -> Counter[str]:
 def _by_correction(row: Feedback) -> Iterator[Pair]:
     better, shown = row.better.strip(), row.answer.strip()
     if better and shown and better != shown:
-        yield Pair(_as_asked(row), better, shown)
+        yield Pair(as_asked(row), better, shown)
 
 
 def _by_thumbs(row: Feedback, votes: Mapping[str, int]) -> Iterator[Pair]:
@@ -330,11 +330,11 @@ def _by_thumbs(row: Feedback, votes: Mapping[str, int]) -> Iterator[Pair]:
         return
     for other in (text for text, vote in votes.items() if text and vote * own < 0):
         chosen, rejected = (mine, other) if own > 0 else (other, mine)
-        yield Pair(_as_asked(row), chosen, rejected)
+        yield Pair(as_asked(row), chosen, rejected)
 
 
-def _as_asked(row: Feedback) -> tuple[Message, ...]:
-    """Return the conversation with the passages that the answer rests on written out.
+def as_asked(row: Feedback) -> tuple[Message, ...]:
+    """Return the conversation of ``row`` with the passages that its answer rests on written out.
 
     Without them, a model would learn to know by heart what it was given to read.
     """

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 import glmkit_finetune
 from glmkit import DataError, Message, Passage, UsageError
+from glmkit.dataset import open_data
 from glmkit.feedback import (
     DISPUTED,
     NO_OPINION,
@@ -21,6 +22,7 @@ from glmkit.feedback import (
     pairs_of,
 )
 from glmkit.testing import make_app
+from glmkit.thumbs import NO_ANSWER, judgements_of
 from glmkit_finetune.data import data
 
 ASKED = (Message("system", "Be short."), Message("user", "What is the capital of Kenya?"))
@@ -188,6 +190,33 @@ def test_pairs_never_contradict_each_other_by_thumbs(rows):
     assert len(texts(found)) == len(found.pairs)
 
 
+def verdicts(*rows):
+    return {each.answer: each.good for each in judgements_of(rows).found}
+
+
+def test_thumbs_and_better_answers_are_verdicts():
+    assert verdicts(said("Nairobi", 1), said("Mombasa", -1)) == {"Nairobi": True, "Mombasa": False}
+    assert verdicts(said("Cairo", 0, "Nairobi")) == {"Cairo": False, "Nairobi": True}
+    assert verdicts(said("Nairobi", 1, "Nairobi it is")) == {"Nairobi": True, "Nairobi it is": True}
+    assert verdicts(said("a", 1), said("a ", 1), said("a", -1)) == {"a": True}  # once
+    other = (Message("user", "What is the capital of Mali?"),)
+    found = judgements_of([said("Nairobi", 1), said("Nairobi", -1, asked=other)])
+    assert [each.good for each in found.found] == [True, False]
+
+
+def test_what_makes_no_verdict_is_counted():
+    rows = [said("a"), said("b", 0, " b "), said("d", 1), said("d", -1), said(" ", 1)]
+    found = judgements_of(rows)
+    assert not found.found
+    assert found.skipped == {NO_OPINION: 1, SAME_TEXT: 1, DISPUTED: 2, NO_ANSWER: 1}
+
+
+def test_verdicts_are_asked_with_documents():
+    passage = Passage("The capital is Nairobi.", "kenya.md")
+    (found,) = judgements_of([said("Nairobi", 1, sources=(passage,))]).found
+    assert "<passage 1>\nThe capital is Nairobi." in found.as_row()["prompt"][-1]["content"]
+
+
 @pytest.fixture
 def app(tmp_path):
     return make_app(tmp_path / "home", finetune=glmkit_finetune)
@@ -218,6 +247,25 @@ def test_pairs_are_written_as_trl_and_llama_factory_read_them(app, capsys, tmp_p
     for name in ("pairs.jsonl", "pairs.json"):
         checked = json.loads(run(app, capsys, "check", tmp_path / name, "--json").out)
         assert checked["good"] and checked["pairs"] == 1, name
+
+
+def test_lone_thumbs_are_written_as_kto_reads_them(app, capsys, tmp_path):
+    store = FeedbackStore(default_path(app.config.home))
+    store.add(said("Mombasa", -1))
+    store.add(said("Nairobi", 1, asked=ASKED[1:]))
+    store.add(said("whatever"))
+    thumbs = tmp_path / "thumbs.jsonl"
+    out, err = run(app, capsys, "from-feedback", "--to", "kto", "-o", thumbs)
+    assert out.endswith("2 answers, 1 of them good, kto\n") and "left out 1: neither" in err
+    found = list(open_data([str(thumbs)], kind="verdicts").verdicts())
+    assert [(each.prompt, each.answer.content, each.good) for each in found] == [
+        (ASKED, "Mombasa", False),
+        (ASKED[1:], "Nairobi", True),
+    ]
+    store = FeedbackStore(tmp_path / "none.db")
+    store.add(said("whatever"))
+    with pytest.raises(UsageError, match="holds no opinion"):
+        run(app, capsys, "from-feedback", store.path, "--to", "kto", "-o", tmp_path / "n.jsonl")
 
 
 def test_nothing_to_write_is_said_and_writes_nothing(app, capsys, tmp_path):
