@@ -9,6 +9,7 @@ from test_transformers_engine import TEMPLATE, checkpoint
 
 import glmkit
 from glmkit import GenerationOptions, Message, Reply, UsageError
+from glmkit.types import Ask
 
 HERMES = TEMPLATE.replace(
     "{{ call.function | tojson }}", "<tool_call>{{ call.function.arguments }}"
@@ -51,3 +52,17 @@ def test_odds_are_those_of_a_plain_pass(model):
     plain = model.logits(torch.tensor([[*prompt, *new]]))[0, len(prompt) - 1 : -1].log_softmax(-1)
     wanted = [float(plain[at, token]) for at, token in enumerate(new)]
     assert [each.logprob for each in told] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_who_does_not_know_tokens_in_bytes_refuses_that_alone(tmp_path):
+    model = glmkit.load(checkpoint(tmp_path / "unspelt", template=HERMES))
+    model.tokenizer._spell = None  # as where transformers has no fast tokenizer
+    asked = [{"logprobs": 1}, {}, {"response_format": {"regex": "a"}}, {"tool_choice": "required"}]
+    asks = [
+        Ask(at, OFFER, GenerationOptions(max_tokens=3, **each)) for at, each in enumerate(asked)
+    ]
+    found = dict(model.answers(asks))
+    assert found.pop(1).usage.completion_tokens
+    assert len(found) == 3
+    assert all("in bytes is not known" in str(each) for each in found.values())
+    assert all(isinstance(each, UsageError) for each in found.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from torch import Tensor
@@ -26,9 +27,11 @@ class Odds:
     """A sampler that notes how likely what it picks was, before anything bent the scores.
 
     :param count: how many of the likeliest tokens are noted beside it.
+    :raises UsageError: if what the tokens are in bytes is not known.
     """
 
     def __init__(self, pick: Sampler, tokenizer: Tokenizer, count: int) -> None:
+        tokenizer.spelling(0)  # refuse now: what fails as rows are read fails all of them
         self._pick, self._tokenizer, self._count = pick, tokenizer, count
         self._noted: list[_Noted] = []
 
@@ -54,6 +57,11 @@ class Odds:
         spelling = vocabulary.spelling(token)
         if spelling is not None:
             return TokenLogprob(shown(spelling), logprob, spelling, top)
-        # Models may have more scores than the vocabulary has tokens.
-        name = vocabulary.token(token) if token < vocabulary.size else f"<{token}>"
-        return TokenLogprob(name, logprob, None, top)
+        return TokenLogprob(self._name(token), logprob, None, top)
+
+    def _name(self, token: int) -> str:
+        """Return what a token without text is called; not every score need be a token's."""
+        if token < self._tokenizer.size:
+            with suppress(IndexError):
+                return self._tokenizer.token(token)
+        return f"<{token}>"

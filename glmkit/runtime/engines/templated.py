@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -74,12 +74,21 @@ class Wrapped(Tokenizer):
         :raises UsageError: if the vocabulary is not of a kind whose tokens are known in bytes.
         """
         if self._spell is None:
-            raise UsageError("what this model's tokens are in bytes is not known")
+            raise UsageError(
+                "what this model's tokens are in bytes is not known, so its answers are kept to no "
+                "form and their tokens not told of; leave response_format, tool_choice and "
+                "logprobs out"
+            )
         added = self._added.get(number)
         if added is not None:
             return None if added.special else added.content.encode()
         name = self.inner.convert_ids_to_tokens(number) if number < self.size else None
         return self._spell(name) if isinstance(name, str) else None
+
+    @cached_property
+    def lead(self) -> str:
+        """As every vocabulary's; nothing where tokens are not known in bytes."""
+        return "" if self._spell is None else super().lead
 
     def raw(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of ``ids``."""
