@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import keyword
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 
 from ...errors import UsageError
 from .glm4_tools import BUILT_IN
 from .replies import INTERPRETER, TURN
-from .tools import Tool, function_of
+from .tools import Tool, function_of, refuse_deep
 
 Schema = Mapping[str, Any]
 Grammar = Callable[[Sequence[Tool]], str]
@@ -28,19 +30,29 @@ _GAP = '" "?'
 
 
 def text(value: str) -> str:
-    """Return a text as Lark has it."""
-    return json.dumps(value, ensure_ascii=False)
+    """Return a text as Lark has it, which takes no DEL as it is."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def json_of(schema: Schema) -> str:
-    """Return the rule of JSON that fits a schema; no run of blanks in it is endless."""
+    """Return the rule of JSON that fits a schema; no run of blanks in it is endless.
+
+    :raises UsageError: if the schema is no JSON itself.
+    """
     told = {**schema, "x-guidance": {"whitespace_pattern": r"[ \t\n]{1,32}"}}
-    return f"%json {json.dumps(told, ensure_ascii=False)}"
+    try:
+        return f"%json {json.dumps(told, ensure_ascii=False, allow_nan=False)}"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"a JSON schema must be JSON: {error}") from error
 
 
 def parameters_of(tool: Tool) -> Schema:
-    """Return the schema of a tool's arguments, an object without others than are listed."""
+    """Return the schema of a tool's arguments, an object without others than are listed.
+
+    :raises UsageError: if it is no mapping, or nested too deep.
+    """
     schema = function_of(tool).get("parameters") or {}
+    refuse_deep(schema)
     if not isinstance(schema, Mapping):
         raise UsageError(f"the parameters of a tool are a JSON schema, got {schema!r:.80}")
     closed = (
@@ -98,9 +110,7 @@ def _either(tools: Sequence[Tool], arguments: Callable[[Tool, str], str]) -> str
 
 def _python(tool: Tool, rule: str) -> str:
     schema, rules = parameters_of(tool), _Literals(rule)
-    names = schema.get("properties", {})
-    plain = all(each.isidentifier() and not keyword.iskeyword(each) for each in names)
-    inner = rules.listed(schema, "{}=") if plain else None
+    inner = rules.listed(schema, "{}=") if _named(schema.get("properties", {})) else None
     if inner is None:
         return f"{rule}: {json_of(schema)}"
     opening, closing = text("```python\ntool_call("), text(")\n```")
@@ -122,9 +132,10 @@ class _Literals:
 
         :param named: how a name is written, with ``{}`` in its place.
         """
-        if not set(schema) <= _SAID | {"properties", "required"}:
-            return None
         properties, required = schema.get("properties", {}), schema.get("required", [])
+        known = set(schema) <= _SAID | {"properties", "required"}
+        if not known or not isinstance(properties, Mapping) or not _texts(required):
+            return None
         values = {name: self.value(each) for name, each in properties.items()}
         if None in values.values() or not set(required) <= set(values):
             return None
@@ -145,13 +156,15 @@ class _Literals:
         if "enum" in schema or "const" in schema:
             return self._chosen(schema)
         if isinstance(kinds, list):
-            return self._either([self._typed(schema, each) for each in kinds])
+            # Each once: said twice on every level, a few levels would make millions of rules.
+            once = dict.fromkeys(kinds) if _texts(kinds) else ()
+            return self._either([self._typed(schema, each) for each in once])
         return self._typed(schema, kinds)
 
     def _chosen(self, schema: Schema) -> str | None:
         values = schema["enum"] if "enum" in schema else [schema["const"]]
-        scalars = all(isinstance(each, (str, int, float, bool, type(None))) for each in values)
-        known = set(schema) <= _SAID | {"enum", "const"}
+        scalars = isinstance(values, (list, tuple)) and all(map(_is_scalar, values))
+        known = values and set(schema) <= _SAID | {"enum", "const"}
         return self._rule([text(repr(each)) for each in values]) if scalars and known else None
 
     def _typed(self, schema: Schema, kind: object) -> str | None:
@@ -183,5 +196,27 @@ _SIMPLE = {
 }
 
 
+def _texts(values: object) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(each, str) for each in values)
+
+
+def _is_scalar(value: object) -> bool:
+    """Tell whether Python's literal of a value is read back, which that of infinity is not."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (str, int))
+
+
+def _named(names: object) -> bool:
+    """Tell whether all can be written before a ``=``."""
+    if not isinstance(names, Mapping) or not _texts([*names]):
+        return False
+    same = all(normalize("NFKC", each) == each for each in names)  # Python would write it so
+    return same and all(each.isidentifier() and not keyword.iskeyword(each) for each in names)
+
+
 def _plain(names: object) -> bool:
-    return isinstance(names, Mapping) and not any("'" in n or "\\" in n or "\n" in n for n in names)
+    """Tell whether all can be written between quotes."""
+    if not isinstance(names, Mapping) or not _texts([*names]):
+        return False
+    return all(each.isprintable() and not set("'\\") & set(each) for each in names)

@@ -63,7 +63,7 @@ def written(schema: object) -> str:
     :raises UsageError: if it is nested too deep or too long: indented, a few kilobytes of nested
         brackets are gigabytes of blanks.
     """
-    _refuse_deep(schema)
+    refuse_deep(schema)
     pieces: list[str] = []
     length = 0
     for piece in _WRITER.iterencode(schema):
@@ -76,7 +76,11 @@ def written(schema: object) -> str:
     return "".join(pieces)
 
 
-def _refuse_deep(value: object) -> None:
+def refuse_deep(value: object) -> None:
+    """Refuse what is nested too deep for a tool's schema.
+
+    :raises UsageError: if it has more than 32 levels.
+    """
     level = [value]
     for _ in range(DEEPEST_TOOL):
         inner = [
