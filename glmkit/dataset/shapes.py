@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .columns import ColumnNames, Tags
-from .verdicts import is_verdict
+from .verdicts import is_verdict, said
 
 Row = Mapping[str, Any]
 Kind = Literal["pairs", "turns", "preference", "verdict", "text"]
@@ -165,6 +165,37 @@ ACCEPTED = (
 def shape_of(row: Row) -> Shape | None:
     """Return the format of a row; None where it is of none that is known."""
     return next((each for each in SHAPES if each.matches(row)), None)
+
+
+_COUNTED = tuple(_verdict("label", each) for each in _ANSWERS[:3])
+"""What 1 and 0 as verdicts may be of; elsewhere a number may be anything."""
+
+
+def shape_among(rows: Sequence[Row], *, judged: bool = False) -> Shape | None:
+    """Return the format that some rows of a file tell; None where they are of none that is known.
+
+    The first row that is of one tells it. A verdict in a later one says that the answers are not
+    simply to be learnt.
+
+    :param judged: answers with a verdict are wanted: what is 1 or 0 is one wherever it may be.
+    """
+    found = [each for each in map(shape_of, rows) if each is not None]
+    if not found or found[0].kind not in ("pairs", "turns"):
+        return found[0] if found else None
+    stated = next((each for each in found if each.kind == "verdict"), None)
+    return stated or _counted(rows, judged) or found[0]
+
+
+def _counted(rows: Sequence[Row], judged: bool) -> Shape | None:
+    """Return the format of answers with 1 or 0 as verdicts, if that is what rows are."""
+
+    def told(shape: Shape, row: Row) -> bool:
+        return shape.matches(row) and said(row["label"]) is not None
+
+    if judged:
+        return next((each for each in _COUNTED if any(told(each, row) for row in rows)), None)
+    trl = _COUNTED[-1]
+    return trl if all(told(trl, row) for row in rows) else None
 
 
 def _named_kind(names: ColumnNames, found: Shape | None) -> Kind:

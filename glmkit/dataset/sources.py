@@ -16,7 +16,7 @@ from .order import sample_of
 from .pairs import pair_of
 from .preferences import preferences_of
 from .samples import BadRow, Kind as Wanted, Preference, Row, Verdict
-from .shapes import ACCEPTED, Shape, custom, shape_of
+from .shapes import ACCEPTED, Shape, custom, shape_among, shape_of
 from .turns import Turn, turns_of
 from .verdicts import unpaired, verdict_of
 
@@ -113,19 +113,24 @@ def open_source(
     :param wanted: what it is read for; None: either.
     :raises DataError: if it cannot be read, is empty, or is no such data.
     """
-    shape = shape_in(path, names)
+    shape = shape_in(path, names, judged=wanted == "verdicts")
     alone = wanted == "verdicts" and shape.kind == "preference"
     found = Source(path, kind_in(path), shape, alone)
     if shape.kind == "text" and wanted in (None, "answers"):
         raise DataError(f"{path} {_TEXT}")
     if wanted not in (None, found.holds):
-        raise DataError(f"{path} {_REFUSED[wanted].format(shape.name)}")
+        said = _TO_KTO if (wanted, found.holds) == ("answers", "verdicts") else _REFUSED[wanted]
+        raise DataError(f"{path} {said.format(shape.name)}")
     return found
 
 
 _TEXT = (
     "holds plain text without questions and answers, and those are wanted here: name "
     "--prompt-column and --response-column if it has them"
+)
+_TO_KTO = (
+    "holds {}, and answers to learn are wanted here: glmkit finetune kto learns from those; to "
+    "learn them all, bad ones too, name --prompt-column and --response-column"
 )
 _REFUSED: dict[Wanted, str] = {
     "answers": "holds preference data ({}), and answers to learn are wanted here: give a file of "
@@ -139,16 +144,22 @@ _REFUSED: dict[Wanted, str] = {
 }
 
 
-def shape_in(path: Path, names: ColumnNames = ColumnNames()) -> Shape:  # noqa: B008
+def shape_in(
+    path: Path,
+    names: ColumnNames = ColumnNames(),  # noqa: B008
+    *,
+    judged: bool = False,
+) -> Shape:
     """Return the format of a file, whether its answers can be learnt or not.
 
+    :param judged: answers with a verdict are wanted.
     :raises DataError: if it cannot be read, is empty, or in no format that is known.
     """
     rows = list(islice(rows_in(path), _LOOKED_AT))
     good = [each.columns for each in rows if each.error is None]
     if not good:
         raise DataError(_unreadable(path, rows))
-    shape = next((found for found in map(shape_of, good) if found is not None), None)
+    shape = shape_among(good, judged=judged)
     if names != ColumnNames():
         return _named(path, custom(names, shape), good)
     if shape is None:

@@ -17,7 +17,12 @@ _SAID = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0"
 
 def is_verdict(value: object) -> bool:
     """Tell whether a value can only be meant as one: true or false, as a word, too."""
-    return isinstance(value, bool) or str(value).lower() in ("true", "false")
+    return isinstance(value, bool) or str(value).strip().lower() in ("true", "false")
+
+
+def said(value: object) -> bool | None:
+    """Return a verdict, which may be a word or a number, too; None: it is none."""
+    return _SAID.get(str(value).strip().lower())
 
 
 def verdict_of(
@@ -41,7 +46,7 @@ def verdict_of(
 
 def _good(row: Mapping[str, Any], column: str) -> bool:
     value = row.get(column)
-    found = _SAID.get(str(value).strip().lower())
+    found = said(value)
     if found is None:
         raise DataError(f"{column} must be true or false, got {value!r:.40}")
     return found

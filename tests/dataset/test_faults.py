@@ -152,7 +152,7 @@ GBK = "".join(f'{{"prompt": "问题{n}", "response": "回答{n}"}}\n' for n in r
         (
             "a.jsonl",
             b'{"messages": [], "label": true}',
-            r"preference data \(answers with a verdict",
+            r"holds answers with a verdict",
         ),
         ("a.jsonl", b'{"messages": [], "rejected_response": ""}', "preference data"),
     ],

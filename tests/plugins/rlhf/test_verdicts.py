@@ -53,10 +53,48 @@ def test_all_formats_say_the_same(tmp_path, name):
     assert found.good is True
     report = drain(check([str(path)]))
     assert report.good and (report.verdicts, report.desirable) == (1, 1)
-    with pytest.raises(DataError, match=r"holds preference data \(answers with a verdict"):
+    with pytest.raises(DataError, match=r"holds answers with a verdict .* glmkit finetune kto"):
         open_data([str(path)])
     with pytest.raises(DataError, match=r"with a verdict \(KTO\), and preferences are wanted"):
         open_data([str(path)], kind="preferences")
+
+
+ASKED = {"prompt": "1+1?", "completion": "2"}
+
+
+def test_verdicts_are_known_by_any_of_the_first_rows(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", *({**ASKED, "label": each} for each in (None, None, True)))
+    assert [each.good for each in read(path, skip_bad=True).verdicts()] == [True]
+    with pytest.raises(DataError, match="line 1: label must be true or false, got None"):
+        read(path)
+    with pytest.raises(DataError, match="holds answers with a verdict"):
+        open_data([str(path)])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_one_and_nought_are_verdicts(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        path.write_text("prompt,completion,label\n1+1?,2,1\n1+1?,3,0\n")
+    else:
+        jsonl(path, *({**ASKED, "label": each} for each in (1, 0)))
+    for kind in ("verdicts", None):
+        found = open_data([str(path)], kind=kind)
+        assert [each.good for each in found.verdicts()] == [True, False]
+    with pytest.raises(DataError, match="to learn them all, bad ones too, name --prompt-column"):
+        open_data([str(path)])
+    columns = ColumnNames(prompt="prompt", response="completion")
+    assert len(list(open_data([str(path)], columns=columns).samples())) == 2
+
+
+def test_other_numbers_are_no_verdicts_unless_these_are_wanted(tmp_path):
+    rated = jsonl(tmp_path / "rated.jsonl", *({**ASKED, "label": each} for each in (0, 1, 2)))
+    assert open_data([str(rated)], kind=None).holds == "answers"
+    with pytest.raises(DataError, match="line 3: label must be true or false, got 2"):
+        read(rated)
+    classed = jsonl(tmp_path / "classed.jsonl", {"messages": [USER, GOOD], "label": 1})
+    assert open_data([str(classed)]).holds == "answers"
+    assert [each.good for each in read(classed).verdicts()] == [True]
 
 
 def test_formats_are_written_and_read_again(tmp_path):
