@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from roomy import roomy
@@ -11,6 +13,7 @@ from glmkit.models.formats import forced
 from glmkit.models.formats.tools import python_call
 from glmkit.models.tokenizers import Tokenizer
 from glmkit.runtime.guidance import Guidance
+from glmkit.runtime.sampling import make_sampler
 from glmkit.types import Ask, Message
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -109,3 +112,80 @@ def test_names_that_python_would_write_otherwise_are_called_with_json():
     tool = {"name": "f", "parameters": {"properties": {"o": inner}}}
     assert "%json" in forced.python_calls([tool])
     assert python_call("tool_call(\ufb01=1)") == {"fi": 1}
+
+
+# -- grammars ----------------------------------------------------------------------------------
+
+
+def test_thousands_of_choices_are_chosen_from(models):
+    model = models("glm4-9b")
+    choices = tuple(f"choice {at}" for at in range(12_000))
+    options = GenerationOptions(
+        temperature=1.0, seed=1, max_tokens=40, response_format={"choice": choices}
+    )
+    reply = model.reply(HELLO, options)
+    assert reply.finish_reason == "stop" and reply.text in choices
+    options = GenerationOptions(response_format={"choice": ["", "a"]}, max_tokens=3)
+    assert model.reply(HELLO, options).text in ("", "a")
+
+
+@pytest.mark.parametrize(("many", "why"), [(700, "too complex"), (4000, "too big")])
+def test_what_is_too_much_is_refused_before_it_is_decoded(models, many, why):
+    model = models("glm4-9b")
+    schema = {"type": "object", "properties": {f"p{at}": {"type": "null"} for at in range(many)}}
+    with pytest.raises(UsageError, match=why):
+        model.begin(HELLO, GenerationOptions(response_format={"json_schema": schema}))
+    needed = {**schema, "required": [*schema["properties"]][:450]}
+    if many == 700:
+        model.begin(HELLO, GenerationOptions(response_format={"json_schema": needed}))
+
+
+def test_few_large_grammars_are_kept(models, monkeypatch):
+    model = models("hub")
+    guidance = Guidance(model.tokenizer, model.settings.stop_ids)
+    monkeypatch.setattr("glmkit.runtime.guidance._KEPT_LENGTH", 100)
+    for letter in "abc":
+        guidance.guide(f'start: "{letter * 30}"')
+    assert [each[8] for each in guidance._made] == ["b", "c"]
+    guidance.guide(f'start: "{"d" * 300}"')
+    assert len(guidance._made) == 1
+
+
+def test_a_message_does_not_show_the_grammar(models):
+    schema = {"type": "string", "format": "foo"}
+    with pytest.raises(UsageError, match="foo") as refused:
+        models("hub").begin(HELLO, GenerationOptions(response_format={"json_schema": schema}))
+    assert "start:" not in str(refused.value) and "form:" not in str(refused.value)
+
+
+@pytest.mark.parametrize("sign", ["\x7f", "\x00", '"', "\\", "\n"])
+def test_any_sign_may_be_in_a_choice_and_in_a_schema(models, guidance, sign):
+    model = models("hub")
+    for grammar, text in (
+        (f"start: {forced.text(f'a{sign}')}", f"a{sign}"),
+        (f"start: {forced.json_of({'enum': [f'a{sign}']})}", json.dumps(f"a{sign}")),
+    ):
+        assert _taken(guidance, model.tokenizer, grammar, text)
+
+
+def test_a_stop_token_beyond_the_vocabulary_ends_a_form(models):
+    tokenizer = models("hub").tokenizer
+    stop = tokenizer.size + 5
+    guide = Guidance(tokenizer, [stop]).guide("start: /a+/")
+    scores = torch.zeros(stop + 10)
+    assert guide.mask(scores)[stop] != 0
+    guide.take(tokenizer.encode("a")[0])
+    allowed = (guide.mask(scores) == 0).nonzero()[:, 0].tolist()
+    assert stop in allowed and not any(tokenizer.size <= each != stop for each in allowed)
+    guide.take(stop)
+    assert guide.over
+
+
+def test_a_form_that_the_model_gives_no_chance_is_said_to_have_none(models, guidance):
+    tokenizer = models("hub").tokenizer
+    scores = torch.zeros(tokenizer.size)
+    scores[tokenizer.encode("a")] = -torch.inf
+    for temperature in (0.0, 1.0):
+        pick = make_sampler(guide=guidance.guide('start: "a"'), temperature=temperature, seed=0)
+        with pytest.raises(UsageError, match="no chance at all"):
+            pick(scores)

@@ -5,6 +5,7 @@ It is imported when an answer with a form is first asked for, never before. V is
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _KEPT = 64
 """Grammars of one model that are kept ready: rows of a batch mostly share theirs."""
+_KEPT_LENGTH = 1 << 20
+"""Characters of these together: one may take 80 bytes of memory for each."""
 # Every spelling of a forced text is allowed: models pick the one that they were taught.
 _HEAD = '%llguidance {"no_forcing": true}\n'
 
@@ -108,9 +111,14 @@ class Guidance:
         with self._lock:
             self._made[grammar] = made
             self._made.move_to_end(grammar)
-            while len(self._made) > _KEPT:
-                self._made.popitem(last=False)
+            self._forget()
             return Guide(made.deep_copy())
+
+    def _forget(self) -> None:
+        """Let go of what was not asked for the longest, but for the latest one."""
+        length = sum(map(len, self._made))
+        while len(self._made) > _KEPT or (length > _KEPT_LENGTH and len(self._made) > 1):
+            length -= len(self._made.popitem(last=False)[0])
 
     def _vocabulary(self) -> LLTokenizer:
         if self._known is None:
@@ -125,21 +133,41 @@ class Guidance:
 
 _STATES = 50_000
 """Of a grammar in the making, 1 or 2 kB each: nobody's schema shall take all memory."""
+_SYMBOLS = 10_000
+"""Of a grammar, of which a property has four: what has more takes seconds to be made."""
 
 
 def _compiled(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(max_lexer_states=_STATES, verbose_errors=False)
+    limits = LLParserLimits(
+        max_lexer_states=_STATES, max_grammar_size=_SYMBOLS, verbose_errors=False
+    )
     matcher = LLMatcher(vocabulary, _HEAD + grammar, log_level=0, limits=limits)
     if matcher.is_error():
         raise UsageError(f"the response format cannot be compiled: {_plain(matcher)}")
+    _try(matcher, vocabulary)
     return matcher
+
+
+def _try(matcher: LLMatcher, vocabulary: LLTokenizer) -> None:
+    """Take the first steps here: what fails at once shall not do so in the thread that decodes.
+
+    :raises UsageError: if the grammar is too complex, or has no beginning.
+    """
+    guide = Guide(matcher.deep_copy())
+    scores = guide.mask(torch.zeros(vocabulary.vocab_size))
+    # Behind the brace, all properties that need not come are open at once.
+    opening = [each for each in vocabulary.greedy_tokenize("{") if scores[each] == 0]
+    if opening and not guide.over:
+        guide.take(opening[0])
+        if not guide.over:
+            guide.mask(torch.zeros(vocabulary.vocab_size))
 
 
 def _plain(matcher: LLMatcher) -> str:
     """Return the first words of an error: what follows shows the grammar."""
-    said = matcher.get_error().partition("\n   1 |")[0].strip()
+    said = re.split(r"\n\s*\d+ \|", matcher.get_error())[0].strip()
     return " ".join(said.split(": ", 1)[-1].split())[:_SAID]
 
 
@@ -152,14 +180,15 @@ class _Spelt:
     bos_token_id = None
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: list[int]) -> None:
-        spellings = [tokenizer.spelling(each) for each in range(tokenizer.size)]
+        size = max(tokenizer.size, *(each + 1 for each in stop_ids), 0)
+        # Scores may be padded, and a stop token lie there.
+        spellings = [tokenizer.spelling(each) for each in range(size)]
         for each in stop_ids:
-            if each < len(spellings):
-                spellings[each] = None
+            spellings[each] = None
         self.special_token_ids = [at for at, each in enumerate(spellings) if each is None]
         # A name that no text has; llguidance tells special tokens apart by their ids.
         self.tokens = [b"<%d>" % at if each is None else each for at, each in enumerate(spellings)]
-        self.ends = [each for each in stop_ids if each < len(spellings)]
+        self.ends = stop_ids[:]
         if not self.ends:  # one that no model picks
             self.ends = [len(self.tokens)]
             self.special_token_ids += self.ends
@@ -180,7 +209,8 @@ def rules_of(form: ResponseFormat, lead: str) -> str:
         return f'form: " "? json\njson: {json_of(form.json_schema)}'
     before = f"{text(lead)} " if lead else ""
     if form.choice:
-        return f"form: {before}({' | '.join(map(text, form.choice))})"
+        # A lexeme of its own, which may have thousands of ways; a rule may not.
+        return f"form: {before}CHOICE\nCHOICE: {' | '.join(map(text, form.choice))}"
     from llguidance import regex_to_lark
 
     expression = regex_to_lark(form.regex or "", "d")  # \\d is 0 to 9

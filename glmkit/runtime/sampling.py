@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from .guidance import Guide
 from .kernels import has_own_kernel
 
@@ -77,10 +78,15 @@ def _guided(pick: Sampler, guide: Guide) -> Sampler:
         token = pick(left)
         if float(left[token]) == -torch.inf:  # rounding, at the very end of what may be drawn
             token = greedy(left)
+            if float(left[token]) == -torch.inf:
+                raise UsageError(_NO_CHANCE)
         guide.take(token)
         return token
 
     return follow
+
+
+_NO_CHANCE = "the model gives no chance at all to anything that the response format allows here"
 
 
 def _drawn(temperature: float, top_p: float, top_k: int, seed: int | None) -> Sampler:
