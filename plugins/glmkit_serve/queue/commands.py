@@ -104,7 +104,7 @@ def status(
             click.echo(f"{name:<13} {value}")
     for model, count in models.items():
         if model is not None:
-            lacking = "" if model.rstrip(" ") in known else ", which no worker has"
+            lacking = "" if model in known else ", which no worker has"
             click.echo(f"{count} of them wait for the model {model}{lacking}")
 
 

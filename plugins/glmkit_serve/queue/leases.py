@@ -19,7 +19,7 @@ from glmkit import Message, Reply
 
 from .database import Database
 from .settings import QueueSettings
-from .tables import DEAD, DONE, RUNNING, WAITING, now
+from .tables import DEAD, DONE, RUNNING, WAITING, asked_name, now
 
 _LONGEST_PAUSE_S = 300.0
 _LONGEST_ERROR = 1000
@@ -59,14 +59,15 @@ class Leases:
 
         :param worker: who takes them on.
         :param limit: how many at most.
-        :param models: names that the worker answers under; questions for others are left alone.
+        :param models: names that the worker answers under, without spaces at their ends; questions
+            for others are left alone.
         """
         self._end_expired()
         table = self._table
         wanted = (
             select(table.c.id)
             .where(table.c.state == WAITING, table.c.due <= now(), ~self._blocked())
-            .where(or_(table.c.model.is_(None), table.c.model.in_(list(models))))
+            .where(or_(table.c.model.is_(None), asked_name(table).in_(list(models))))
             .order_by(table.c.id)
             .limit(limit)
         )

@@ -13,7 +13,7 @@ from sqlalchemy import and_, delete, exists, insert, select, update
 
 from glmkit import UnknownNameError
 
-from .tables import DEAD, WAITING, is_name, now
+from .tables import DEAD, WAITING, asked_name, is_name, now
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
@@ -36,20 +36,26 @@ class Presence:
         self._database, self._settings = database, settings
         self._table = database.tables.workers
 
-    def announce(self, worker: str, names: Iterable[str]) -> None:
-        """Say that a worker lives, and what it answers to, for the time of a lease."""
-        wanted = sorted({each.rstrip(" ") for each in names if is_name(each)})
+    def announce(self, worker: str, names: Iterable[str]) -> bool:
+        """Say that a worker lives, and what it answers to, for the time of a lease.
+
+        :param names: without spaces at their ends.
+        :return: whether it had kept saying so: False the first time, and after it was away.
+        """
+        wanted = sorted({each for each in names if is_name(each)})
         table, values = self._table, {"lease_until": now() + self._settings.lease_s}
         mine = table.c.worker == worker
+        kept = update(table).where(mine, table.c.lease_until > now()).values(values)
 
-        def work(connection: Connection) -> None:
-            if connection.execute(update(table).where(mine).values(values)).rowcount == len(wanted):
-                return
+        def work(connection: Connection) -> bool:
+            if wanted and connection.execute(kept).rowcount == len(wanted):
+                return True
             connection.execute(delete(table).where(mine))
             for name in wanted:
                 connection.execute(insert(table).values(worker=worker, model=name, **values))
+            return False
 
-        self._database.write(work, lasting=False)
+        return self._database.write(work, lasting=False)
 
     def leave(self, worker: str) -> None:
         """Say that a worker ends; its names stay known for a while, as it may come back."""
@@ -79,18 +85,19 @@ class Presence:
         if model is None:
             return
         known = self.known()
-        if known and model.rstrip(" ") not in known:
+        if known and model not in known:
             hint = "Start a worker that answers to it first"
             raise UnknownNameError("model", model, known, hint=hint)
 
     def end_unserved(self) -> int:
         """Let questions die whose name nobody has had as long as they wait, and return how many.
 
-        Who calls this has worked for ``unserved_s``: others had the time to come back.
+        Who calls this has kept announcing itself for ``unserved_s``: while it could, so could
+        others, and after an outage they had the time to come back.
         """
         self._forget()
         questions, workers = self._database.tables.questions, self._table
-        had = exists().where(workers.c.model == questions.c.model, self._lately())
+        had = exists().where(workers.c.model == asked_name(questions), self._lately())
         before = now() - self._settings.unserved_s
         old = and_(questions.c.created < before, questions.c.due < before)
         lost = and_(questions.c.state == WAITING, questions.c.model.is_not(None), old, ~had)

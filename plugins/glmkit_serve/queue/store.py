@@ -14,7 +14,18 @@ from glmkit import BusyError, Message, UsageError
 from .database import Database
 from .presence import Presence
 from .settings import QueueSettings
-from .tables import CANCELLED, DEAD, DONE, LONGEST_NAME, OPEN, STATES, WAITING, is_name, now
+from .tables import (
+    CANCELLED,
+    DEAD,
+    DONE,
+    LONGEST_NAME,
+    OPEN,
+    STATES,
+    WAITING,
+    asked_name,
+    is_name,
+    now,
+)
 
 _DAY_S = 86400.0
 _AT_ONCE = 500
@@ -103,9 +114,9 @@ class Store:
         """
         self._check_text(question)
         values: dict[str, Any] = {"question": question, "session": _name("session", session)}
-        values["model"] = _name("model", model)
+        values["model"] = _name("model", None if model is None else model.rstrip(" "))
         values["options"] = json.dumps(dict(options)) if options else None
-        self.presence.check(model)
+        self.presence.check(values["model"])
 
         def work(connection: Connection) -> int:
             self._check_room(connection)
@@ -212,11 +223,9 @@ class Store:
 
     def waiting_for(self) -> dict[str | None, int]:
         """Return how many wait for each model; None: for whichever the workers have."""
-        table = self._table
-        grouped = select(table.c.model, func.count()).where(table.c.state == WAITING)
-        rows = self._database.read(
-            lambda connection: connection.execute(grouped.group_by(table.c.model)).all()
-        )
+        table, model = self._table, asked_name(self._table)
+        grouped = select(model, func.count()).where(table.c.state == WAITING).group_by(model)
+        rows = self._database.read(lambda connection: connection.execute(grouped).all())
         return {_shown(model): int(count) for model, count in rows}
 
     def _check_text(self, question: str) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ColumnElement,
     Double,
     Index,
     Integer,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    func,
     text,
 )
 from sqlalchemy.dialects import mysql
@@ -75,6 +77,13 @@ class Tables:
 def is_name(text: str) -> bool:
     """Tell whether a session or a model may be called so."""
     return 0 < len(text) <= LONGEST_NAME and text.isprintable()
+
+
+def asked_name(questions: Table) -> ColumnElement[str]:
+    """Return the model that a question asks for, as databases differ in whether spaces count that
+    other programs left at its end.
+    """
+    return func.rtrim(questions.c.model, type_=questions.c.model.type)
 
 
 def tables_of(name: str) -> Tables:

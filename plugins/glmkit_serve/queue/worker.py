@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 import socket
@@ -96,13 +97,17 @@ class Worker:
         self.name = f"{socket.gethostname()[:100]}-{os.getpid()}-{secrets.token_hex(3)}"
         self._leases, self._store = Leases(database, settings), Store(database, settings)
         self._presence = Presence(database, settings)
-        self._settings, self._models, self._clock = settings, models, clock
+        self._settings, self._clock = settings, clock
+        # As questions for them are looked for; the first of two that differ in no more stays.
+        self._models: dict[str, Served] = {}
+        for name, served in models.items():
+            self._models.setdefault(name.rstrip(" "), served)
         self._options = options or GenerationOptions()
         self._runs: list[_Run] = []
         self._news = threading.Event()
         self._stopping = threading.Event()
         self._look_at = self._beat_at = self._purge_at = self._announce_at = 0.0
-        self._unserved_at: float | None = None
+        self._unserved_at = math.inf
 
     def stop(self) -> None:
         """Take no more on; what runs may end in ``stop_s`` seconds, or is given back."""
@@ -134,8 +139,11 @@ class Worker:
 
         :raises DatabaseError: if the database is away.
         """
-        self._presence.announce(self.name, self._models)
+        kept = self._presence.announce(self.name, self._models)
         self._announce_at = self._clock() + self._settings.lease_s / _SIGNS
+        if not kept:
+            # The database or this machine was away: others may come back later than this worker.
+            self._unserved_at = self._clock() + self._settings.unserved_s
 
     def step(self, *, claim: bool = True) -> int:
         """Do what there is to do now, and return how many questions are being answered.
@@ -295,12 +303,12 @@ class Worker:
             run.outcome = error
 
     def _named(self, name: str | None) -> Served:
-        """Return who answers; some databases take ``'name '`` for ``'name'``.
+        """Return who answers.
 
         :raises UsageError: if nobody does.
         """
-        wanted = name or next(iter(self._models))
-        found = self._models.get(wanted) or self._models.get(wanted.rstrip(" "))
+        wanted = name.rstrip(" ") if name else next(iter(self._models))
+        found = self._models.get(wanted)
         if found is None:
             raise UsageError(f"no model answers to {wanted!a:.80}")
         return found
@@ -315,11 +323,12 @@ class Worker:
 
     def _end_unserved(self) -> None:
         """End what waits for names that nobody has had all the time that this one has worked."""
-        unserved_s, now = self._settings.unserved_s, self._clock()
-        if self._unserved_at is None:
-            self._unserved_at = now + unserved_s
-        if now >= self._unserved_at:
-            self._unserved_at = now + min(_UNSERVED_EVERY_S, unserved_s)
+        if self._clock() < self._unserved_at:
+            return
+        # This machine's clock stands still while it sleeps; the database's says for how long.
+        self.announce()
+        if (now := self._clock()) >= self._unserved_at:
+            self._unserved_at = now + min(_UNSERVED_EVERY_S, self._settings.unserved_s)
             if ended := self._presence.end_unserved():
                 log.warning("%d questions were for models that no worker has", ended)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
 from queue_parts import Queue, open_at, opened, reply
 
 import glmkit_serve
-from glmkit import UnknownNameError
+from glmkit import UnknownNameError, UsageError
 from glmkit.live import Live
 from glmkit.testing import EchoModel, make_app
 from glmkit_serve.api.served import Served
@@ -39,6 +41,9 @@ def test_a_name_is_known_while_somebody_has_it_and_for_a_while_after(queue):
     assert presence.working() == {"default": 1}
     past(queue, HOUR_S / 2)
     assert queue.store.submit("q", model="handbook ") == 1
+    with pytest.raises(UsageError, match="190 printable characters, got ''"):
+        queue.store.submit("q", model=" ")
+    assert [each.model for each in queue.claim(9, models=("handbook",))] == ["handbook"]
     past(queue, HOUR_S)
     assert presence.known() == set()
     presence.announce("w2", ["default", "x" * 191, "\ud800"])
@@ -82,6 +87,56 @@ def test_only_who_has_worked_as_long_ends_what_nobody_serves(tmp_path):
     worker.step()
     assert queue.state(1) == "dead"
     live.close()
+
+
+@contextmanager
+def workers_of(queue, *names, clock):
+    """Return workers that have one model each."""
+    models = [{name: Served(name, "chat", Live(EchoModel()))} for name in names]
+    yield [Worker(queue.database, queue.settings, each, clock=clock) for each in models]
+    for each in models:
+        each.popitem()[1].live.close()
+
+
+@pytest.mark.parametrize("asleep", [False, True], ids=["outage", "sleep"])
+def test_after_an_outage_the_others_have_time_to_come_back(new_queue, asleep):
+    """Nor does a machine that slept know how long: its clock stood still."""
+    queue, now = new_queue(lease_s=30.0), [50.0]
+    with workers_of(queue, "a", "b", clock=lambda: now[0]) as (first, second):
+        for passed in (0.0, HOUR_S - 5, 5.0 - asleep):
+            now[0] += passed
+            first.step(), second.step()
+        number = queue.store.submit("q", model="b")
+        past(queue, 2 * HOUR_S)
+        now[0] += 1.0 if asleep else 2 * HOUR_S
+        first.step()
+        assert queue.state(number) == "waiting"
+        second.announce()
+        now[0] += HOUR_S
+        first.step()
+        assert queue.state(number) == "waiting"  # there is somebody
+        past(queue, 2 * HOUR_S)
+        for _ in range(2):
+            first.announce()
+            now[0] += HOUR_S
+        first.step()
+        assert queue.state(number) == "dead"
+
+
+def test_spaces_at_the_end_of_a_name_do_not_count(new_queue):
+    """Neither where other programs ask, nor in what a worker has been told to answer to."""
+    queue = new_queue()
+    queue.sql("INSERT INTO {table} (question, model) VALUES ('q', 'handbook  ')")
+    queue.store.submit("q", model="handbook ")
+    assert queue.store.waiting_for() == {"handbook": 2}
+    with workers_of(queue, "handbook ", clock=time.monotonic) as (worker,):
+        worker.announce()
+        past(queue, 2 * HOUR_S)
+        worker.announce()
+        assert queue.store.presence.end_unserved() == 0
+        while worker.step():
+            time.sleep(0.001)
+    assert queue.store.counts()["done"] == 2
 
 
 def test_a_worker_shows_that_it_lives_and_says_when_it_ends(tmp_path):
