@@ -9,12 +9,12 @@ import torch
 from roomy import roomy
 
 from glmkit import GenerationOptions, UsageError
-from glmkit.models.formats import forced
-from glmkit.models.formats.tools import python_call
+from glmkit.models.formats import forced, hermes
+from glmkit.models.formats.tools import LONGEST_CALL, json_object, python_call
 from glmkit.models.tokenizers import Tokenizer
 from glmkit.runtime.guidance import Guidance
 from glmkit.runtime.sampling import make_sampler
-from glmkit.types import Ask, Message
+from glmkit.types import Ask, Message, ToolCall
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -189,3 +189,73 @@ def test_a_form_that_the_model_gives_no_chance_is_said_to_have_none(models, guid
         pick = make_sampler(guide=guidance.guide('start: "a"'), temperature=temperature, seed=0)
         with pytest.raises(UsageError, match="no chance at all"):
             pick(scores)
+
+
+# -- calls that are read back ------------------------------------------------------------------
+
+
+def test_no_call_has_a_number_that_is_no_json():
+    for written in ("1e999", "-1e400", f"{'1' * 400}.5"):
+        assert python_call(f"tool_call(x={written})") is None
+        assert python_call(f"tool_call(x=[1, {written}])") is None
+        assert json_object(f'{{"x": {written}}}') is None
+    assert json_object('{"x": 1e30}') == python_call("tool_call(x=1e30)") == {"x": 1e30}
+
+
+@pytest.mark.parametrize("calls", [forced.json_calls, forced.python_calls, hermes.calls])
+@pytest.mark.parametrize("listed", [False, True])
+def test_numbers_of_calls_stay_finite(models, guidance, calls, listed):
+    model = models("hub")
+    number: dict[str, object] = {"type": ["null", "number"]}
+    number = {"type": "array", "items": {"type": "number"}} if listed else number
+    tool = {"name": "f", "parameters": {"properties": {"x": number}, "required": ["x"]}}
+    grammar = f"start: calls\n{calls([tool])}"
+    assert ("tool_call(" in grammar) == (calls is forced.python_calls)
+    before = {
+        forced.json_calls: 'f\n{"x": ',
+        forced.python_calls: "f\n```python\ntool_call(x=",
+        hermes.calls: '<tool_call>\n{"name": "f", "arguments": {"x": ',
+    }[calls] + "[" * listed
+    guide = guidance.guide(grammar)
+    for token in model.tokenizer.encode(f"{before}-1.5"):
+        guide.take(token)
+    plain = torch.zeros(model.tokenizer.size)
+    exponent, digit = (model.tokenizer.encode(each)[0] for each in "e1")
+    for _ in range(25):
+        allowed = guide.mask(plain) == 0
+        assert not allowed[exponent]
+        guide.take(digit)
+    guide = guidance.guide(grammar)
+    for token in model.tokenizer.encode(before + "9" * 18):
+        guide.take(token)
+    assert guide.mask(plain)[digit] != 0
+
+
+def test_a_tool_that_takes_other_arguments_is_called_with_them(models, guidance):
+    parameters = {"type": "object", "additionalProperties": {"type": "integer"}}
+    grammar = f"start: calls\n{forced.python_calls([{'name': 'f', 'parameters': parameters}])}"
+    assert _taken(guidance, models("hub").tokenizer, grammar, 'f\n{"any": 3}')
+    closed = {**parameters, "additionalProperties": False}
+    grammar = f"start: calls\n{forced.python_calls([{'name': 'f', 'parameters': closed}])}"
+    assert "%json" not in grammar
+
+
+def test_calls_whose_strings_have_marks_in_them_are_read():
+    first = ToolCall("f", {"a": 'x</tool_call>\n<tool_call>"\\', "b": ["</tool_call>"]})
+    second = ToolCall("g", {})
+    text = f"A{hermes.written(first)}\nB{hermes.written(second)}"
+    for pieces in (text, [text], [text[:70], text[70:]]):
+        reader = hermes.HermesReader()
+        shown = "".join(map(reader.push, pieces)) + reader.finish()
+        assert (shown, reader.calls) == ("AB", (first, second))
+
+
+def test_a_string_that_never_ends_hides_no_call():
+    call = ToolCall("f", {})
+    begun = '<tool_call>{"a": "</tool_call>'
+    for between in (" ", "x" * (LONGEST_CALL + 1)):
+        reader = hermes.HermesReader()
+        shown = reader.push(f"{begun}{between}{hermes.written(call)}") + reader.finish()
+        assert (shown, reader.calls) == (f"{begun}{between}", (call,))
+    reader = hermes.HermesReader()
+    assert reader.push(begun) + reader.finish() == begun and not reader.calls

@@ -58,9 +58,38 @@ def parameters_of(tool: Tool) -> Schema:
     closed = (
         {} if {"patternProperties", "allOf", "anyOf", "oneOf", "$ref"} & set(schema) else _CLOSED
     )
-    return {**closed, **schema, "type": "object"}
+    return _bounded({**closed, **schema, "type": "object"})
 
 
+def _bounded(schema: Schema) -> Schema:
+    """Return a schema whose numbers, where it says that they are, are none too large to be read."""
+    told = dict(schema)
+    for key in _OF_ONE & set(told):
+        told[key] = _bounded_in(told[key])
+    for key in _OF_MANY & set(told):
+        inner = told[key]
+        if isinstance(inner, Mapping):
+            told[key] = {name: _bounded_in(each) for name, each in inner.items()}
+        elif isinstance(inner, list):
+            told[key] = [_bounded_in(each) for each in inner]
+    kinds = told.get("type")
+    may = "number" in kinds if isinstance(kinds, list) else kinds == "number"
+    if may and not (_BOUNDS | {"enum", "const"}) & set(told):
+        told |= {"minimum": -_LARGEST, "maximum": _LARGEST}
+    return told
+
+
+def _bounded_in(schema: Any) -> Any:  # noqa: ANN401
+    return _bounded(schema) if isinstance(schema, Mapping) else schema
+
+
+_LARGEST = 10**18
+_OF_ONE = frozenset(("items", "additionalProperties"))
+_OF_MANY = frozenset(
+    ("properties", "patternProperties", "prefixItems", "anyOf", "oneOf", "allOf")
+    + ("$defs", "definitions")
+)
+"""Keywords whose values are schemas, or lists or objects of schemas."""
 _CLOSED: Schema = {"properties": {}, "additionalProperties": False}
 
 
@@ -133,8 +162,10 @@ class _Literals:
         :param named: how a name is written, with ``{}`` in its place.
         """
         properties, required = schema.get("properties", {}), schema.get("required", [])
-        known = set(schema) <= _SAID | {"properties", "required"}
-        if not known or not isinstance(properties, Mapping) or not _texts(required):
+        if not set(schema) <= _SAID | {"properties", "required"}:
+            return None
+        others = schema.get("additionalProperties", False)
+        if others is not False or not isinstance(properties, Mapping) or not _texts(required):
             return None
         values = {name: self.value(each) for name, each in properties.items()}
         if None in values.values() or not set(required) <= set(values):
@@ -177,7 +208,7 @@ class _Literals:
         if kind == "object" and "properties" in schema:
             inner = self.listed(schema, "'{}': ") if _plain(schema["properties"]) else None
             return inner and self._rule([f'"{{" {inner} "}}"'])
-        return None if extra or not isinstance(kind, str) else _SIMPLE.get(kind)
+        return None if extra - _BOUNDS or not isinstance(kind, str) else _SIMPLE.get(kind)
 
     def _either(self, rules: Sequence[str | None]) -> str | None:
         known = [each for each in rules if each is not None]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ...types import Message, ToolCall
 from .base import Reader, Verbatim
 from .forced import json_of, name_of, parameters_of, text
-from .tools import Tool, json_object, listed, offered
+from .tools import LONGEST_CALL, Tool, json_object, listed, offered
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -52,10 +52,21 @@ class HermesReader:
         self._held = ""
         self._gap = False
         """Whether line ends that come next only part a call from what follows."""
+        self._tried = 0
+        """Where behind the opening mark to look for a closing one: those before are in a string."""
 
     def push(self, text: str) -> str:
         """Take text that the model wrote; return what can be shown of it by now."""
         self._held += text
+        return self._advance(over=False)
+
+    def finish(self) -> str:
+        """Return what is left to show; the answer is over."""
+        shown = self._advance(over=True) + self._held
+        self._held = ""
+        return shown
+
+    def _advance(self, *, over: bool) -> str:
         shown = ""
         while True:
             if self._gap:
@@ -67,27 +78,50 @@ class HermesReader:
                 shown += self._held[: len(self._held) - keep]
                 self._held = self._held[len(self._held) - keep :]
                 return shown
-            inner, closing, after = inner.partition(CLOSE)
-            if not closing:
+            end = self._end(inner, over=over)
+            if end < 0:
                 self._held = opening + inner
                 return shown + before
-            shown += before + self._read(inner)
-            self._held = after
+            shown += before + self._read(inner[:end])
+            self._held, self._tried = inner[end + len(CLOSE) :], 0
 
-    def finish(self) -> str:
-        """Return what is left to show; the answer is over."""
-        held, self._held = self._held, ""
-        return held
+    def _end(self, inner: str, *, over: bool) -> int:
+        """Return where the closing mark begins; -1: it is still to come."""
+        while (at := inner.find(CLOSE, self._tried)) >= 0:
+            if _called(inner[:at]) is not None:
+                return at
+            if at > LONGEST_CALL or not _in_string(inner[:at]):
+                return inner.find(CLOSE)
+            self._tried = at + len(CLOSE)
+        over = over or len(inner) > LONGEST_CALL
+        return inner.find(CLOSE) if over and self._tried else -1
 
     def _read(self, inner: str) -> str:
         """Take what stands between two marks; return it where it is no call."""
-        found = json_object(inner)
-        name, arguments = (found or {}).get("name"), (found or {}).get("arguments", {})
-        if not isinstance(name, str) or not isinstance(arguments, dict):
+        call = _called(inner)
+        if call is None:
             return f"{OPEN}{inner}{CLOSE}"
-        self.calls += (ToolCall(name, arguments),)
+        self.calls += (call,)
         self._gap = True
         return ""
+
+
+def _called(inner: str) -> ToolCall | None:
+    found = json_object(inner)
+    name, arguments = (found or {}).get("name"), (found or {}).get("arguments", {})
+    known = isinstance(name, str) and isinstance(arguments, dict)
+    return ToolCall(str(name), arguments) if known else None
+
+
+def _in_string(text: str) -> bool:
+    """Tell whether JSON breaks off within a string."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.msg.startswith("Unterminated string")
+    except (ValueError, RecursionError):  # numbers of thousands of digits, nested too deep
+        return False
+    return False
 
 
 def _begun(text: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -124,7 +125,7 @@ def json_object(text: str) -> Mapping[str, Any] | None:
     if len(text) > LONGEST_CALL:
         return None
     try:
-        found = json.loads(text, parse_constant=_refuse_constant)
+        found = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and all(map(is_unicode, texts_in(found))) else None
@@ -134,13 +135,23 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
+def _finite(written: str) -> float:
+    """Return a number; one that is too large for a float would be no JSON when it goes out."""
+    number = float(written)
+    if not math.isfinite(number):
+        raise ValueError(f"{written:.40} is too large")
+    return number
+
+
 def _is_data(value: object) -> bool:
     """Tell whether a literal could be JSON as well."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_data(each) for key, each in value.items())
     if isinstance(value, (list, tuple)):
         return all(_is_data(each) for each in value)
-    return value is None or isinstance(value, (str, int, float))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (str, int))
 
 
 def as_python(call: ToolCall) -> str:
