@@ -22,7 +22,7 @@ def answered(
 ) -> Generator[Outcome, None, None]:
     """Yield outcomes as any model has them, side by side if it can."""
     if isinstance(model, Answers):
-        yield from model.answers(asked, concurrency=concurrency)
+        yield from _side_by_side(model, asked, concurrency)
         return
     for ask in asked:
         try:
@@ -30,6 +30,43 @@ def answered(
             yield ask.key, model.reply(ask.conversation, ask.options)
         except GlmkitError as error:
             yield ask.key, error
+
+
+def _side_by_side(
+    model: Answers, asked: Iterable[Ask], concurrency: int | None
+) -> Generator[Outcome, None, None]:
+    """Yield outcomes of a model that would leave out in silence what it does not know.
+
+    A row that is refused waits until those before it are answered: then nothing piles up.
+    """
+    rest, refused = iter(asked), list[Outcome]()
+
+    def known(first: Ask) -> Iterator[Ask]:
+        """Yield rows up to the next that is refused."""
+        yield first
+        for ask in rest:
+            error = _refusal(model, ask)
+            if error is not None:
+                refused.append((ask.key, error))
+                return
+            yield ask
+
+    for first in rest:
+        error = _refusal(model, first)
+        if error is None:
+            yield from model.answers(known(first), concurrency=concurrency)
+            yield from refused
+            refused.clear()
+        else:
+            yield first.key, error
+
+
+def _refusal(model: object, ask: Ask) -> UsageError | None:
+    try:
+        check_honoured(model, ask.options)
+    except UsageError as error:
+        return error
+    return None
 
 
 class SideBySideModel(StreamedModel):
@@ -60,7 +97,7 @@ class SideBySideModel(StreamedModel):
         :raises UsageError: if there are fewer options than conversations.
         :raises GlmkitError: if one cannot be answered.
         """
-        with closing(self.answers(_asked(conversations, options))) as outcomes:
+        with closing(_side_by_side(self, _asked(conversations, options), None)) as outcomes:
             yield from _in_order(outcomes)
 
 

@@ -6,8 +6,9 @@ import pytest
 from roomy import roomy
 
 from glmkit import Chat, GenerationOptions, Message, UsageError
+from glmkit.answers import SideBySideModel, answered
 from glmkit.tools import Tool
-from glmkit.types import ToolCall
+from glmkit.types import Ask, Chunk, Reply, ToolCall, Usage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,3 +48,40 @@ def test_a_model_is_told_of_tools_that_have_been_called(untaught, form):
     assert untaught.reply(turns, options).usage.completion_tokens
     with pytest.raises(UsageError, match="never taught tools"):
         untaught.reply(turns[:2], options)
+
+
+class Plain(SideBySideModel):
+    """Answers several side by side, knows nothing but texts, and notes what it was asked."""
+
+    name, languages = "plain", None
+
+    def __init__(self):
+        self.runs = []
+
+    def stream(self, messages, options=None):
+        yield Chunk("", "stop", Usage())
+
+    def answers(self, asked, *, concurrency=None):
+        waiting = [*asked]
+        self.runs.append([each.key for each in waiting])
+        for each in reversed(waiting):
+            yield each.key, Reply("free", "stop", Usage())
+
+
+def test_rows_that_a_model_would_answer_by_halves_are_refused_one_by_one():
+    model, form = Plain(), GenerationOptions(response_format={"choice": ["x"]})
+    drawn = []
+
+    def rows():
+        for at, options in enumerate([form, BRIEF, BRIEF, form, REQUIRED, BRIEF, form]):
+            drawn.append(at)
+            yield Ask(at, HELLO, options)
+
+    found = []
+    for key, outcome in answered(model, rows(), concurrency=2):
+        assert max(drawn) <= max(key, *found, 0) + 2, "what is refused does not pile up"
+        found.append(key)
+        assert isinstance(outcome, UsageError) == (key in (0, 3, 4, 6))
+    assert model.runs == [[1, 2], [5]] and sorted(found) == [*range(7)]
+    with pytest.raises(UsageError, match="plain knows no response_format"):
+        [*model.batch([HELLO] * 2, [BRIEF, form])]
