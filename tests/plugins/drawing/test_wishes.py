@@ -160,6 +160,10 @@ def test_a_first_word_that_is_too_long_is_an_error():
 
 
 def test_a_model_says_what_it_is(tmp_path):
+    index = tmp_path / "model_index.json"
+    index.write_text('{"_class_name": "KolorsPipeline"}')
+    assert read_about(tmp_path) == About(frozenset({"en", "zh"}))
+    index.write_text('{"_class_name": "StableDiffusionPipeline"}')
     assert read_about(tmp_path) == About()
     said = {"languages": ["en", "zh"], "plain": True, "steps": 20, "guidance": 3.0}
     (tmp_path / "glmkit.json").write_text(json.dumps(said))
