@@ -8,6 +8,7 @@ Letters: S answers, N tokens of the row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -74,13 +75,10 @@ class Verdicts(Sequence[Judged]):
     :param tokens: of :class:`Alone`.
     :param good: bool, the verdict of each.
     :param first: the key of the first one.
-    :raises DataError: if fewer than two can be read.
     """
 
     def __init__(self, tokens: Tokens, good: np.ndarray, first: int = 0) -> None:
         self._tokens, self.first = tokens, first
-        if len(tokens) < 2:
-            raise DataError(f"two answers or more are needed to learn from: {tokens.tally}")
         self.good = good[tokens.samples]
         """bool, the verdict of each that can be read."""
         self.lengths = np.asarray(tokens.lengths)
@@ -238,34 +236,57 @@ def taken_in(config: KtoConfig, world: int) -> Generator[StepLog, None, Intake]:
     :raises UsageError: if no data is named.
     """
     data, held = yield from opened(config, "verdicts")
-    answers = yield from reported(_read(data, config))
+    answers = yield from reported(_read(data, config, "learn from"))
     feed = VerdictFeed(answers, shape_of(config, world))
     watched = None
     if held is not None:
-        own = yield from reported(_read(held, config, first=len(data)))
+        own = yield from reported(_read(held, config, "evaluate on", first=len(data)))
         shape = Shape(batch_size=config.batch_size, world=world)
         watched = HeldFeed(VerdictFeed(own, shape))
-    said = f"{data.described}\n{answers.described}{_hint(answers, config)}"
+    good = int(answers.good.sum())
+    said = f"{data.described}\n{answers.described}{hint(good, len(answers) - good, config)}"
     return Intake(feed, feed.plan.longest, watched, said, data.fingerprint, len(answers))
 
 
-def _read(data: Data, config: KtoConfig, *, first: int = 0) -> Generator[Progress, None, Verdicts]:
+def _read(
+    data: Data, config: KtoConfig, purpose: str, *, first: int = 0
+) -> Generator[Progress, None, Verdicts]:
+    """Tokenise answers.
+
+    :raises DataError: if fewer can be read than the loss needs.
+    """
     tokens = yield from tokens_of(Alone(data), config)
+    if config.loss == "kto" and len(tokens) < 2:  # the divergence is of answers to other questions
+        raise DataError(
+            f"two answers or more are needed to {purpose}: {tokens.tally}; --loss "
+            "apo_zero_unpaired does with one"
+        )
     return Verdicts(tokens, np.array([each.good for each in data.verdicts()], bool), first)
 
 
-def _hint(answers: Verdicts, config: KtoConfig) -> str:
-    """Say how to balance good answers and the others, where they are not."""
-    good = int(answers.good.sum())
-    bad = len(answers) - good
-    if not good or not bad or not config.desirable_weight or not config.undesirable_weight:
+def hint(good: int, bad: int, config: KtoConfig) -> str:
+    """Say how to balance so many good answers and others, where they are not."""
+    if not good or not bad:
+        kind, other = ("undesirable", "desirable") if not good else ("desirable", "undesirable")
+        return (
+            f"\nall answers are {kind}: what is learnt is only to write "
+            f"{'like' if good else 'unlike'} them; kto is made for data with {other} ones, too"
+        )
+    if not config.desirable_weight or not config.undesirable_weight:
         return ""
     ratio = good * config.desirable_weight / (bad * config.undesirable_weight)
     low, high = BALANCED
     if low - 0.01 <= ratio <= high + 0.01:
         return ""
     weight = config.undesirable_weight * bad / good
+    least, most = _above(weight * low), -_above(-weight * high)
     return (
         f"\ndesirable answers weigh {ratio:.2f} times as much as the others, all together; KTO's "
-        f"authors take 1 to 1.33 times: --desirable-weight {weight:.2g} to {weight * high:.2g}"
+        f"authors take 1 to 1.33 times: --desirable-weight {least:.3g} to {most:.3g}"
     )
+
+
+def _above(value: float) -> float:
+    """Return the next number from ``value`` upwards that has three digits."""
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - 2)
+    return math.ceil(value / step - 1e-6) * step

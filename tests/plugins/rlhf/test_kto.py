@@ -2,11 +2,14 @@
 
 import json
 import math
+import re
 from collections import deque
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from pair_rows import write_pairs
 
 from glmkit.errors import DataError, UsageError
@@ -17,7 +20,7 @@ from glmkit.training.tokens import Tokens
 from glmkit_rlhf.kto import KINDS, KtoConfig, kto
 from glmkit_rlhf.losses import kto_losses
 from glmkit_rlhf.rows import answer_log_probs, joined
-from glmkit_rlhf.verdicts import Alone, Judged, Verdicts, apart, swapped
+from glmkit_rlhf.verdicts import Alone, Judged, Verdicts, apart, hint, swapped
 
 pytestmark = pytest.mark.usefixtures("quick")
 LAYOUTS = ("hub", "chatglm")
@@ -202,21 +205,55 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path, data):
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_weights_that_do_not_balance_are_told(tmp_path):
-    base = tiny_checkpoint(tmp_path / "base")
-    rows = [{"prompt": f"{at}?", "completion": "a", "label": at < 2} for at in range(8)]
-    data = write_pairs(tmp_path, rows)
+def advised(good, bad, **weights):
+    """Return what is said of so many good and other answers."""
+    return hint(good, bad, KtoConfig(model="m", data=("d",), output="o", **weights))
+
+
+COUNTS = st.integers(1, 10_000)
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(COUNTS, COUNTS, st.sampled_from((0.001, 0.3, 1.0, 7.0)))
+def test_advice_on_weights_is_good_enough_for_itself(good, bad, other):
+    said = advised(good, bad, undesirable_weight=other)
+    for weight in re.findall(r"--desirable-weight (\S+) to (\S+)", said)[:1]:
+        for each in weight:
+            assert not advised(good, bad, desirable_weight=float(each), undesirable_weight=other)
+
+
+def test_advice_on_weights_is_told():
+    assert "weigh 0.33 times" in advised(2, 6) and advised(2, 6).endswith("weight 3 to 4")
+    assert advised(3, 4).endswith("weight 1.34 to 1.77")
+    assert "all answers are desirable: what is learnt is only to write like them" in advised(3, 0)
+    assert "all answers are undesirable" in advised(0, 3)
+    assert not advised(4, 3) and not advised(2, 6, undesirable_weight=0.0)
+
+
+def answers_of(folder, name, count):
+    rows = [{"prompt": f"{at}?", "completion": "a", "label": at < 2} for at in range(count)]
+    folder = folder / name
+    folder.mkdir()
+    return write_pairs(folder, rows)
+
+
+def test_a_run_says_what_it_learns_from(tmp_path):
+    base, data = tiny_checkpoint(tmp_path / "base"), answers_of(tmp_path, "data", 8)
     notes = [each.note for each in kto.run(settings(base, data, tmp_path / "run", **ONE))]
     said = next(each for each in notes if "desirable" in each)
-    assert "2 desirable answers, 6 undesirable" in said
-    assert "weigh 0.33 times" in said and "--desirable-weight 3 to 4" in said
+    assert "2 desirable answers, 6 undesirable" in said and "--desirable-weight 3 to 4" in said
 
 
-def test_one_answer_alone_is_refused(tmp_path):
-    base = tiny_checkpoint(tmp_path / "base")
-    data = write_pairs(tmp_path, [{"prompt": "?", "completion": "a", "label": True}])
-    with pytest.raises(DataError, match="two answers or more"):
-        deque(kto.run(settings(base, data, tmp_path / "run", **ONE)), maxlen=0)
+def test_one_answer_alone_has_no_other_question(tmp_path):
+    base, alone = tiny_checkpoint(tmp_path / "base"), answers_of(tmp_path, "alone", 1)
+    with pytest.raises(DataError, match="two answers or more are needed to learn from: 1 sample"):
+        deque(kto.run(settings(base, alone, tmp_path / "run", **ONE)), maxlen=0)
+    data = answers_of(tmp_path, "data", 8)
+    held = {**ONE, "eval_steps": 1, "eval_data": (str(alone),)}
+    with pytest.raises(DataError, match="two answers or more are needed to evaluate on"):
+        deque(kto.run(settings(base, data, tmp_path / "run", **held)), maxlen=0)
+    logs = trained(base, data, tmp_path / "run", **held, loss="apo_zero_unpaired")
+    assert logs[-1].metrics["eval_loss"] > 0
 
 
 @pytest.mark.parametrize(
