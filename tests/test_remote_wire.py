@@ -158,3 +158,12 @@ def test_closing_twice_is_closing():
 
 def test_deep_json_is_none():
     assert parsed("[" * 100_000) is None
+
+
+def test_odds_that_are_no_numbers_are_left_out():
+    wrong = ["1e999", "-Infinity", "NaN", "1" + "0" * 400, "true", "null", '"1"', "[1]"]
+    told = ",".join(f'{{"token": "x", "logprob": {each}}}' for each in [*wrong, "-1", "-0.5"])
+    content = json.loads(f'[{{"token": "y", "logprob": 0, "top_logprobs": [{told}]}}, {told}]')
+    answer = {"choices": [{"message": {"content": "yx"}, "logprobs": {"content": content}}]}
+    first, *others = whole_reply(answer, ()).logprobs
+    assert [each.logprob for each in others] == [each.logprob for each in first.top] == [-1, -0.5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from ..errors import UsageError
@@ -281,11 +282,21 @@ def _odds(content: object) -> list[TokenLogprob]:
     """Return how likely tokens were; what a server says in another way is left out."""
     told = []
     for each in map(_mapping, _sequence(content)):
-        token, logprob, spelt = (each.get(name) for name in ("token", "logprob", "bytes"))
-        if isinstance(token, str) and isinstance(logprob, (int, float)):
+        token, logprob = each.get("token"), _finite(each.get("logprob"))
+        if isinstance(token, str) and logprob is not None:
             top = tuple(_odds(each.get("top_logprobs")))
-            told.append(TokenLogprob(readable(token), float(logprob), _bytes(spelt), top))
+            told.append(TokenLogprob(readable(token), logprob, _bytes(each.get("bytes")), top))
     return told
+
+
+def _finite(value: object) -> float | None:
+    """Return a number that JSON has; Python reads others, too."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def _bytes(value: object) -> bytes | None:
