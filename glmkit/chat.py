@@ -17,6 +17,7 @@ from .types import (
     Passage,
     Reply,
     Request,
+    TokenLogprob,
     ToolCall,
     Usage,
 )
@@ -116,13 +117,14 @@ class Chat:
         try:
             sources = self._context(request)
             for chunk in self._answer(request, sources, turn):
-                turn.say(chunk.text)
+                turn.say(chunk)
                 if chunk.finish_reason is not None:
                     chunk = replace(chunk, sources=sources)
-                    reply = Reply.join([replace(chunk, text=turn.whole)])
+                    whole = replace(chunk, text=turn.whole, logprobs=tuple(turn.odds))
+                    reply = Reply.join([whole])
                 yield chunk
         except (GeneratorExit, KeyboardInterrupt):
-            reply = Reply(turn.whole, "cancelled", Usage(), sources)
+            reply = Reply(turn.whole, "cancelled", Usage(), sources, logprobs=tuple(turn.odds))
             raise
         finally:
             self._done(request, reply, turn)
@@ -162,7 +164,7 @@ class Chat:
             if left < 0 or not self._ours(last.tool_calls):
                 yield replace(last, usage=usage)
                 return
-            yield Chunk(last.text, tool_calls=last.tool_calls)
+            yield Chunk(last.text, tool_calls=last.tool_calls, logprobs=last.logprobs)
             found = tuple(self._run(call, allowed=left > 0) for call in last.tool_calls)
             turn.close(last.tool_calls, found)
             yield Chunk("", observations=found)
@@ -216,10 +218,14 @@ class _Turn:
     whole: str = ""
     """All that was said."""
 
-    def say(self, text: str) -> None:
+    odds: list[TokenLogprob] = field(default_factory=list)
+    """How likely the tokens of all that was."""
+
+    def say(self, chunk: Chunk) -> None:
         """Take a piece of the answer."""
-        self.text += text
-        self.whole += text
+        self.text += chunk.text
+        self.whole += chunk.text
+        self.odds += chunk.logprobs
 
     def close(self, calls: tuple[ToolCall, ...], found: tuple[str, ...]) -> None:
         """Keep calls that were run."""

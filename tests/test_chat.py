@@ -2,9 +2,10 @@
 
 import pytest
 
-from glmkit import Chat, Passage, Plugins, Policy, Usage, hookimpl, language_of
+from glmkit import Chat, GenerationOptions, Passage, Plugins, Policy, Usage, hookimpl, language_of
 from glmkit.testing import EchoModel
-from glmkit.types import Chunk, Message, ToolCall
+from glmkit.tools import Tool
+from glmkit.types import Chunk, Message, TokenLogprob, ToolCall
 
 
 class Context:
@@ -143,3 +144,33 @@ def test_calls_stay_in_the_history_and_are_answered():
     assert len(context.requests) == 1 and len(context.done) == 2
     chat.policy = Policy.REFUSE
     assert chat.reply(Message("observation", "5")).finish_reason == "stop"
+
+
+class Odd(EchoModel):
+    """Calls a tool, then answers; tells how likely each token was."""
+
+    honours = frozenset({"logprobs"})
+
+    def stream(self, messages, options=None):
+        told = [(TokenLogprob(each, -float(at), None, ()),) for at, each in enumerate("abc")]
+        calls = () if messages[-1].role == "observation" else (ToolCall("f", {}),)
+        yield Chunk("a", logprobs=told[0])
+        yield Chunk("b", logprobs=told[1])
+        yield Chunk("", "tool_calls" if calls else "stop", Usage(1, 3), (), calls, logprobs=told[2])
+
+
+def test_plugins_see_the_odds_of_all_that_was_said():
+    def f() -> str:
+        """Do nothing."""
+        return ""
+
+    context = Context()
+    options = GenerationOptions(logprobs=0)
+    chat = chat_with(context, model=Odd(), tools=[Tool.of(f)], options=options)
+    reply = chat.reply("go")
+    assert [each.token for each in reply.logprobs] == [*"abcabc"]
+    assert context.done == [("go", reply)]
+    stream = chat.stream("again")
+    next(stream), next(stream)
+    stream.close()
+    assert [each.token for each in context.done[-1][1].logprobs] == [*"ab"]
