@@ -9,9 +9,10 @@ import torch
 from roomy import roomy
 
 from glmkit import GenerationOptions, UsageError
-from glmkit.models.formats import forced, hermes
+from glmkit.models.formats import GLM4, forced, hermes
 from glmkit.models.formats.tools import LONGEST_CALL, json_object, python_call
 from glmkit.models.tokenizers import Tokenizer
+from glmkit.runtime.forms import FormReader
 from glmkit.runtime.guidance import Guidance
 from glmkit.runtime.sampling import make_sampler
 from glmkit.types import Ask, Message, ToolCall
@@ -259,3 +260,42 @@ def test_a_string_that_never_ends_hides_no_call():
         assert (shown, reader.calls) == (f"{begun}{between}", (call,))
     reader = hermes.HermesReader()
     assert reader.push(begun) + reader.finish() == begun and not reader.calls
+
+
+# -- a form beside tools -----------------------------------------------------------------------
+
+LETTERS = ("  x  ", " y", "f\n", 'f\n{"a": 1}', "z<|assistant|>f\n{}")
+
+
+@pytest.mark.parametrize("layout", ["chatglm3", "glm4-9b"])
+def test_a_form_beside_tools_is_shown_to_the_letter(models, layout):
+    asked = [Message("system", "", tools=({"name": "f"},)), *HELLO]
+    forms = [{"choice": [each]} for each in LETTERS] + [{"regex": " ?"}]
+    options = [
+        GenerationOptions(max_tokens=60, temperature=9.0, seed=seed, response_format=form)
+        for form in forms
+        for seed in range(6)
+    ]
+    replies = [*models(layout).batch([asked] * len(options), options)]
+    said = {each.text for each in replies if not each.tool_calls}
+    assert said <= {*LETTERS, "", " "} and len(said) > 3
+    called = [call for each in replies for call in each.tool_calls]
+    assert called and all(each == ToolCall("f", {}) for each in called)
+
+
+def test_a_form_is_told_from_a_call_however_it_comes():
+    for lead in ("", " "):
+        for text, shown, calls in (
+            (f"\n{lead} x ", " x ", 0),
+            (f" \n{lead}\n", "\n", 0),
+            (f"\n{lead}", "", 0),
+            ("f\n{}", "", 1),
+            (" f\n{}", "", 1),
+            ("f\n{", "f\n{", 0),
+            (" ", "", 0),
+        ):
+            for pieces in ([text], text):
+                turns = [Message("system", "", tools=({"name": "f"},)), *HELLO]
+                reader = FormReader(GLM4.reader(turns), "\n", lead)
+                told = "".join(map(reader.push, pieces)) + reader.finish()
+                assert (told, len(reader.calls)) == (shown, calls)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UsageError
-from ..models.formats import ChatFormat
+from ..models.formats import ChatFormat, Reader, Verbatim
 from ..models.formats.forced import text
 from ..models.formats.tools import Tool, offered
 from ..structured import ResponseFormat
-from ..types import GenerationOptions, Message
+from ..types import GenerationOptions, Message, ToolCall
 from .guidance import rules_of
 
 
@@ -26,6 +26,56 @@ class Form:
     """What the vocabulary puts before the answer, and is none of it."""
     calls: bool = False
     """Whether it may be a call, so that the format's reader has to look at it."""
+    behind: str | None = None
+    """Where it may be a call or the form: what the vocabulary puts before the form."""
+
+    def reader(self, messages: Sequence[Message], chat_format: ChatFormat) -> Reader:
+        """Return what reads the answer to a conversation."""
+        if not self.calls:
+            return Verbatim()
+        reader = chat_format.reader(messages)
+        if self.behind is None or not chat_format.opening:
+            return reader
+        return FormReader(reader, chat_format.opening, self.behind)
+
+
+class FormReader:
+    """Shows a form as it is, where what was written is no call.
+
+    :param reader: reads calls.
+    :param opening: what stands before a form, and before no call.
+    :param lead: what the vocabulary puts between the opening and the form.
+    """
+
+    def __init__(self, reader: Reader, opening: str, lead: str) -> None:
+        self.calls: tuple[ToolCall, ...] = ()
+        self._reader, self._opening, self._lead = reader, opening, lead
+        self._held = ""
+        self._says: bool | None = None
+        """Whether it is the form; None: not known yet."""
+
+    def push(self, text: str) -> str:
+        """Take text that the model wrote; return what can be shown of it by now."""
+        if self._says is not None:
+            return text if self._says else self._reader.push(text)
+        self._held += text
+        begun = self._held.removeprefix(" ")  # see the grammar of both
+        behind = begun.removeprefix(self._opening)
+        if begun.startswith(self._opening) and (behind or not self._lead):
+            self._says = True
+            return behind.removeprefix(self._lead)
+        if not self._opening.startswith(begun) and begun != self._opening:
+            self._says = False
+            return self._reader.push(self._held)
+        return ""
+
+    def finish(self) -> str:
+        """Return what is left to show; the answer is over."""
+        if self._says is not False:
+            return ""
+        shown = self._reader.finish()
+        self.calls = self._reader.calls
+        return shown
 
 
 def form_of(
@@ -44,8 +94,10 @@ def form_of(
     rules = rules_of(wanted, lead)
     if not tools or chat_format.calls is None or chat_format.told is not None:
         return Form(f"start: form\n{rules}", chat_format.opening, _lead(wanted, lead))
-    opening = f'" "? {text(chat_format.opening)}'
-    return Form(f"start: {opening} form | calls\n{rules}\n{_calls(tools, chat_format)}", calls=True)
+    opening = f'" "? {text(chat_format.opening)} ' if chat_format.opening else ""
+    grammar = f"start: {opening}form | calls\n{rules}\n{_calls(tools, chat_format)}"
+    behind = _lead(wanted, lead)
+    return Form(grammar, lead="" if opening else behind, calls=True, behind=behind)
 
 
 def told_of_tools(messages: Sequence[Message], chat_format: ChatFormat) -> list[Message]:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from ...answers import Outcome, SideBySideModel
 from ...errors import GlmkitError, UsageError
 from ...generation import SPECIAL
-from ...models.formats import Verbatim
 from ...models.prompts import Renderer
 from ...models.tokenizers import Detokenizer, Tokenizer
 from ...texts import check_unicode
@@ -95,7 +94,7 @@ class Answering(SideBySideModel, ABC):
         opening = tokenizer.encode(form.opening) if form.opening else []
         prompt = renderer.render(told, room=self._room(options) - len(opening))
         row = self._row([*prompt.ids, *opening], options, options, self._guide(form))
-        reader = chat_format.reader(turns) if form.calls else Verbatim()
+        reader = form.reader(turns, chat_format)
         spelled = Spelled(tokenizer, form.lead)
         return Answer(row, spelled, StopText(options.stop), prompt.passages, reader)
 
