@@ -51,8 +51,11 @@ class TrainerState:
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
             state = cls(**raw)
-            figures = state.open_figures.items()
-            state.open_figures = {name: Measure(*each) for name, each in figures}
+            figures = raw.get("open_figures", {}).items()
+            state.open_figures = {
+                name: Measure(*each) if isinstance(each, list) else Measure(each, state.open_weight)
+                for name, each in figures  # earlier versions wrote bare sums
+            }
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{file} is missing or damaged ({error}); delete {folder.name} to go on from the "
