@@ -9,7 +9,7 @@ Letters: S answers.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,14 +46,14 @@ class KtoTask:
 
     def __init__(self, config: KtoConfig, tuning: Tuning) -> None:
         self.config, self.tuning = config, tuning
-        self._feeds: list[VerdictFeed] = []
+        self._learnt: VerdictFeed | None = None
+        self._held: HeldFeed | None = None
 
     def taken_in(self, config: TrainConfig, world: int) -> Generator[StepLog, None, Intake]:
         """Read and tokenise answers with a verdict."""
         intake = yield from taken_in(self.config, world)
-        held = [intake.held.feed] if isinstance(intake.held, HeldFeed) else []
-        learnt = [intake.feed] if isinstance(intake.feed, VerdictFeed) else []
-        self._feeds = [*learnt, *held]
+        self._learnt = intake.feed if isinstance(intake.feed, VerdictFeed) else None
+        self._held = intake.held if isinstance(intake.held, HeldFeed) else None
         return intake
 
     def learner(
@@ -63,15 +63,17 @@ class KtoTask:
         initial = Initial.of(local.model, self.tuning, self.config.init_adapter)
         at_first = AtFirst(local.model, initial)
         if self.config.loss == "kto":
-            for feed in self._feeds:
-                feed.measure = Divergence(
-                    local.model,
-                    at_first,
-                    computing,
-                    most=self.config.max_length,
-                    at_once=self.config.batch_size,
-                    again=feed is not self._feeds[0],
-                )
+            divergence = Divergence(
+                local.model,
+                at_first,
+                computing,
+                most=self.config.max_length,
+                at_once=self.config.batch_size,
+            )
+            if self._learnt is not None:
+                self._learnt.measure = divergence
+            if self._held is not None:
+                self._held.feed.measure = replace(divergence, again=True)
         return KtoLearner(local.model, at_first, self.config, computing=computing)
 
 
