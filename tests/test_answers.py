@@ -6,14 +6,16 @@ import json
 
 import pytest
 import tiny_vocabularies as tiny
+import torch
 
 from glmkit.errors import CheckpointError
 from glmkit.models.formats import FORMATS
 from glmkit.models.tiny import TinyLayout, tiny_checkpoint
 from glmkit.models.tokenizers import Detokenizer, Tokenizer
-from glmkit.runtime.answers import Answer
+from glmkit.runtime.answers import Answer, Spelled
 from glmkit.runtime.decode import Row
 from glmkit.runtime.loading import load_local
+from glmkit.runtime.odds import Odds
 from glmkit.runtime.sampling import StopText, greedy
 from glmkit.runtime.settings import Settings
 from glmkit.types import Chunk, GenerationOptions, Message, Reply, ToolCall
@@ -180,3 +182,24 @@ def test_a_vocabulary_that_is_too_large_for_the_model_is_refused(tmp_path):
     tiny.write_pieces(folder)
     with pytest.raises(CheckpointError, match="tokenizer.model belongs to another model"):
         load_local(folder, device="cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_odds_spell_what_is_said(vocabularies, family):
+    tokenizer = vocabularies[family]
+    texts = ("Hello,  world", Detokenizer(tokenizer)), (' {"a": 1}', Spelled(tokenizer, " "))
+    for text, reading in texts:
+        odds = Odds(greedy, tokenizer, 1)
+        row = Row([1], 100, frozenset(), odds)
+        answer = Answer(row, reading, StopText(()), ())
+        chunks = []
+        for token in tokenizer.encode(text):
+            row.new.append(odds(torch.zeros(tokenizer.size).index_fill(0, torch.tensor(token), 9)))
+            chunks.append(answer.chunk(answer.advance()))
+        row.finish = "stop"
+        reply = Reply.join([*chunks, Chunk(answer.advance()), answer.last()])
+        assert b"".join(each.bytes for each in reply.logprobs).decode() == reply.text
+        assert "".join(each.token for each in reply.logprobs) == reply.text
+        assert [each.top[0].bytes for each in reply.logprobs] == [
+            each.bytes for each in reply.logprobs
+        ]

@@ -174,6 +174,11 @@ class Detokenizer:
         """Their text on its own."""
         self._waiting: list[int] = []
 
+    @property
+    def lead(self) -> str:
+        """What the first token may have before the text, and is none of it."""
+        return self._tokenizer.lead
+
     def push(self, token: int) -> str:
         """Take a token; return the text that is complete by now."""
         self._waiting.append(token)

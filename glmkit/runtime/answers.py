@@ -20,7 +20,7 @@ class Spelled:
     """
 
     def __init__(self, tokenizer: Tokenizer, lead: str = "") -> None:
-        self._tokenizer, self._lead = tokenizer, lead
+        self._tokenizer, self.lead, self._lead = tokenizer, lead, lead
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
@@ -75,7 +75,7 @@ class Answer:
         if not isinstance(odds, Odds):
             return ()
         start, self.told = self.told, self.said
-        return odds.told(start, self.said)
+        return odds.told(start, self.said, lead=self.text.lead)
 
     def last(self) -> Chunk:
         """Return the chunk that closes the answer, with the calls it makes."""

@@ -34,6 +34,8 @@ class Odds:
         tokenizer.spelling(0)  # refuse now: what fails as rows are read fails all of them
         self._pick, self._tokenizer, self._count = pick, tokenizer, count
         self._noted: list[_Noted] = []
+        self._begun = False
+        """Whether a token that says anything has been told of."""
 
     def __call__(self, scores: Tensor) -> int:
         """Pick a token from the scores (V,) of the row."""
@@ -44,20 +46,26 @@ class Odds:
         self._noted.append(noted)
         return token
 
-    def told(self, start: int, end: int) -> tuple[TokenLogprob, ...]:
-        """Return what is known of the tokens from one to another, the last excluded."""
-        return tuple(map(self._told, self._noted[start:end]))
+    def told(self, start: int, end: int, *, lead: str = "") -> tuple[TokenLogprob, ...]:
+        """Return what is known of the tokens from one to another, the last excluded; in order.
 
-    def _told(self, noted: _Noted) -> TokenLogprob:
+        :param lead: what may stand before the text in the first token of it, and is none of it.
+        """
+        return tuple(self._told(each, lead.encode()) for each in self._noted[start:end])
+
+    def _told(self, noted: _Noted, lead: bytes) -> TokenLogprob:
+        lead = b"" if self._begun else lead
+        self._begun = self._begun or bool(self._tokenizer.spelling(noted.token))
         best = zip(noted.best, noted.best_odds, strict=True)
-        return self._named(noted.token, noted.odds, tuple(self._named(*each) for each in best))
+        top = tuple(self._named(token, odds, lead) for token, odds in best)
+        return self._named(noted.token, noted.odds, lead)._replace(top=top)
 
-    def _named(self, token: int, odds: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        vocabulary, logprob = self._tokenizer, max(odds, _LEAST)
-        spelling = vocabulary.spelling(token)
-        if spelling is not None:
-            return TokenLogprob(shown(spelling), logprob, spelling, top)
-        return TokenLogprob(self._name(token), logprob, None, top)
+    def _named(self, token: int, odds: float, lead: bytes) -> TokenLogprob:
+        logprob, spelling = max(odds, _LEAST), self._tokenizer.spelling(token)
+        if spelling is None:
+            return TokenLogprob(self._name(token), logprob, None)
+        spelling = spelling.removeprefix(lead)
+        return TokenLogprob(shown(spelling), logprob, spelling)
 
     def _name(self, token: int) -> str:
         """Return what a token without text is called; not every score need be a token's."""
