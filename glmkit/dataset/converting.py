@@ -160,12 +160,18 @@ def as_rows(data: Data, name: str) -> Iterator[Row]:
     :param name: one of :data:`FORMATS`.
     :raises DataError: if a row has something that the format has no place for.
     """
-    if data.holds == "preferences":
-        yield from map(PAIR_FORMATS[name], data.preferences())
-    elif data.holds == "verdicts":
-        yield from map(VERDICT_FORMATS[name], data.verdicts())
-    else:
-        yield from map(FORMATS[name], data.samples())
+    return (as_row(each, name) for each in data.rows())
+
+
+def as_row(row: Sample | Preference | Verdict, name: str) -> Row:
+    """Return one of these as a row of a format.
+
+    :param name: one of :data:`FORMATS`.
+    :raises DataError: if it has something that the format has no place for.
+    """
+    if isinstance(row, Preference):
+        return PAIR_FORMATS[name](row)
+    return VERDICT_FORMATS[name](row) if isinstance(row, Verdict) else FORMATS[name](row)
 
 
 def _weighted(sample: Sample) -> Iterator[tuple[Message, float]]:

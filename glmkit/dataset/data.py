@@ -129,11 +129,13 @@ class Data:
         """Yield the answers with a verdict, file after file, always in the same order."""
         return self._all(Verdict)
 
-    def _all(self, kind: type[RowT]) -> Iterator[RowT]:
+    def rows(self) -> Iterator[Row]:
+        """Yield whatever it holds, file after file, always in the same order."""
         for part in self.parts:
-            for each in part.samples(self.train_on, self.ranked):
-                if isinstance(each, kind):
-                    yield each
+            yield from part.samples(self.train_on, self.ranked)
+
+    def _all(self, kind: type[RowT]) -> Iterator[RowT]:
+        return (each for each in self.rows() if isinstance(each, kind))
 
     @property
     def skipped(self) -> int:

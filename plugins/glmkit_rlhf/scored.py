@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from glmkit import DataError, Progress, UsageError
 from glmkit.dataset import Data, Preference, Sample
-from glmkit.dataset.converting import FORMATS, PAIR_FORMATS, VERDICT_FORMATS
+from glmkit.dataset.converting import as_row
 from glmkit.dataset.samples import Row, compared
 
 from .accuracy import Accuracy
@@ -27,6 +27,8 @@ _AT_ONCE = 32
 """Rows that are scored and written together."""
 Scores = tuple[float, ...]
 """One of an answer; of a pair the better one's and the worse one's."""
+_NAMES = {1: ("score",), 2: ("chosen_score", "rejected_score")}
+"""What they are called in a file, by how many there are."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _readable(
 
     :param skipped: takes the numbers, from 0, of rows that cannot be read; None: raise.
     """
-    for number, row in enumerate(_rows(data)):
+    for number, row in enumerate(data.rows()):
         try:
             yield row, [model.read(each) for each in _sides(row)]
         except DataError as error:
@@ -106,12 +108,6 @@ def _readable(
                     f"{row.source}, {row.place}: {error}; shorten it, or leave it out: --skip-bad"
                 ) from error
             skipped.add(number)
-
-
-def _rows(data: Data) -> Iterator[Row]:
-    if data.holds == "preferences":
-        return data.preferences()
-    return data.verdicts() if data.holds == "verdicts" else data.samples()
 
 
 def _sides(row: Row) -> list[Sample]:
@@ -133,13 +129,8 @@ def _write(file: TextIO | None, rows: Iterable[tuple[Row, Scores]]) -> None:
     if file is None:
         return
     for row, scores in rows:
-        if isinstance(row, Preference):
-            said = PAIR_FORMATS["messages"](row)
-            line = said | {"chosen_score": scores[0], "rejected_score": scores[1]}
-        elif isinstance(row, Sample):
-            line = FORMATS["messages"](row) | {"score": scores[0]}
-        else:
-            line = VERDICT_FORMATS["messages"](row) | {"score": scores[0]}
+        names = _NAMES[len(scores)]
+        line = as_row(row, "messages") | dict(zip(names, scores, strict=True))
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
     file.flush()
 
@@ -167,7 +158,7 @@ def _begun(output: Path, job: dict[str, str], overwrite: bool) -> list[Scores]:
 
 
 def _scores(line: dict[str, Any]) -> Scores:
-    names = ("score",) if "score" in line else ("chosen_score", "rejected_score")
+    names = _NAMES[1 if "score" in line else 2]
     return tuple(float(line[each]) for each in names)
 
 
