@@ -135,7 +135,7 @@ class TrainConfig(RunConfig):
     """Put samples of like length together; there are no pads that it could save here."""
 
     cache: str | None = None
-    """The folder that keeps tokens for other runs; default: glmkit's own."""
+    """The folder that keeps tokens, and what heads read, for other runs; default: glmkit's own."""
     workers: int = 0
     """Processes that tokenise; 0: one for each core."""
 

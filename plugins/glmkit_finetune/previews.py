@@ -44,17 +44,17 @@ class Shown(NamedTuple):
 
 def first(data: Data, count: int) -> Iterator[Shown]:
     """Yield the first samples; of preferences, a conversation with each answer."""
+    from glmkit.dataset import Preference, Verdict
     from glmkit.dataset.samples import compared
 
-    if data.holds == "preferences":
-        for pair in islice(data.preferences(), count):
-            yield Shown(compared(pair, 0), "chosen")
-            yield Shown(compared(pair, 1), "rejected")
-    elif data.holds == "verdicts":
-        for each in islice(data.verdicts(), count):
-            yield Shown(each.sample, "desirable" if each.good else "undesirable")
-    else:
-        yield from map(Shown, islice(data.samples(), count))
+    for row in islice(data.rows(), count):
+        if isinstance(row, Preference):
+            yield Shown(compared(row, 0), "chosen")
+            yield Shown(compared(row, 1), "rejected")
+        elif isinstance(row, Verdict):
+            yield Shown(row.sample, "desirable" if row.good else "undesirable")
+        else:
+            yield Shown(row)
 
 
 def counting(app: Glmkit, model: str, family: str | None, most: int) -> Longest:
