@@ -8,6 +8,18 @@ from glmkit.models.tiny import tiny_checkpoint
 from glmkit.runtime.loading import load_local
 
 
+def loading(tmp_path_factory):
+    """Return what loads the tiny model of a layout, made once."""
+    made = {}
+
+    def load(layout):
+        if layout not in made:
+            made[layout] = roomy(tmp_path_factory.mktemp(layout), layout)
+        return made[layout]
+
+    return load
+
+
 def roomy(folder, layout, *, length=4096):
     """Write the tiny checkpoint of a layout with a longer context, and load it."""
     file = tiny_checkpoint(folder, layout=layout) / "config.json"

@@ -13,7 +13,7 @@ import pytest
 import tiny_vocabularies as tiny
 import torch
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
-from roomy import roomy
+from roomy import loading
 
 from glmkit import Chat, GenerationOptions, MissingExtraError, Reply, ResponseFormat, UsageError
 from glmkit.models.formats import hermes
@@ -38,14 +38,7 @@ VOCABULARIES = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Return what loads the tiny model of a layout, with room for tools."""
-    made = {}
-
-    def load(layout):
-        if layout not in made:
-            made[layout] = roomy(tmp_path_factory.mktemp(layout), layout)
-        return made[layout]
-
-    return load
+    return loading(tmp_path_factory)
 
 
 # -- what tokens are in bytes ------------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from roomy import roomy
+from roomy import loading
 
 from glmkit import GenerationOptions, UsageError
 from glmkit.models.formats import GLM4, forced, hermes
@@ -25,14 +25,7 @@ HELLO = [Message("user", "hi")]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Return what loads the tiny model of a layout, with room for tools."""
-    made = {}
-
-    def load(layout):
-        if layout not in made:
-            made[layout] = roomy(tmp_path_factory.mktemp(layout), layout)
-        return made[layout]
-
-    return load
+    return loading(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def step_bytes(learner: PictureLearner, latents: tuple[int, int, int, int], devi
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    live, training = LiveBytes(), learner.training
+    live, modes = LiveBytes(), {each: each.training for each in learner.modules()}
     learner.train()  # as a step is taken: with dropout, and with blocks worked out again
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         noisy = torch.zeros(latents, device=device)
@@ -87,7 +87,8 @@ def step_bytes(learner: PictureLearner, latents: tuple[int, int, int, int], devi
                 noisy, shows, encoder_hidden_states=learner.embedded()[shows]
             ).sample
         found.float().square().mean().backward()
-    learner.train(training)
+    for module, training in modes.items():
+        module.training = training
     for each in learner.parameters():
         each.grad = None
     return live.peak

@@ -49,10 +49,11 @@ def test_a_step_holds_what_was_foretold(learner):
     """And nothing of the learner changes by foretelling it."""
     before = {name: each.clone() for name, each in learner.state_dict().items()}
     state = torch.get_rng_state()
+    learner.training = True  # as modules are made; what is in it was loaded to answer
     foretold = memory.step_bytes(learner, (2, 4, 8, 8), "cpu")
     assert torch.equal(torch.get_rng_state(), state)
     assert all(each.grad is None for each in learner.parameters())
-    assert not any(each.training for each in learner.modules())
+    assert [each for each in learner.modules() if each.training] == [learner]
     after = learner.state_dict()
     assert all(torch.equal(after[name], each) for name, each in before.items())
     assert foretold == pytest.approx(stepped(learner, (2, 4, 8, 8)), rel=0.02)
